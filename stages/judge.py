@@ -1,0 +1,65 @@
+"""The parent model judges its own responses: data/<model>/responses.jsonl -> data/<model>/scores.jsonl.
+
+Run with `python -m stages.judge m1 m0` (the new model, its parent).
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from stages.lib.errors import InputError
+from stages.lib.files import write_json
+from stages.lib.judging import JudgeSettings
+from stages.lib.metrics import mean
+from stages.lib.models import AdapterStack
+from stages.lib.params import Params
+from stages.lib.records import Response, ScoredResponse, read_rows, write_rows
+from stages.lib.runtime import RuntimeSettings, start
+from stages.lib.scoring import judge_responses
+
+
+@click.command(help=__doc__)
+@click.argument("model")
+@click.argument("parent")
+def main(model: str, parent: str) -> None:
+    params = Params.read()
+    runtime = params.section("runtime", RuntimeSettings)
+    settings = params.section("judge", JudgeSettings)
+    start(runtime, params.seed)
+    responses = read_rows(Path("data") / model / "responses.jsonl", Response, unique=["id", "sample"])
+    stack = AdapterStack(Path("models/base"), runtime)
+    stack.add(parent, Path("models") / parent)
+    with stack.using(parent) as causal_lm:
+        verdicts = judge_responses(
+            causal_lm,
+            stack.tokenizer,
+            [(row.prompt, row.response) for row in responses],
+            settings,
+            params.seed,
+            batch_size=runtime.batch_size,
+            description=f"{model} judgements",
+        )
+    rows = [
+        ScoredResponse(
+            **row.model_dump(),
+            score=verdict.score,
+            failure=verdict.failure,
+            digit_mass=verdict.digit_mass,
+            entropy=verdict.entropy,
+            judgements=list(verdict.judgements),
+        )
+        for row, verdict in zip(responses, verdicts, strict=True)
+    ]
+    scores = [row.score for row in rows if row.score is not None]
+    failures = Counter(row.failure for row in rows if row.failure is not None)
+    if not scores:
+        raise InputError(f"judge@{model}: all {len(rows)} judgements failed ({dict(failures)}); try another judge.mode")
+    write_rows(Path("data") / model / "scores.jsonl", rows)
+    summary = {"rows": len(rows), "mean_score": mean(scores), "failures": dict(sorted(failures.items()))}
+    write_json(Path("data/metrics") / model / "scores.json", summary)
+    click.echo(f"judge@{model}: {len(scores)} judged, mean {mean(scores):.2f}, failed {sum(failures.values())}")
+
+
+if __name__ == "__main__":
+    main()

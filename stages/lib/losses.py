@@ -1,0 +1,38 @@
+"""PPO's losses and its per-token quantities: tensors in, tensors out. `mask` is True on real response tokens."""
+
+import torch
+from torch import Tensor
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities of `tokens` and entropies, both (B, R), at the temperature of sampling, in float32.
+
+    Args:
+        logits: (B, R, V), those that predict each of the tokens.
+        tokens: (B, R).
+        temperature: rollouts are drawn from softmax(logits / temperature), so every log-probability is of that.
+    """
+    logprobs = (logits.float() / temperature).log_softmax(-1)
+    entropy = -(logprobs.detach().exp() * logprobs.detach()).sum(-1)
+    return logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropy
+
+
+def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float) -> Tensor:
+    """Return PPO's clipped surrogate loss, (B, R), 0 outside the mask (arXiv 1707.06347, equation 7, negated)."""
+    ratio = torch.where(mask, logprobs - old_logprobs, 0.0).exp()
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    return torch.where(mask, torch.maximum(unclipped, clipped), 0.0)
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float) -> Tensor:
+    """Return half the squared error of the values, clipped around the old ones, (B, R), 0 outside the mask."""
+    clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
+    worst = torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+    return torch.where(mask, 0.5 * worst, 0.0)
+
+
+def kl_divergence(logits: Tensor, other_logits: Tensor) -> Tensor:
+    """Return the exact KL(p || q) at each position in nats, (B, R), of the softmaxes of two (B, R, V) logits."""
+    logp, logq = logits.float().log_softmax(-1), other_logits.float().log_softmax(-1)
+    return (logp.exp() * (logp - logq)).sum(-1)

@@ -1,0 +1,103 @@
+"""Statistics of the report, on plain lists."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Return the mean, or None of nothing."""
+    return math.fsum(values) / len(values) if values else None
+
+
+def wilson_interval(successes: float, total: int, z: float = 1.959964) -> tuple[float, float] | None:
+    """Return the 95% Wilson score interval of a proportion (Wilson, 1927), or None of nothing."""
+    if total == 0:
+        return None
+    share = successes / total
+    center = share + z * z / (2 * total)
+    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
+
+
+def bootstrap_interval(
+    groups: Sequence[Sequence[float]], seed: int = 0, resamples: int = 2000
+) -> tuple[float, float] | None:
+    """Return the 95% percentile bootstrap interval of the mean of all values, or None of nothing.
+
+    Whole groups are drawn, with replacement, since values of one group (the pairs of one question) depend on each
+    other; put each value into a group of its own where they do not.
+    """
+    sums = np.array([math.fsum(group) for group in groups])
+    sizes = np.array([len(group) for group in groups])
+    if sizes.sum() == 0:
+        return None
+    draws = np.random.default_rng(seed).integers(len(groups), size=(resamples, len(groups)))
+    totals = sizes[draws].sum(axis=1)
+    means = sums[draws].sum(axis=1)[totals > 0] / totals[totals > 0]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Return 1 for each prompt that `ours` scores higher on, 0.5 for a tie and 0 for a loss; the mean is the win rate."""
+    return [0.5 if a == b else float(a > b) for a, b in zip(ours, theirs, strict=True)]
+
+
+def distinct_2(texts: Sequence[Sequence[str]]) -> float | None:
+    """Return the mean share of distinct word pairs within a text (Li et al., 2016): 1 = no pair occurs twice.
+
+    Texts of fewer than two words hold no pair and do not count.
+    """
+    shares = []
+    for text in texts:
+        pairs = list(zip(text, text[1:], strict=False))
+        if pairs:
+            shares.append(len(set(pairs)) / len(pairs))
+    return mean(shares)
+
+
+def agreement(predicted: Sequence[float | None], human: Sequence[int], groups: Sequence[str]) -> dict[str, float | int | None]:
+    """Measure how a judge's scores agree with the human ones: the measures of arXiv 2401.10020, section 3.2.
+
+    `exact_match` rounds the prediction; `pairwise_accuracy` is over pairs within a group (question) whose human scores
+    differ, where an equal prediction counts one half, with an interval from drawing whole groups; Spearman and Kendall (tau-b) are means over groups, and a group
+    in which all predictions are equal counts 0. Failed judgements (None) take no part and are counted.
+    """
+    rows = [(p, h, g) for p, h, g in zip(predicted, human, groups, strict=True) if p is not None]
+    by_group: dict[str, list[tuple[float, int]]] = {}
+    for p, h, g in rows:
+        by_group.setdefault(g, []).append((p, h))
+    outcomes: list[list[float]] = []
+    spearman: list[float] = []
+    kendall: list[float] = []
+    for members in by_group.values():
+        outcomes.append(
+            [
+                0.5 if p == q else float((p > q) == (h > k))
+                for i, (p, h) in enumerate(members)
+                for q, k in members[:i]
+                if h != k
+            ]
+        )
+        ours, theirs = zip(*members, strict=True)
+        if len(set(theirs)) > 1:
+            constant = len(set(ours)) == 1
+            spearman.append(0.0 if constant else float(stats.spearmanr(ours, theirs).statistic))
+            kendall.append(0.0 if constant else float(stats.kendalltau(ours, theirs).statistic))
+    pairs = [outcome for group in outcomes for outcome in group]
+    low, high = bootstrap_interval(outcomes) or (None, None)
+    return {
+        "rows": len(rows),
+        "failures": len(predicted) - len(rows),
+        "pairs": len(pairs),
+        "exact_match": mean([float(math.floor(p + 0.5) == h) for p, h, _ in rows]),
+        "pairwise_accuracy": mean(pairs),
+        "pairwise_accuracy_low": low,
+        "pairwise_accuracy_high": high,
+        "spearman": mean(spearman),
+        "kendall": mean(kendall),
+    }

@@ -1,0 +1,190 @@
+"""Models on disk and in memory: a base with full weights, and LoRA adapters over it in PEFT's layout.
+
+A model directory holds either full weights (`config.json`, the base) or an adapter (`adapter_config.json`), with the
+tokenizer, the chat template and `model_card.json`. Weights are safetensors; nothing is unpickled.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from stages.lib.errors import InputError
+from stages.lib.files import sha256, write_json
+from stages.lib.params import Settings
+from stages.lib.runtime import RuntimeSettings
+
+HEAD_KEY = "base_model.model.score.weight"
+ADAPTER_FILE = "adapter_model.safetensors"
+LIBRARIES = ("torch", "transformers", "peft", "trl", "tokenizers")
+
+
+class LoraSettings(Settings):
+    """Section `lora` of params.yaml, in PEFT's words; every adapter of the pipeline has this shape."""
+
+    r: int = Field(ge=1)
+    lora_alpha: int = Field(ge=1)
+    lora_dropout: float = Field(ge=0, lt=1)
+    target_modules: str | list[str]
+
+    def config(self, **kwargs: Any) -> LoraConfig:
+        """Return PEFT's configuration."""
+        return LoraConfig(**self.model_dump(), **kwargs)
+
+
+def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer and check what every stage relies on: EOS, a pad token that is not EOS, a chat template."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_dir)
+    check_tokenizer(tokenizer, str(model_dir))
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise `InputError` with the param that mends it if a tokenizer cannot be used."""
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{name}: the tokenizer has no EOS token; a model that cannot end its reply is of no use here")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        found = "is the EOS token" if tokenizer.pad_token_id is not None else "is missing"
+        raise InputError(f'{name}: the pad token {found}; set base_model.pad_token, for example to "<|pad|>"')
+    if not tokenizer.chat_template:
+        raise InputError(f"{name}: the tokenizer has no chat template; set base_model.chat_template, for example to chatml")
+
+
+def load_base(base_dir: Path, runtime: RuntimeSettings, auto_class: Any = AutoModelForCausalLM, **kwargs: Any) -> PreTrainedModel:
+    """Load the base model's full weights in `runtime.dtype` onto `runtime.device`, in eval mode."""
+    try:
+        model: PreTrainedModel = auto_class.from_pretrained(base_dir, dtype=runtime.torch_dtype, **kwargs)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{base_dir}: cannot load the model: {' '.join(str(error).split())}") from None
+    return model.to(runtime.torch_device).eval()
+
+
+class AdapterStack:
+    """One base in memory and any number of named LoRA adapters over it, of which one (or none) is active at a time.
+
+    `stack.add("policy", Path("models/m1"))` loads an adapter, or stands for the bare base where the directory holds
+    the base itself; inside `with stack.using("policy")` the model computes with it.
+    """
+
+    def __init__(self, base_dir: Path, runtime: RuntimeSettings) -> None:
+        self.tokenizer = load_tokenizer(base_dir)
+        self.causal_lm = load_base(base_dir, runtime).requires_grad_(False)
+        self.device = self.causal_lm.device
+        self.heads: dict[str, Tensor] = {}
+        self._adapters: dict[str, bool] = {}  # name -> whether there is an adapter of this name
+        self._peft: PeftModel | None = None
+
+    def add(self, name: str, model_dir: Path) -> None:
+        """Load `model_dir` as `name`. A reward model's score head lands in `heads[name]`, of shape (1, hidden)."""
+        if not (model_dir / "adapter_config.json").exists():
+            if not (model_dir / "config.json").exists():
+                raise InputError(f"{model_dir}: holds no model (adapter_config.json or config.json); run `dvc repro`")
+            self._adapters[name] = False
+            return
+        config = LoraConfig.from_pretrained(model_dir)
+        # The stack runs every adapter over the causal LM: heads are kept apart, in `heads`.
+        config.task_type, config.modules_to_save, config.inference_mode = None, None, False
+        state = _load_safetensors(model_dir / ADAPTER_FILE)
+        head = state.pop(HEAD_KEY, None)
+        if head is not None:
+            self.heads[name] = head.to(self.device, torch.float32)
+        if self._peft is None:
+            self._peft = get_peft_model(self.causal_lm, config, adapter_name=name)
+        else:
+            self._peft.add_adapter(name, config)
+        result = set_peft_model_state_dict(self._peft, state, adapter_name=name)
+        missing = [key for key in result.missing_keys if f".{name}." in key]
+        if result.unexpected_keys or missing:
+            raise InputError(f"{model_dir / ADAPTER_FILE}: does not fit the base model; rebuild it with `dvc repro`")
+        self._peft.eval()
+        for parameter in self.parameters(name):
+            parameter.requires_grad_(False)
+        self._adapters[name] = True
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[PreTrainedModel]:
+        """Yield the causal LM with adapter `name` active; parameters keep the `requires_grad` they have."""
+        if self._peft is None:
+            yield self.causal_lm
+        elif not self._adapters[name]:
+            with self._peft.disable_adapter():
+                yield self.causal_lm
+        else:
+            flags = [(parameter, parameter.requires_grad) for parameter in self._peft.parameters()]
+            self._peft.set_adapter(name, inference_mode=True)
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            yield self.causal_lm
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """Return the parameters of adapter `name`, in the model's order."""
+        assert self._peft is not None
+        return [parameter for key, parameter in self._peft.named_parameters() if f".{name}." in key]
+
+    def save(self, name: str, out_dir: Path) -> None:
+        """Write adapter `name` to `out_dir`; see `save_adapter`."""
+        assert self._peft is not None
+        save_adapter(self._peft, out_dir, name)
+
+
+def save_adapter(model: PeftModel, out_dir: Path, name: str = "default") -> None:
+    """Write one adapter in PEFT's layout, byte for byte the same for the same weights.
+
+    PEFT's own `save_pretrained` writes `target_modules` in the order of a set, which differs between processes.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    state = get_peft_model_state_dict(model, adapter_name=name)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in sorted(state.items())}
+    save_file(tensors, out_dir / ADAPTER_FILE, metadata={"format": "pt"})
+    config = model.peft_config[name].to_dict()
+    config |= {"base_model_name_or_path": "models/base", "inference_mode": True}
+    config = {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(config.items())}
+    write_json(out_dir / "adapter_config.json", config)
+
+
+def copy_tokenizer(source: Path, out_dir: Path) -> None:
+    """Copy the tokenizer's files from one model directory to another."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+        if (source / name).exists():
+            shutil.copyfile(source / name, out_dir / name)
+
+
+def write_model_card(
+    out_dir: Path, stage: str, parents: Mapping[str, Path], data: Mapping[str, Path], params: Mapping[str, Any], seed: int
+) -> None:
+    """Write `model_card.json`, the lineage: what this model was made from, with hashes, params, versions and seed."""
+    card = {
+        "stage": stage,
+        "parents": {role: {"path": path.as_posix(), "sha256": weights_hash(path)} for role, path in parents.items()},
+        "data": {role: {"path": path.as_posix(), "sha256": sha256(path)} for role, path in data.items()},
+        "params": dict(params),
+        "seed": seed,
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+    write_json(out_dir / "model_card.json", card)
+
+
+def weights_hash(model_dir: Path) -> str:
+    """Return the SHA-256 of a model directory's weights."""
+    files = sorted(model_dir.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"{model_dir}: holds no safetensors weights; run `dvc repro`")
+    return sha256(files[0]) if len(files) == 1 else json.dumps({file.name: sha256(file) for file in files})
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot read the weights ({error}); run `dvc checkout` or `dvc repro`") from None

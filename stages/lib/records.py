@@ -1,0 +1,203 @@
+"""The rows that the stages exchange, and their strict JSONL reader and writer.
+
+Every reader checks every row: a wrong row is an `InputError` that names file, line, what is wrong and how to mend it.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import jsonlines
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from stages.lib.errors import InputError
+from stages.lib.files import replacing
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty: write the text or delete the row")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]
+FinishReason = Literal["stop", "length"]
+
+
+class Row(BaseModel):
+    """Base of every row: frozen, no unknown keys, no conversion between types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Message(Row):
+    """One turn of a conversation, as chat templates take it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+class Instruction(Row):
+    """Seed data and IFT: a prompt and the completion to learn. `source` tells seed rows from accepted ones."""
+
+    id: Text
+    category: Text
+    prompt: Text
+    completion: Text
+    source: str = "seed"
+
+
+class Judgement(Row):
+    """Seed data and EFT: a response to a question with its score on the additive 5-point scale, and why."""
+
+    question_id: Text
+    category: Text
+    prompt: Text
+    response: Text
+    score: int = Field(ge=0, le=5)
+    justification: Text
+
+
+class Transcript(Row):
+    """A pair in Anthropic's hh-rlhf format: two transcripts with `\\n\\nHuman:` and `\\n\\nAssistant:` turns."""
+
+    chosen: Text
+    rejected: Text
+
+
+class EvalPrompt(Row):
+    """A held-out conversation: the user's turns, in MT-Bench's form."""
+
+    id: Text
+    category: Text
+    turns: list[Text] = Field(min_length=1)
+
+
+class Prompt(Row):
+    """A conversation that waits for a reply."""
+
+    id: Text
+    messages: list[Message] = Field(min_length=1)
+
+
+class PreferencePair(Row):
+    """Two replies to one conversation; `margin` is the difference of their scores where there are scores.
+
+    A reply that was cut off (`length`) is trained on without the EOS that it never had.
+    """
+
+    id: Text
+    messages: list[Message] = Field(min_length=1)
+    chosen: Text
+    rejected: Text
+    chosen_finish_reason: FinishReason = "stop"
+    rejected_finish_reason: FinishReason = "stop"
+    margin: float | None = None
+
+
+class Response(Row):
+    """One of the N sampled replies to a prompt; `sample` counts from 0. The text may be empty: models do that."""
+
+    id: Text
+    sample: int = Field(ge=0)
+    prompt: Text
+    response: str
+    finish_reason: FinishReason
+    num_tokens: int = Field(ge=0)
+
+
+class ScoredResponse(Response):
+    """A response with its judgement. A failed judgement is `score: null` and a `failure`, never a number.
+
+    `digit_mass` is the probability that the judge gave to the digits 0-5 together, `entropy` that of the digits in
+    nats; both are null in sample mode, where `judgements` holds the judge's texts.
+    """
+
+    score: float | None = Field(ge=0, le=5)
+    failure: str | None
+    digit_mass: float | None
+    entropy: float | None
+    judgements: list[str]
+
+
+class Answer(Row):
+    """A model's reply to a held-out prompt, with everything that `evaluate` measured on it."""
+
+    id: Text
+    category: Text
+    turn: int = Field(ge=1)
+    prompt: Text
+    response: str
+    finish_reason: FinishReason
+    num_tokens: int = Field(ge=0)
+    judge_score: float | None
+    judge_failure: str | None
+    reward: float
+    kl_to_base: float
+
+
+R = TypeVar("R", bound=Row)
+
+
+def read_rows(path: Path, row_type: type[R], *, unique: Sequence[str] = (), allow_empty: bool = False) -> list[R]:
+    """Read a JSONL file into rows.
+
+    Args:
+        path: the file; UTF-8, one JSON object a line, blank lines are ignored.
+        row_type: what each line must be.
+        unique: fields whose values together must differ between rows.
+        allow_empty: whether a file without rows is fine.
+    """
+    rows: list[R] = []
+    seen: dict[tuple[object, ...], int] = {}
+    try:
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                if not line.strip():
+                    continue
+                row = _parse_row(f"{path}:{number}", line, row_type)
+                key = tuple(getattr(row, field) for field in unique)
+                if unique and key in seen:
+                    what = ", ".join(f"{field} {value!r}" for field, value in zip(unique, key, strict=True))
+                    raise InputError(f"{path}:{number}: {what} stands already in line {seen[key]}: make it unique")
+                seen[key] = number
+                rows.append(row)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path in params.yaml, or run `dvc repro`") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a directory; give a JSONL file") from None
+    if not rows and not allow_empty:
+        raise InputError(f"{path}: has no rows; at least one is needed")
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as JSONL, whole or not at all."""
+    with replacing(path) as temporary, jsonlines.open(temporary, "w") as writer:
+        for row in rows:
+            writer.write(row.model_dump(mode="json"))
+
+
+def _parse_row(place: str, line: bytes, row_type: type[R]) -> R:
+    try:
+        # `jsonlines` decodes and parses one line; its own counter would start anew for each, so `place` is ours.
+        value = jsonlines.Reader([line]).read(type=dict)
+    except jsonlines.InvalidLineError as error:
+        reason = str(error.__cause__ or error).split(" (line")[0]
+        raise InputError(f"{place}: not a JSON object: {reason}; each line must be one object in braces") from None
+    try:
+        return row_type.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(row_type.model_fields)
+        match first["type"]:
+            case "missing":
+                raise InputError(f'{place}: "{field}" is missing; a row has the keys {known}') from None
+            case "extra_forbidden":
+                raise InputError(f'{place}: "{field}" is not a key of this file; a row has the keys {known}') from None
+            case "value_error":
+                message = first["msg"].removeprefix("Value error, ")
+                raise InputError(f'{place}: "{field}" {message}') from None
+        message = first["msg"].removeprefix("Input ")
+        raise InputError(f'{place}: "{field}" {message}, got {first["input"]!r}; mend the row') from None

@@ -1,0 +1,64 @@
+"""Where and how a stage computes: device, dtype, threads, seeds, quiet logs. Nothing happens at import."""
+
+import hashlib
+import logging
+import os
+import warnings
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from stages.lib.errors import InputError
+from stages.lib.params import Settings
+
+
+class RuntimeSettings(Settings):
+    """Section `runtime` of params.yaml. The thread count is a param since CPU results depend on it to the last bit."""
+
+    device: str
+    dtype: Literal["float32", "bfloat16"]
+    num_threads: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of the base model's weights."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device; `auto` is CUDA where there is one."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError:
+            raise InputError(f"params.yaml: runtime.device: should be auto, cpu or cuda, got {self.device!r}") from None
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError(f"params.yaml: runtime.device: {self.device!r}, but no CUDA device is visible; set auto or cpu")
+        return device
+
+
+def start(runtime: RuntimeSettings, seed: int) -> None:
+    """Seed torch, fix the thread count and silence libraries that log at every start."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    torch.set_num_threads(runtime.num_threads)
+    torch.manual_seed(seed)
+    for name in ("transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Deprecations inside the pinned libraries are no news to the user of a stage.
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)
+    from transformers.utils import logging as transformers_logging  # noqa: PLC0415 (heavy, and only here)
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def row_seed(seed: int, *parts: str | int) -> int:
+    """Derive the seed of one row from the run's seed, the stage and the row's id: it depends on no other row."""
+    digest = hashlib.sha256("\x1f".join(map(str, (seed, *parts))).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,78 @@
+"""Responses scored by a model: by a judge (the causal LM itself) or by a reward model's head."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stages.lib.generation import SamplingParams, generate, left_pad, next_token_logprobs, positions
+from stages.lib.errors import InputError
+from stages.lib.judging import (
+    DIGITS,
+    SCORE_PREFIX,
+    JudgeSettings,
+    Verdict,
+    judge_request,
+    verdict_of_digits,
+    verdict_of_replies,
+)
+from stages.lib.models import AdapterStack
+from stages.lib.runtime import row_seed
+from stages.lib.tokenization import encode_choices, encode_user
+
+
+def judge_responses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[tuple[str, str]],
+    settings: JudgeSettings,
+    seed: int,
+    *,
+    batch_size: int,
+    description: str | None = None,
+) -> list[Verdict]:
+    """Judge each (question, response); an empty response is a failure, not a score."""
+    asked = [i for i, (_, response) in enumerate(rows) if response.strip()]
+    verdicts = [Verdict(None, "empty response")] * len(rows)
+    if not asked:
+        return verdicts
+    requests = [judge_request(*rows[i]) for i in asked]
+    if settings.mode == "logits":
+        try:
+            encoded = [encode_choices(tokenizer, request, SCORE_PREFIX, DIGITS) for request in requests]
+        except ValueError as error:
+            raise InputError(f"params.yaml: judge.mode: {error}; use `sample`") from None
+        logprobs = next_token_logprobs(
+            model, tokenizer, [ids for ids, _ in encoded], encoded[0][1], batch_size=batch_size, description=description
+        )
+        found = [verdict_of_digits(row, settings.min_digit_mass) for row in logprobs]
+    else:
+        completions = generate(
+            model,
+            tokenizer,
+            [encode_user(tokenizer, request) for request in requests],
+            SamplingParams(settings.max_new_tokens, settings.temperature, settings.top_p),
+            [row_seed(seed, "judge", request) for request in requests],
+            n=settings.samples,
+            batch_size=batch_size,
+            description=description,
+        )
+        found = [verdict_of_replies([completion.text for completion in samples]) for samples in completions]
+    for i, verdict in zip(asked, found, strict=True):
+        verdicts[i] = verdict
+    return verdicts
+
+
+@torch.no_grad()
+def reward_scores(stack: AdapterStack, name: str, rows: Sequence[list[int]], *, batch_size: int) -> list[float]:
+    """Return the reward model's score of each row of token ids: its head at the row's last token."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    scores = [0.0] * len(rows)
+    with stack.using(name) as model:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            ids, mask = left_pad([rows[i] for i in batch], int(stack.tokenizer.pad_token_id or 0), stack.device)
+            hidden = model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions(mask)).last_hidden_state
+            for i, score in zip(batch, (hidden[:, -1].float() @ stack.heads[name].T).squeeze(-1).tolist(), strict=True):
+                scores[i] = score
+    return scores

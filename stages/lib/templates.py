@@ -1,0 +1,22 @@
+"""Prompt texts: the Jinja files of `stages/prompts`, rendered in a sandbox where an undefined name is an error."""
+
+from functools import cache
+from pathlib import Path
+
+from jinja2 import FileSystemLoader, StrictUndefined, Template
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+PROMPTS_DIR = Path(__file__).parent.parent / "prompts"
+
+
+def render(name: str, **values: object) -> str:
+    """Render `stages/prompts/<name>` with `values`; the text ends without a newline."""
+    return _template(name).render(values).strip("\n")
+
+
+@cache
+def _template(name: str) -> Template:
+    environment = ImmutableSandboxedEnvironment(
+        loader=FileSystemLoader(PROMPTS_DIR), undefined=StrictUndefined, trim_blocks=True, autoescape=False
+    )
+    return environment.get_template(name)

@@ -1,0 +1,68 @@
+"""Text to token ids, the same way in every stage: chat template once, then the completion, then one EOS."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from stages.lib.errors import InputError
+from stages.lib.records import FinishReason, Message
+
+T = TypeVar("T")
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], reply_prefix: str = "") -> list[int]:
+    """Return the ids of a conversation up to where the assistant's reply starts, or just after `reply_prefix`.
+
+    The template writes the special tokens (one BOS at most); the tokenizer adds none.
+    """
+    text = tokenizer.apply_chat_template(
+        [message.model_dump() for message in messages], tokenize=False, add_generation_prompt=True
+    )
+    ids: list[int] = tokenizer(text + reply_prefix, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def encode_user(tokenizer: PreTrainedTokenizerBase, text: str, reply_prefix: str = "") -> list[int]:
+    """Return the ids of a conversation that consists of one user turn."""
+    return encode_prompt(tokenizer, [Message(role="user", content=text)], reply_prefix)
+
+
+def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str, finish_reason: FinishReason = "stop") -> list[int]:
+    """Return the ids of a reply, with one EOS unless it was cut off; special tokens written in it are plain text."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert tokenizer.eos_token_id is not None
+    return [*ids, tokenizer.eos_token_id] if finish_reason == "stop" else ids
+
+
+def encode_choices(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, prefix: str, choices: Sequence[str]
+) -> tuple[list[int], list[int]]:
+    """Return the ids of a user turn with the reply begun by `prefix`, and for each choice the one token that comes next.
+
+    Tokenizers differ in where the space of "score: 4" goes: the choices are encoded in place, and what they share is
+    the prompt.
+
+    Raises:
+        ValueError: a choice is not exactly one token of its own in this place.
+    """
+    encoded = [encode_user(tokenizer, prompt, prefix + choice) for choice in choices]
+    shared = 0
+    while shared < min(map(len, encoded)) and len({ids[shared] for ids in encoded}) == 1:
+        shared += 1
+    tokens = [ids[shared:] for ids in encoded]
+    if any(len(token) != 1 for token in tokens) or len({token[0] for token in tokens}) < len(choices):
+        raise ValueError(f"after {prefix!r} this tokenizer does not write each of {', '.join(choices)} as one token")
+    return encoded[0][:shared], [token[0] for token in tokens]
+
+
+def drop_too_long(rows: Sequence[T], lengths: Sequence[int], limit: int, key: str) -> tuple[list[T], int]:
+    """Return the rows of at most `limit` tokens, and how many were longer: dropped whole, never cut in silence.
+
+    Raises:
+        InputError: no row is left; the message names `key`, the param to raise.
+    """
+    kept = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
+    if not kept:
+        raise InputError(f"params.yaml: {key}: all {len(rows)} rows are longer than {limit} tokens; raise it")
+    return kept, len(rows) - len(kept)

@@ -1,0 +1,104 @@
+"""Check and split the raw data -> data/prepared/ and data/m0/: no prompt is in two splits.
+
+Run with `python -m stages.prepare_data`.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import click
+from pydantic import Field
+
+from stages.lib.errors import InputError
+from stages.lib.files import write_json
+from stages.lib.params import Params, Settings
+from stages.lib.records import EvalPrompt, Instruction, Judgement, PreferencePair, Prompt, Transcript, read_rows, write_rows
+from stages.lib.transcripts import parse_pair
+
+T = TypeVar("T")
+
+
+class PrepareDataSettings(Settings):
+    """Section `prepare_data` of params.yaml."""
+
+    instructions: str
+    judgements: str
+    preferences: str
+    eval_prompts: str
+    judgements_test_fraction: float = Field(gt=0, lt=1)
+    preferences_test_fraction: float = Field(gt=0, lt=1)
+
+
+def split_by_group(rows: Sequence[T], group: Callable[[T], str], fraction: float, seed: int) -> tuple[list[T], list[T]]:
+    """Split rows into (train, test) by whole groups, `fraction` of the groups to test, each side in input order."""
+    groups = sorted({group(row) for row in rows})
+    if len(groups) < 2:
+        raise InputError(f"a split needs at least two different prompts, found {len(groups)}; add rows")
+    count = min(len(groups) - 1, max(1, round(fraction * len(groups))))
+    test = set(random.Random(seed).sample(groups, count))
+    return [row for row in rows if group(row) not in test], [row for row in rows if group(row) in test]
+
+
+def conversation_key(pair: PreferencePair) -> str:
+    """Return the text that two pairs on one prompt share: the first user turn, since later turns depend on it."""
+    return pair.messages[0].content.strip().lower()
+
+
+def read_preferences(path: Path) -> list[PreferencePair]:
+    """Read transcripts into pairs; a malformed one is an error that names its line."""
+    pairs = []
+    for number, row in enumerate(read_rows(path, Transcript), 1):
+        try:
+            pairs.append(parse_pair(f"pref-{number:04d}", row))
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: {error}; mend or delete the row") from None
+    return pairs
+
+
+@click.command(help=__doc__)
+@click.option("--data-dir", type=click.Path(path_type=Path), default="data", show_default=True)
+def main(data_dir: Path) -> None:
+    params = Params.read()
+    settings = params.section("prepare_data", PrepareDataSettings)
+    instructions = read_rows(Path(settings.instructions), Instruction, unique=["id"])
+    judgements = read_rows(Path(settings.judgements), Judgement, unique=["question_id", "response"])
+    preferences = read_preferences(Path(settings.preferences))
+    eval_prompts = read_rows(Path(settings.eval_prompts), EvalPrompt, unique=["id"])
+
+    held_out = {turn.strip().lower() for row in eval_prompts for turn in row.turns}
+    for row in instructions:
+        if row.prompt.strip().lower() in held_out:
+            raise InputError(f"{settings.instructions}: {row.id} is an evaluation prompt: training on it spoils the test")
+
+    eft, eval_judgements = split_by_group(judgements, lambda r: r.prompt, settings.judgements_test_fraction, params.seed)
+    train, test = split_by_group(preferences, conversation_key, settings.preferences_test_fraction, params.seed)
+    # One prompt for each conversation, for PPO: from the training pairs alone.
+    prompts = {tuple(pair.messages): Prompt(id=pair.id, messages=pair.messages) for pair in reversed(train)}
+
+    prepared = data_dir / "prepared"
+    write_rows(data_dir / "m0" / "ift.jsonl", instructions)
+    write_rows(data_dir / "m0" / "eft.jsonl", eft)
+    write_rows(prepared / "preferences" / "train.jsonl", train)
+    write_rows(prepared / "preferences" / "test.jsonl", test)
+    write_rows(prepared / "prompts.jsonl", reversed(prompts.values()))
+    write_rows(prepared / "eval" / "prompts.jsonl", eval_prompts)
+    write_rows(prepared / "eval" / "judgements.jsonl", eval_judgements)
+    counts = {
+        "ift": len(instructions),
+        "eft": len(eft),
+        "eft_scores": {str(score): n for score, n in sorted(Counter(row.score for row in eft).items())},
+        "preferences_train": len(train),
+        "preferences_test": len(test),
+        "prompts": len(prompts),
+        "eval_prompts": len(eval_prompts),
+        "eval_judgements": len(eval_judgements),
+    }
+    write_json(data_dir / "metrics" / "prepare_data.json", counts)
+    click.echo("prepare_data: " + ", ".join(f"{n} {name}" for name, n in counts.items() if isinstance(n, int)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""A tiny random Llama with a small tokenizer, built once a session; nothing here reaches the network."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+REPOSITORY = Path(__file__).parent.parent
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+@pytest.fixture(scope="session")
+def runtime():
+    """Settings of `runtime` for a CPU."""
+    from stages.lib.runtime import RuntimeSettings
+
+    return RuntimeSettings(device="cpu", dtype="float32", num_threads=2, batch_size=8)
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder such as a hub download: tiny Llama with random weights, tokenizer without pad token or chat template."""
+    return build_tiny_source(tmp_path_factory.mktemp("source"))
+
+
+def build_tiny_source(folder: Path) -> Path:
+    """Write the model to `folder`; the same bytes every time."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    corpus = (REPOSITORY / "data/seed/instructions.jsonl").read_text(encoding="utf-8").splitlines()[:60]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", bos_token="<|im_start|>")
+    wrapped.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(wrapped),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.2,  # large enough that two prompts get visibly different answers
+        tie_word_embeddings=True,
+        bos_token_id=wrapped.bos_token_id,
+        eos_token_id=wrapped.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model directory as stage base_model writes it."""
+    import torch
+
+    from stages.base_model import BaseModelSettings, load
+
+    settings = BaseModelSettings(
+        source=str(tiny_source), revision=None, pad_token="<|endoftext|>", chat_template="chatml"
+    )
+    model, tokenizer = load(settings, torch.float32)
+    folder = tmp_path_factory.mktemp("models") / "base"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make_adapter(tiny_base: Path, runtime, tmp_path: Path):
+    """Return a function that writes a random LoRA adapter (with a score head, if asked) and returns its directory."""
+
+    def make(name: str, seed: int, head: bool = False) -> Path:
+        import torch
+        from peft import get_peft_model
+        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+        from stages.lib.models import LoraSettings, load_base, save_adapter
+
+        torch.manual_seed(seed)
+        lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear")
+        if head:
+            base = load_base(tiny_base, runtime, AutoModelForSequenceClassification, num_labels=1)
+            model = get_peft_model(base, lora.config(task_type="SEQ_CLS", modules_to_save=["score"]))
+        else:
+            model = get_peft_model(load_base(tiny_base, runtime, AutoModelForCausalLM), lora.config(task_type="CAUSAL_LM"))
+        for key, parameter in model.named_parameters():
+            if "lora_" in key:
+                torch.nn.init.normal_(parameter, std=0.1)
+        save_adapter(model, tmp_path / name)
+        return tmp_path / name
+
+    return make
