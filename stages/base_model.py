@@ -41,7 +41,9 @@ def locate(settings: BaseModelSettings) -> tuple[str, dict[str, str]]:
         return str(gguf.parent), {"gguf_file": gguf.name}
     looks_local = settings.source.startswith((".", "/", "~")) or settings.source.count("/") != 1
     if not Path(settings.source).is_dir() and looks_local:
-        raise InputError(f"params.yaml: base_model.source: no such folder: {settings.source}; give a folder or a hub id (owner/name)")
+        raise InputError(
+            f"params.yaml: base_model.source: no such folder: {settings.source}; give a folder or a hub id (owner/name)"
+        )
     return settings.source, {"revision": settings.revision} if settings.revision else {}
 
 
@@ -52,15 +54,19 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> tuple[PreTrainedMod
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **kwargs)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **kwargs)
     except (OSError, ValueError) as error:
-        raise InputError(f"params.yaml: base_model.source: cannot load {settings.source}: {' '.join(str(error).split())}") from None
+        raise InputError(
+            f"params.yaml: base_model.source: cannot load {settings.source}: {' '.join(str(error).split())}"
+        ) from None
     if settings.chat_template is not None:
         path = PROMPTS_DIR / f"{settings.chat_template}.jinja"
         if not path.is_file():
-            raise InputError(f"params.yaml: base_model.chat_template: no file {path.name} in stages/prompts; write one, or use chatml")
+            raise InputError(
+                f"params.yaml: base_model.chat_template: stages/prompts has no {path.name}; write it, or use chatml"
+            )
         tokenizer.chat_template = path.read_text(encoding="utf-8")
     if settings.pad_token is not None:
         tokenizer.pad_token = settings.pad_token
-        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        if len(tokenizer) > model.get_input_embeddings().weight.size(0):  # type: ignore[operator]
             model.resize_token_embeddings(len(tokenizer))
     check_tokenizer(tokenizer, f"base_model.source {settings.source}")
     # The model must agree with the tokenizer, or generation would pad with, and stop at, other tokens.
@@ -78,7 +84,8 @@ def main(out: Path) -> None:
     start(runtime, params.seed)
     model, tokenizer = load(settings, runtime.torch_dtype)
     # The GGUF reader leaves its quantizer behind; the weights are full ones by now.
-    model.hf_quantizer = None
+    if hasattr(model, "hf_quantizer"):
+        del model.hf_quantizer
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.config.name_or_path = ""

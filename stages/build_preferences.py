@@ -60,7 +60,9 @@ def main(model: str, parent: str) -> None:
         "accepted": len(accepted),
     }
     write_json(Path("data/metrics") / model / "preferences.json", summary)
-    click.echo(f"build_preferences@{model}: {len(pairs)} pairs, dropped {dict(dropped)}, {len(accepted)} accepted into IFT")
+    click.echo(
+        f"build_preferences@{model}: {len(pairs)} pairs, dropped {dict(dropped)}, {len(accepted)} accepted into IFT"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The `align` command: look into what the pipeline made."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import jsonlines
 
 from stages.lib.diff import Diff, JsonRow, diff_rows
 from stages.lib.errors import InputError
+
+_CONTROL = re.compile("[\x7f-\x9f]")
 
 # What one model has: name -> (file, key columns, the column to show of a row).
 ARTIFACTS = {
@@ -56,13 +59,15 @@ def diff(a: str, b: str, what: str | None, keys: tuple[str, ...], limit: int, as
 def _sources(a: str, b: str, what: str | None, keys: tuple[str, ...]) -> dict[str, tuple[Path, Path, Sequence[str]]]:
     if Path(a).is_file() or Path(b).is_file():
         return {Path(b).name: (Path(a), Path(b), keys or ("id",))}
-    found = {}
+    found: dict[str, tuple[Path, Path, Sequence[str]]] = {}
     for name, (pattern, key) in ARTIFACTS.items():
         paths = Path(pattern.format(a)), Path(pattern.format(b))
         if name == what or (what is None and all(path.is_file() for path in paths)):
             found[name] = (*paths, keys or key)
     if not found:
-        raise InputError(f"nothing to compare: {a!r} and {b!r} are no files, and no data set of both is here; run `dvc repro`")
+        raise InputError(
+            f"nothing to compare: {a!r} and {b!r} are no files, and no data set of both is here; run `dvc repro`"
+        )
     return found
 
 
@@ -109,8 +114,8 @@ def _table(name: str, result: Diff, a: str, b: str, limit: int) -> list[str]:
 
 
 def _show(row: JsonRow) -> str:
-    # Model output is untrusted: JSON escapes control characters, so none of it reaches the terminal as it is.
-    text = json.dumps(row, ensure_ascii=False).replace("\x7f", "")
+    # Model output is untrusted: JSON escapes the control characters under 0x20, the others go.
+    text = _CONTROL.sub("", json.dumps(row, ensure_ascii=False))
     return text if len(text) <= 400 else text[:400] + "..."
 
 

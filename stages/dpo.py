@@ -1,4 +1,4 @@
-"""Direct preference optimization (arXiv 2305.18290): models/<parent> + data/<model>/preferences.jsonl -> models/<model>.
+"""Direct preference optimization (arXiv 2305.18290): models/<parent> + preferences -> models/<model>.
 
 The model continues its parent's adapter, and the reference is a frozen copy of that adapter.
 Run with `python -m stages.dpo m1 m0` (the new model, its parent).

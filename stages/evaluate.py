@@ -43,7 +43,9 @@ def kl_to_base(stack: AdapterStack, prompts: Sequence[list[int]], completions: S
     result: list[float] = []
     for start_row in range(0, len(prompts), KL_BATCH_SIZE):
         rows = slice(start_row, start_row + KL_BATCH_SIZE)
-        batch = collate_completions(prompts[rows], completions[rows], int(stack.tokenizer.pad_token_id or 0), stack.device)
+        batch = collate_completions(
+            prompts[rows], completions[rows], int(stack.tokenizer.pad_token_id or 0), stack.device
+        )
         logits = {}
         for name in ("model", "base"):
             with stack.using(name) as model:
@@ -147,7 +149,9 @@ def main(name: str, judge: str) -> None:
     write_rows(Path("data/eval") / f"{name}.jsonl", answers)
     write_json(Path("data/eval") / f"{name}.json", summary)
     score = f"{mean(scores):.2f}" if scores else "none"
-    click.echo(f"evaluate@{name}: judge score {score}, pairwise accuracy as a judge {as_judge['pairwise_accuracy']:.2f}")
+    click.echo(
+        f"evaluate@{name}: judge score {score}, pairwise accuracy as a judge {as_judge['pairwise_accuracy']:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -78,7 +78,10 @@ def main(model: str, parent: str) -> None:
             break
         row_seeds = [row_seed(params.seed, "generate_prompts", model, number, i) for i in range(settings.num_prompts)]
         requests = [
-            render("new_prompt.jinja", examples=[row.prompt for row in random.Random(s).sample(examples, settings.num_examples)])
+            render(
+                "new_prompt.jinja",
+                examples=[row.prompt for row in random.Random(s).sample(examples, settings.num_examples)],
+            )
             for s in row_seeds
         ]
         with stack.using(parent) as causal_lm:
@@ -110,7 +113,10 @@ def main(model: str, parent: str) -> None:
             f"{settings.max_rounds} rounds (dropped: {dict(dropped)}); raise generate_prompts.max_rounds or temperature"
         )
     write_rows(out_dir / "prompts.jsonl", accepted)
-    write_json(Path("data/metrics") / model / "prompts.json", {"accepted": len(accepted), "dropped": dict(sorted(dropped.items()))})
+    write_json(
+        Path("data/metrics") / model / "prompts.json",
+        {"accepted": len(accepted), "dropped": dict(sorted(dropped.items()))},
+    )
     click.echo(f"generate_prompts@{model}: {len(accepted)} accepted, dropped {dict(dropped)}")
 
 

@@ -61,7 +61,9 @@ def main(model: str, parent: str) -> None:
     ]
     write_rows(Path("data") / model / "responses.jsonl", rows)
     stopped = sum(row.finish_reason == "stop" for row in rows)
-    click.echo(f"generate_responses@{model}: {len(rows)} responses to {len(prompts)} prompts, {stopped} ended by themselves")
+    click.echo(
+        f"generate_responses@{model}: {len(rows)} responses to {len(prompts)} prompts, {stopped} ended by themselves"
+    )
 
 
 if __name__ == "__main__":

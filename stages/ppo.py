@@ -34,7 +34,9 @@ def main(base: Path, reward: Path, prompts: Path, out: Path, history: Path) -> N
     for name, model_dir in {"policy": init, "reference": init, "reward": reward, "value": reward}.items():
         stack.add(name, model_dir)
     encoded = [encode_prompt(stack.tokenizer, row.messages) for row in read_rows(prompts, Prompt)]
-    encoded, dropped = drop_too_long(encoded, [len(ids) for ids in encoded], settings.max_prompt_length, "ppo.max_prompt_length")
+    encoded, dropped = drop_too_long(
+        encoded, [len(ids) for ids in encoded], settings.max_prompt_length, "ppo.max_prompt_length"
+    )
 
     trainer = PPOTrainer(stack, encoded, settings, params.seed, runtime.batch_size)
     rows = []

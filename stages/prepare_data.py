@@ -15,7 +15,16 @@ from pydantic import Field
 from stages.lib.errors import InputError
 from stages.lib.files import write_json
 from stages.lib.params import Params, Settings
-from stages.lib.records import EvalPrompt, Instruction, Judgement, PreferencePair, Prompt, Transcript, read_rows, write_rows
+from stages.lib.records import (
+    EvalPrompt,
+    Instruction,
+    Judgement,
+    PreferencePair,
+    Prompt,
+    Transcript,
+    read_rows,
+    write_rows,
+)
 from stages.lib.transcripts import parse_pair
 
 T = TypeVar("T")
@@ -71,9 +80,13 @@ def main(data_dir: Path) -> None:
     held_out = {turn.strip().lower() for row in eval_prompts for turn in row.turns}
     for row in instructions:
         if row.prompt.strip().lower() in held_out:
-            raise InputError(f"{settings.instructions}: {row.id} is an evaluation prompt: training on it spoils the test")
+            raise InputError(
+                f"{settings.instructions}: {row.id} is an evaluation prompt: training on it spoils the test"
+            )
 
-    eft, eval_judgements = split_by_group(judgements, lambda r: r.prompt, settings.judgements_test_fraction, params.seed)
+    eft, eval_judgements = split_by_group(
+        judgements, lambda r: r.prompt, settings.judgements_test_fraction, params.seed
+    )
     train, test = split_by_group(preferences, conversation_key, settings.preferences_test_fraction, params.seed)
     # One prompt for each conversation, for PPO: from the training pairs alone.
     prompts = {tuple(pair.messages): Prompt(id=pair.id, messages=pair.messages) for pair in reversed(train)}

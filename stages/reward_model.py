@@ -45,8 +45,12 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferenceP
 
 @click.command(help=__doc__)
 @click.option("--base", type=click.Path(path_type=Path), default="models/base", show_default=True)
-@click.option("--train", type=click.Path(path_type=Path), default="data/prepared/preferences/train.jsonl", show_default=True)
-@click.option("--test", type=click.Path(path_type=Path), default="data/prepared/preferences/test.jsonl", show_default=True)
+@click.option(
+    "--train", type=click.Path(path_type=Path), default="data/prepared/preferences/train.jsonl", show_default=True
+)
+@click.option(
+    "--test", type=click.Path(path_type=Path), default="data/prepared/preferences/test.jsonl", show_default=True
+)
 @click.option("--out", type=click.Path(path_type=Path), default="models/reward", show_default=True)
 @click.option("--history", type=click.Path(path_type=Path), default="data/reward/history.csv", show_default=True)
 @click.option("--metrics", type=click.Path(path_type=Path), default="data/metrics/reward.json", show_default=True)
@@ -60,7 +64,6 @@ def main(base: Path, train: Path, test: Path, out: Path, history: Path, metrics:
     rows = encode_pairs(tokenizer, read_rows(train, PreferencePair))
     lengths = [max(map(len, row.values())) for row in rows]
     rows, dropped = drop_too_long(rows, lengths, settings.max_length, "reward_model.max_length")
-    rows = [row | {"length": max(map(len, row.values()))} for row in rows]
 
     sequence_model = load_base(base, runtime, AutoModelForSequenceClassification, num_labels=1)
     model = get_peft_model(sequence_model, lora.config(task_type="SEQ_CLS", modules_to_save=["score"]))
@@ -68,7 +71,7 @@ def main(base: Path, train: Path, test: Path, out: Path, history: Path, metrics:
         trainer = RewardTrainer(
             model=model,
             args=RewardConfig(**settings.arguments(Path(scratch), params.seed, runtime.torch_device.type == "cpu")),
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=Dataset.from_list([{**row, "length": max(map(len, row.values()))} for row in rows]),
             processing_class=tokenizer,
         )
         trainer.train()
@@ -101,7 +104,9 @@ def main(base: Path, train: Path, test: Path, out: Path, history: Path, metrics:
         "mean_margin": mean(margins),
     }
     write_json(metrics, summary)
-    click.echo(f"reward_model: {len(rows)} pairs, held-out accuracy {mean(wins):.2f} [{low:.2f}, {high:.2f}] on {len(wins)}")
+    click.echo(
+        f"reward_model: {len(rows)} pairs, held-out accuracy {mean(wins):.2f} [{low:.2f}, {high:.2f}] on {len(wins)}"
+    )
 
 
 if __name__ == "__main__":

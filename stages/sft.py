@@ -5,6 +5,7 @@ Run with `python -m stages.sft`.
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 from datasets import Dataset
@@ -40,7 +41,7 @@ def main(base: Path, ift: Path, eft: Path, out: Path, history: Path) -> None:
         (judge_request(row.prompt, row.response), judge_reply(row.score, row.justification))
         for row in read_rows(eft, Judgement)
     ]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for prompt, completion in texts:
         prompt_ids, completion_ids = encode_user(tokenizer, prompt), encode_completion(tokenizer, completion)
         mask = [0] * len(prompt_ids) + [1] * len(completion_ids)  # the loss is on the completion alone

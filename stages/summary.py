@@ -43,7 +43,13 @@ def compare(answers: Mapping[str, Sequence[Answer]], model: str, baseline: str) 
     ]
     wins = win_rate([ours for ours, _ in pairs], [theirs for _, theirs in pairs])
     low, high = bootstrap_interval([[win] for win in wins]) or (None, None)
-    return {"win_rate": mean(wins), "low": low, "high": high, "prompts": len(wins), "failed": len(answers[model]) - len(wins)}
+    return {
+        "win_rate": mean(wins),
+        "low": low,
+        "high": high,
+        "prompts": len(wins),
+        "failed": len(answers[model]) - len(wins),
+    }
 
 
 def model_row(name: str, metrics: Mapping[str, Any], versus: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,7 +62,10 @@ def model_row(name: str, metrics: Mapping[str, Any], versus: Mapping[str, Any]) 
         "win_rate_vs_m0": versus["win_rate"],
         "win_rate_low": versus["low"],
         "win_rate_high": versus["high"],
-        **{key: metrics[key] for key in ("response_tokens", "ended_share", "distinct_2", "kl_to_base", "judge_failures")},
+        **{
+            key: metrics[key]
+            for key in ("response_tokens", "ended_share", "distinct_2", "kl_to_base", "judge_failures")
+        },
         **{
             f"as_judge_{key}": judge[key]
             for key in (
@@ -84,7 +93,9 @@ def main(data_dir: Path) -> None:
     rows = [model_row(name, metrics[name], compare(answers, name, "m0")) for name in models]
     loop = []
     for name in iterations:
-        prompts, scores, pairs = (read_json(data_dir / "metrics" / name / f"{part}.json") for part in ("prompts", "scores", "preferences"))
+        prompts, scores, pairs = (
+            read_json(data_dir / "metrics" / name / f"{part}.json") for part in ("prompts", "scores", "preferences")
+        )
         loop.append(
             {
                 "model": name,
@@ -122,7 +133,9 @@ def main(data_dir: Path) -> None:
     write_json(out / "metrics.json", headline)
     write_csv(out / "models.csv", rows)
     write_csv(out / "loop.csv", loop)
-    write_text(out / "report.md", render("report.md.jinja", rows=rows, loop=loop, reward=reward, samples=samples) + "\n")
+    write_text(
+        out / "report.md", render("report.md.jinja", rows=rows, loop=loop, reward=reward, samples=samples) + "\n"
+    )
     click.echo(f"summary: {', '.join(models)} -> {out / 'report.md'}")
 
 

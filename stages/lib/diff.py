@@ -65,7 +65,9 @@ def diff_rows(a: Sequence[JsonRow], b: Sequence[JsonRow], key: Sequence[str]) ->
         changed=changed,
         unchanged=len(common) - len(changed),
         changed_columns={
-            column: count for column in shared if (count := sum(old.get(column) != new.get(column) for old, new in changed))
+            column: count
+            for column in shared
+            if (count := sum(old.get(column) != new.get(column) for old, new in changed))
         },
         numbers=numbers,
         columns_added=[column for column in columns_b if column not in columns_a] if a else [],
@@ -81,16 +83,16 @@ def _index(rows: Sequence[JsonRow], key: Sequence[str], side: str) -> dict[Key, 
         except KeyError as error:
             raise ValueError(f"row {number} of side {side} has no key column {error}") from None
         if value in index:
-            raise ValueError(f"row {number} of side {side} has the key {value} of an earlier row; name more key columns")
+            raise ValueError(
+                f"row {number} of side {side} has the key {value} of an earlier row; name more key columns"
+            )
         index[value] = row
     return index
 
 
 def _compare_numbers(a: list[Any], b: list[Any], common: list[tuple[JsonRow, JsonRow]], column: str) -> NumericColumn:
     both = [
-        (old[column], new[column])
-        for old, new in common
-        if _is_number(old.get(column)) and _is_number(new.get(column))
+        (old[column], new[column]) for old, new in common if _is_number(old.get(column)) and _is_number(new.get(column))
     ]
     return NumericColumn(
         mean_a=_mean([value for value in a if _is_number(value)]),

@@ -54,7 +54,11 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def sha256(path: Path) -> str:
     """Return the hex SHA-256 of a file, or of a directory: of the sorted (name, hash) lines of its files."""
     if path.is_dir():
-        lines = [f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in sorted(path.rglob("*")) if file.is_file()]
+        lines = [
+            f"{file.relative_to(path).as_posix()} {sha256(file)}\n"
+            for file in sorted(path.rglob("*"))
+            if file.is_file()
+        ]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

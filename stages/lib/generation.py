@@ -4,8 +4,10 @@ Batches are cut from the prompts sorted by length, so neither the order of the p
 change what a row gets: each row has a seed of its own.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,10 +66,12 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i], seeds[i]))
     results: list[list[Completion]] = [[] for _ in prompts]
     chunk = max(1, batch_size // n)
-    with tqdm(total=len(prompts) * n, desc=description, unit="row", disable=description is None) as progress:
+    with _bar(len(prompts) * n, description) as progress:
         for start in range(0, len(order), chunk):
             batch = order[start : start + chunk]
-            rows = _decode_batch(model, tokenizer, [prompts[i] for i in batch], sampling, [seeds[i] for i in batch], n, progress)
+            rows = _decode_batch(
+                model, tokenizer, [prompts[i] for i in batch], sampling, [seeds[i] for i in batch], n, progress
+            )
             for position, i in enumerate(batch):
                 results[i] = [_completion(tokenizer, ids) for ids in rows[position * n : (position + 1) * n]]
     return results
@@ -83,7 +87,7 @@ def next_token_logprobs(
     batch_size: int,
     description: str | None = None,
 ) -> list[list[float]]:
-    """Return, for each prompt, the log-probabilities (nats, over the whole vocabulary) that each of `token_ids` is next.
+    """Return, for each prompt, the log-probability (nats, over the whole vocabulary) of each of `token_ids` as next.
 
     What all prompts begin with (a judge's rubric) is prefilled once.
     """
@@ -91,7 +95,7 @@ def next_token_logprobs(
     prefix = torch.tensor([prompts[0][:shared]], device=model.device) if shared else None
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
     results: list[list[float]] = [[] for _ in prompts]
-    with tqdm(total=len(prompts), desc=description, unit="row", disable=description is None) as progress:
+    with _bar(len(prompts), description) as progress:
         prefix_cache = _new_cache(model)
         if prefix is not None:
             model(input_ids=prefix, past_key_values=prefix_cache, logits_to_keep=1)
@@ -99,9 +103,9 @@ def next_token_logprobs(
             batch = order[start : start + batch_size]
             ids, mask = left_pad([prompts[i][shared:] for i in batch], _pad_id(tokenizer), model.device)
             mask = torch.cat([mask.new_ones(len(batch), shared), mask], dim=1)
-            cache = _new_cache(model)
-            for index, layer in enumerate(prefix_cache.layers if shared else []):
-                cache.update(layer.keys.repeat(len(batch), 1, 1, 1), layer.values.repeat(len(batch), 1, 1, 1), index)
+            cache = copy.deepcopy(prefix_cache)
+            if shared:
+                cache.batch_repeat_interleave(len(batch))
             logits = model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -164,7 +168,7 @@ def _decode_batch(
     sampling: SamplingParams,
     seeds: list[int],
     n: int,
-    progress: "tqdm[None]",
+    progress: "tqdm[Any]",
 ) -> list[list[int]]:
     """Decode n rows a prompt; finished rows leave the batch. Returns ids without padding, EOS included."""
     ids, mask = left_pad(prompts, _pad_id(tokenizer), model.device)
@@ -220,6 +224,10 @@ def _common_prefix(rows: Sequence[list[int]]) -> int:
     while shared < shortest and len({row[shared] for row in rows}) == 1:
         shared += 1
     return shared
+
+
+def _bar(total: int, description: str | None) -> "tqdm[Any]":
+    return tqdm(total=total, desc=description, unit="row", disable=description is None)
 
 
 def _new_cache(model: PreTrainedModel) -> DynamicCache:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from scipy import stats
@@ -43,7 +44,7 @@ def bootstrap_interval(
 
 
 def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Return 1 for each prompt that `ours` scores higher on, 0.5 for a tie and 0 for a loss; the mean is the win rate."""
+    """Return 1 for each prompt that `ours` scores higher on, 0.5 for a tie, 0 for a loss; the mean is the win rate."""
     return [0.5 if a == b else float(a > b) for a, b in zip(ours, theirs, strict=True)]
 
 
@@ -54,18 +55,21 @@ def distinct_2(texts: Sequence[Sequence[str]]) -> float | None:
     """
     shares = []
     for text in texts:
-        pairs = list(zip(text, text[1:], strict=False))
+        pairs = list(pairwise(text))
         if pairs:
             shares.append(len(set(pairs)) / len(pairs))
     return mean(shares)
 
 
-def agreement(predicted: Sequence[float | None], human: Sequence[int], groups: Sequence[str]) -> dict[str, float | int | None]:
+def agreement(
+    predicted: Sequence[float | None], human: Sequence[int], groups: Sequence[str]
+) -> dict[str, float | int | None]:
     """Measure how a judge's scores agree with the human ones: the measures of arXiv 2401.10020, section 3.2.
 
-    `exact_match` rounds the prediction; `pairwise_accuracy` is over pairs within a group (question) whose human scores
-    differ, where an equal prediction counts one half, with an interval from drawing whole groups; Spearman and Kendall (tau-b) are means over groups, and a group
-    in which all predictions are equal counts 0. Failed judgements (None) take no part and are counted.
+    `exact_match` rounds the prediction. `pairwise_accuracy` is over pairs within a group (question) whose human scores
+    differ, where an equal prediction counts one half; its interval draws whole groups. Spearman and Kendall (tau-b)
+    are means over groups, and a group in which all predictions are equal counts 0. Failed judgements (None) take no
+    part and are counted.
     """
     rows = [(p, h, g) for p, h, g in zip(predicted, human, groups, strict=True) if p is not None]
     by_group: dict[str, list[tuple[float, int]]] = {}

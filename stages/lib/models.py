@@ -58,16 +58,22 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         found = "is the EOS token" if tokenizer.pad_token_id is not None else "is missing"
         raise InputError(f'{name}: the pad token {found}; set base_model.pad_token, for example to "<|pad|>"')
     if not tokenizer.chat_template:
-        raise InputError(f"{name}: the tokenizer has no chat template; set base_model.chat_template, for example to chatml")
+        raise InputError(
+            f"{name}: the tokenizer has no chat template; set base_model.chat_template, for example to chatml"
+        )
 
 
-def load_base(base_dir: Path, runtime: RuntimeSettings, auto_class: Any = AutoModelForCausalLM, **kwargs: Any) -> PreTrainedModel:
+def load_base(
+    base_dir: Path, runtime: RuntimeSettings, auto_class: Any = AutoModelForCausalLM, **kwargs: Any
+) -> PreTrainedModel:
     """Load the base model's full weights in `runtime.dtype` onto `runtime.device`, in eval mode."""
     try:
         model: PreTrainedModel = auto_class.from_pretrained(base_dir, dtype=runtime.torch_dtype, **kwargs)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{base_dir}: cannot load the model: {' '.join(str(error).split())}") from None
-    return model.to(runtime.torch_device).eval()
+    nn.Module.to(model, runtime.torch_device)
+    model.eval()
+    return model
 
 
 class AdapterStack:
@@ -92,7 +98,7 @@ class AdapterStack:
                 raise InputError(f"{model_dir}: holds no model (adapter_config.json or config.json); run `dvc repro`")
             self._adapters[name] = False
             return
-        config = LoraConfig.from_pretrained(model_dir)
+        config = LoraConfig.from_pretrained(str(model_dir))
         # The stack runs every adapter over the causal LM: heads are kept apart, in `heads`.
         config.task_type, config.modules_to_save, config.inference_mode = None, None, False
         state = _load_safetensors(model_dir / ADAPTER_FILE)
@@ -103,7 +109,7 @@ class AdapterStack:
             self._peft = get_peft_model(self.causal_lm, config, adapter_name=name)
         else:
             self._peft.add_adapter(name, config)
-        result = set_peft_model_state_dict(self._peft, state, adapter_name=name)
+        result: Any = set_peft_model_state_dict(self._peft, state, adapter_name=name)
         missing = [key for key in result.missing_keys if f".{name}." in key]
         if result.unexpected_keys or missing:
             raise InputError(f"{model_dir / ADAPTER_FILE}: does not fit the base model; rebuild it with `dvc repro`")
@@ -161,7 +167,12 @@ def copy_tokenizer(source: Path, out_dir: Path) -> None:
 
 
 def write_model_card(
-    out_dir: Path, stage: str, parents: Mapping[str, Path], data: Mapping[str, Path], params: Mapping[str, Any], seed: int
+    out_dir: Path,
+    stage: str,
+    parents: Mapping[str, Path],
+    data: Mapping[str, Path],
+    params: Mapping[str, Any],
+    seed: int,
 ) -> None:
     """Write `model_card.json`, the lineage: what this model was made from, with hashes, params, versions and seed."""
     card = {

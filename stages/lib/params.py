@@ -1,4 +1,4 @@
-"""params.yaml, read into typed, frozen settings: unknown, missing and out-of-range keys are errors that name the key."""
+"""params.yaml, read into typed, frozen settings: unknown, missing and out-of-range keys are errors with the key."""
 
 import difflib
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ SECTIONS = (
 
 
 class Settings(BaseModel):
-    """Base of every section: frozen, no unknown keys, no conversion between types (an int where a float is due is fine)."""
+    """Base of every section: frozen, no unknown keys, no conversion between types (an int will do for a float)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -70,14 +70,16 @@ class Params:
 
     @property
     def iterations(self) -> dict[str, str]:
-        """The chain of the self-rewarding loop, {model: parent}, in order, checked to start at m0 and to have no gap."""
+        """The chain of the self-rewarding loop, {model: parent}, in order: it starts at m0 and has no gap."""
         chain = self.values["iterations"]
         if not isinstance(chain, dict) or not chain:
             raise InputError(f"{self.path}: iterations: expected at least one `m1: m0` entry, got {chain!r}")
         known = ["m0"]
         for model, parent in chain.items():
             if parent not in known:
-                raise InputError(f"{self.path}: iterations.{model}: its parent {parent!r} is not one of {', '.join(known)}")
+                raise InputError(
+                    f"{self.path}: iterations.{model}: its parent {parent!r} is not one of {', '.join(known)}"
+                )
             known.append(model)
         return dict(chain)
 
@@ -85,7 +87,9 @@ class Params:
         """Return section `name` as `settings`."""
         values = self.values[name]
         if not isinstance(values, dict):
-            raise InputError(f"{self.path}: {name}: expected keys such as {', '.join(settings.model_fields)}, got {values!r}")
+            raise InputError(
+                f"{self.path}: {name}: expected keys such as {', '.join(settings.model_fields)}, got {values!r}"
+            )
         required = [key for key, field in settings.model_fields.items() if field.is_required()]
         _check_keys(self.path, f"{name}.", values, settings.model_fields, required)
         try:

@@ -52,7 +52,9 @@ class PPOSettings(Settings):
     @model_validator(mode="after")
     def _sizes_divide(self) -> "PPOSettings":
         if self.rollout_batch_size % self.mini_batch_size or self.mini_batch_size % self.per_device_train_batch_size:
-            raise ValueError("sizes where rollout_batch_size / mini_batch_size / per_device_train_batch_size divide evenly")
+            raise ValueError(
+                "sizes where rollout_batch_size / mini_batch_size / per_device_train_batch_size divide evenly"
+            )
         return self
 
 
@@ -170,14 +172,15 @@ class PPOTrainer:
         logprobs, entropy = self._logprobs("policy", part)
         log_ratio = torch.where(mask, logprobs.detach() - part.logprobs, 0.0)
         if check and not float(log_ratio.abs().max()) <= SELF_TEST_TOLERANCE:
+            gap = float(log_ratio.abs().max())
             raise InputError(
-                f"ppo: before the first update the ratio is not 1 (log-ratio up to {float(log_ratio.abs().max()):.3g}): "
-                "two forwards of the same policy differ; is dropout on, or the dtype too coarse?"
+                f"ppo: before the first update the ratio is not 1 (log-ratio up to {gap:.3g} nats): two forwards of the "
+                "same policy differ; is dropout on, or the dtype too coarse?"
             )
         loss = policy_loss(logprobs, part.logprobs, part.advantages, mask, settings.cliprange).sum() / tokens
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         error = value_loss(self._values(part), part.values, part.returns, mask, settings.cliprange_value).sum() / tokens
-        error.backward()  # type: ignore[no-untyped-call]
+        error.backward()
         ratio = log_ratio.exp()
         clipped = ((ratio - 1).abs() > settings.cliprange) & mask
         return {
@@ -235,12 +238,15 @@ class PPOTrainer:
                 position_ids=batch.position_ids,
                 use_cache=False,
             ).last_hidden_state[:, -length - 1 : -1]
-        return (hidden.float() @ self.value_head.T).squeeze(-1)
+        values: Tensor = (hidden.float() @ self.value_head.T).squeeze(-1)
+        return values
 
     def _map_rows(self, batch: Batch, function: Callable[[Batch], Tensor]) -> Tensor:
         """Apply `function` to micro-batches and put the results together."""
         index = torch.arange(len(batch.input_ids), device=self.stack.device)
-        return torch.cat([function(batch.rows(part)) for part in index.split(self.settings.per_device_train_batch_size)])
+        return torch.cat(
+            [function(batch.rows(part)) for part in index.split(self.settings.per_device_train_batch_size)]
+        )
 
     def _shuffled_passes(self, prompts: Sequence[list[int]]) -> Iterator[list[int]]:
         shuffler = random.Random(row_seed(self.seed, "ppo prompts"))

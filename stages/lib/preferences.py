@@ -6,9 +6,7 @@ from collections.abc import Iterable, Sequence
 from stages.lib.records import Message, PreferencePair, ScoredResponse
 
 
-def best_and_worst(
-    samples: Sequence[ScoredResponse], min_margin: float
-) -> tuple[ScoredResponse, ScoredResponse] | str:
+def best_and_worst(samples: Sequence[ScoredResponse], min_margin: float) -> tuple[ScoredResponse, ScoredResponse] | str:
     """Return the highest and the lowest scored of one prompt's responses, or why they make no pair.
 
     Failed judgements and empty responses take no part. Between equal scores the lower sample number wins, but a pair

@@ -32,7 +32,9 @@ class Batch:
         return positions(self.attention_mask)
 
     @classmethod
-    def collate(cls, prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int, device: torch.device) -> Self:
+    def collate(
+        cls, prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int, device: torch.device
+    ) -> Self:
         """Pad prompts on the left and responses on the right."""
         prompt_ids, prompt_mask = left_pad(prompts, pad_id, device)
         flipped_ids, flipped_mask = left_pad([row[::-1] for row in responses], pad_id, device)

@@ -37,7 +37,9 @@ class RuntimeSettings(Settings):
         except RuntimeError:
             raise InputError(f"params.yaml: runtime.device: should be auto, cpu or cuda, got {self.device!r}") from None
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError(f"params.yaml: runtime.device: {self.device!r}, but no CUDA device is visible; set auto or cpu")
+            raise InputError(
+                f"params.yaml: runtime.device: {self.device!r}, but no CUDA device is visible; set auto or cpu"
+            )
         return device
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stages.lib.generation import SamplingParams, generate, left_pad, next_token_logprobs, positions
 from stages.lib.errors import InputError
+from stages.lib.generation import SamplingParams, generate, left_pad, next_token_logprobs, positions
 from stages.lib.judging import (
     DIGITS,
     SCORE_PREFIX,
@@ -72,7 +72,9 @@ def reward_scores(stack: AdapterStack, name: str, rows: Sequence[list[int]], *, 
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             ids, mask = left_pad([rows[i] for i in batch], int(stack.tokenizer.pad_token_id or 0), stack.device)
-            hidden = model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions(mask)).last_hidden_state
+            hidden = model.base_model(
+                input_ids=ids, attention_mask=mask, position_ids=positions(mask)
+            ).last_hidden_state
             for i, score in zip(batch, (hidden[:, -1].float() @ stack.heads[name].T).squeeze(-1).tolist(), strict=True):
                 scores[i] = score
     return scores

@@ -19,6 +19,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     text = tokenizer.apply_chat_template(
         [message.model_dump() for message in messages], tokenize=False, add_generation_prompt=True
     )
+    assert isinstance(text, str)
     ids: list[int] = tokenizer(text + reply_prefix, add_special_tokens=False)["input_ids"]
     return ids
 
@@ -38,7 +39,7 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str, finish_reas
 def encode_choices(
     tokenizer: PreTrainedTokenizerBase, prompt: str, prefix: str, choices: Sequence[str]
 ) -> tuple[list[int], list[int]]:
-    """Return the ids of a user turn with the reply begun by `prefix`, and for each choice the one token that comes next.
+    """Return the ids of a user turn with the reply begun by `prefix`, and for each choice the one token that is next.
 
     Tokenizers differ in where the space of "score: 4" goes: the choices are encoded in place, and what they share is
     the prompt.

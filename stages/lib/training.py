@@ -34,7 +34,9 @@ class TrainingSettings(Settings):
 
     def arguments(self, scratch: Path, seed: int, use_cpu: bool) -> dict[str, Any]:
         """Return keyword arguments for TRL's configs; `max_length` is not among them, see `drop_too_long`."""
-        values = self.model_dump(exclude=set(self.model_fields) - set(TrainingSettings.model_fields) | {"max_length", "warmup_ratio"})
+        values = self.model_dump(
+            exclude=set(self.model_fields) - set(TrainingSettings.model_fields) | {"max_length", "warmup_ratio"}
+        )
         return values | {
             "output_dir": str(scratch),
             "warmup_steps": self.warmup_ratio,  # a value under 1 is a share of all steps
