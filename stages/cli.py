@@ -12,7 +12,7 @@ import jsonlines
 from stages.lib.diff import Diff, JsonRow, diff_rows
 from stages.lib.errors import InputError
 
-_CONTROL = re.compile("[\x7f-\x9f]")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 # What one model has: name -> (file, key columns, the column to show of a row).
 ARTIFACTS = {
@@ -48,10 +48,11 @@ def diff(a: str, b: str, what: str | None, keys: tuple[str, ...], limit: int, as
         except ValueError as error:
             raise InputError(f"{path_a}, {path_b}: {error}") from None
     if as_json:
-        click.echo(json.dumps({name: _as_dict(result, limit) for name, result in results.items()}, ensure_ascii=False))
+        text = json.dumps({name: _as_dict(result, limit) for name, result in results.items()}, ensure_ascii=False)
+        click.echo(_printable(text))
     else:
         for name, result in results.items():
-            click.echo("\n".join(_table(name, result, a, b, limit)))
+            click.echo("\n".join(map(_printable, _table(name, result, a, b, limit))))
     if exit_code and not all(result.same for result in results.values()):
         raise SystemExit(1)
 
@@ -113,9 +114,13 @@ def _table(name: str, result: Diff, a: str, b: str, limit: int) -> list[str]:
     return lines
 
 
+def _printable(text: str) -> str:
+    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
 def _show(row: JsonRow) -> str:
     # Model output is untrusted: JSON escapes the control characters under 0x20, the others go.
-    text = _CONTROL.sub("", json.dumps(row, ensure_ascii=False))
+    text = json.dumps(row, ensure_ascii=False)
     return text if len(text) <= 400 else text[:400] + "..."
 
 

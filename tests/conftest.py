@@ -1,20 +1,35 @@
 """A tiny random Llama with a small tokenizer, built once a session; nothing here reaches the network."""
 
 import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, hence before the rest
+
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from peft import get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+from stages.base_model import BaseModelSettings, load
+from stages.lib.models import LoraSettings, load_base, save_adapter
+from stages.lib.runtime import RuntimeSettings
+
 REPOSITORY = Path(__file__).parent.parent
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 @pytest.fixture(scope="session")
-def runtime():
+def runtime() -> RuntimeSettings:
     """Settings of `runtime` for a CPU."""
-    from stages.lib.runtime import RuntimeSettings
-
     return RuntimeSettings(device="cpu", dtype="float32", num_threads=2, batch_size=8)
 
 
@@ -26,10 +41,6 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build_tiny_source(folder: Path) -> Path:
     """Write the model to `folder`; the same bytes every time."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -64,10 +75,6 @@ def build_tiny_source(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_base(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model directory as stage base_model writes it."""
-    import torch
-
-    from stages.base_model import BaseModelSettings, load
-
     settings = BaseModelSettings(
         source=str(tiny_source), revision=None, pad_token="<|endoftext|>", chat_template="chatml"
     )
@@ -79,23 +86,18 @@ def tiny_base(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture
-def make_adapter(tiny_base: Path, runtime, tmp_path: Path):
+def make_adapter(tiny_base: Path, runtime: RuntimeSettings, tmp_path: Path) -> Callable[..., Path]:
     """Return a function that writes a random LoRA adapter (with a score head, if asked) and returns its directory."""
 
     def make(name: str, seed: int, head: bool = False) -> Path:
-        import torch
-        from peft import get_peft_model
-        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-        from stages.lib.models import LoraSettings, load_base, save_adapter
-
         torch.manual_seed(seed)
         lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear")
         if head:
             base = load_base(tiny_base, runtime, AutoModelForSequenceClassification, num_labels=1)
             model = get_peft_model(base, lora.config(task_type="SEQ_CLS", modules_to_save=["score"]))
         else:
-            model = get_peft_model(load_base(tiny_base, runtime, AutoModelForCausalLM), lora.config(task_type="CAUSAL_LM"))
+            base = load_base(tiny_base, runtime, AutoModelForCausalLM)
+            model = get_peft_model(base, lora.config(task_type="CAUSAL_LM"))
         for key, parameter in model.named_parameters():
             if "lora_" in key:
                 torch.nn.init.normal_(parameter, std=0.1)

@@ -80,8 +80,13 @@ def _index(rows: Sequence[JsonRow], key: Sequence[str], side: str) -> dict[Key, 
     for number, row in enumerate(rows, 1):
         try:
             value = tuple(row[column] for column in key)
+            hash(value)
         except KeyError as error:
             raise ValueError(f"row {number} of side {side} has no key column {error}") from None
+        except TypeError:
+            raise ValueError(
+                f"row {number} of side {side} has a list or an object as its key; name other key columns"
+            ) from None
         if value in index:
             raise ValueError(
                 f"row {number} of side {side} has the key {value} of an earlier row; name more key columns"

@@ -58,9 +58,7 @@ def parse_score(reply: str) -> int | None:
     The last line that starts with `score: N` counts, where N is a whole number from 0 to 5.
     """
     matches = _SCORE.findall(reply)
-    if not matches or int(matches[-1]) > 5:
-        return None
-    return int(matches[-1])
+    return int(matches[-1]) if matches and matches[-1] in DIGITS else None
 
 
 def verdict_of_digits(logprobs: Sequence[float], min_digit_mass: float) -> Verdict:

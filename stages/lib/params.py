@@ -76,6 +76,8 @@ class Params:
             raise InputError(f"{self.path}: iterations: expected at least one `m1: m0` entry, got {chain!r}")
         known = ["m0"]
         for model, parent in chain.items():
+            if model in known:
+                raise InputError(f"{self.path}: iterations.{model}: is already made by stage sft; start with `m1: m0`")
             if parent not in known:
                 raise InputError(
                     f"{self.path}: iterations.{model}: its parent {parent!r} is not one of {', '.join(known)}"

@@ -3,6 +3,7 @@
 Every reader checks every row: a wrong row is an `InputError` that names file, line, what is wrong and how to mend it.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -171,9 +172,16 @@ def read_rows(path: Path, row_type: type[R], *, unique: Sequence[str] = (), allo
     return rows
 
 
+_DUMPS = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as JSONL, whole or not at all."""
-    with replacing(path) as temporary, jsonlines.open(temporary, "w") as writer:
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8") as stream,
+        jsonlines.Writer(stream, dumps=_DUMPS) as writer,
+    ):
         for row in rows:
             writer.write(row.model_dump(mode="json"))
 
@@ -189,7 +197,7 @@ def _parse_row(place: str, line: bytes, row_type: type[R]) -> R:
         return row_type.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
+        field = json.dumps(".".join(str(part) for part in first["loc"]))[1:-1]
         known = ", ".join(row_type.model_fields)
         match first["type"]:
             case "missing":

@@ -1,0 +1,164 @@
+"""The whole graph on the tiny model, in a clone: the real `dvc repro`, with no network and no git identity."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.conftest import REPOSITORY, build_tiny_source
+
+# Settings small enough that the whole graph takes about a minute and a half; all else stays as in params.yaml.
+SMALL = {
+    "prepare_data": {"judgements_test_fraction": 0.8, "preferences_test_fraction": 0.9},
+    "lora": {"r": 4},
+    "sft": {"num_train_epochs": 0.1, "max_length": 1024},
+    "generate_prompts": {"num_prompts": 6, "min_words": 1, "max_words": 60, "max_rounds": 20, "temperature": 1.5},
+    "generate_responses": {"num_responses": 3, "max_new_tokens": 12},
+    "judge": {"min_digit_mass": 0.0},
+    "build_preferences": {"min_margin": 0.0},
+    "dpo": {"num_train_epochs": 1, "max_length": 512},
+    "reward_model": {"num_train_epochs": 0.5, "max_length": 1024},
+    "ppo": {"num_updates": 2, "rollout_batch_size": 8, "mini_batch_size": 4, "per_device_train_batch_size": 4}
+    | {"max_new_tokens": 8, "max_prompt_length": 512},
+    "evaluate": {"max_new_tokens": 8, "max_turns": 2},
+}
+
+
+class Clone:
+    """A clone of the working tree, and `dvc` in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.env = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(path.parent / "home"),
+            "HF_HUB_OFFLINE": "1",
+            "DVC_NO_ANALYTICS": "1",
+        }
+        (path.parent / "home").mkdir()
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        result = subprocess.run(command, cwd=self.path, env=self.env, capture_output=True, text=True, check=False)
+        assert not check or result.returncode == 0, f"{command}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
+        return result
+
+    def stages_run(self, *command: str) -> list[str]:
+        """Run a dvc command and return the stages that were executed, in order."""
+        output = self.run(*command).stdout
+        return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    folder = tmp_path_factory.mktemp("repro")
+    path = folder / "clone"
+    tracked = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for name in tracked:
+        source, target = REPOSITORY / name, path / name
+        if source.is_file() and name != "dvc.lock":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+    build_tiny_source(path / "data/tiny")
+    yaml = YAML()
+    params = yaml.load((path / "params.yaml").read_text(encoding="utf-8"))
+    params["base_model"]["source"] = "data/tiny"
+    for section, values in SMALL.items():
+        params[section].update(values)
+    yaml.dump(params, path / "params.yaml")
+    result = Clone(path)
+    result.run("git", "init", "-q")
+    result.run("git", "add", "-A")
+    result.run("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", "start")
+    result.first = result.stages_run("dvc", "repro")  # type: ignore[attr-defined]
+    return result
+
+
+def test_the_first_repro_runs_every_stage_once_and_writes_the_report(clone: Clone) -> None:
+    first: list[str] = clone.first  # type: ignore[attr-defined]
+
+    assert len(first) == len(set(first)) == 21
+    metrics = json.loads((clone.path / "data/summary/metrics.json").read_text())
+    assert 0 <= metrics["reward_model_accuracy"] <= 1
+    report = (clone.path / "data/summary/report.md").read_text()
+    for model in ("base", "m0", "m1", "m2", "ppo"):
+        assert f"| {model} |" in report
+
+
+def test_a_second_repro_runs_nothing(clone: Clone) -> None:
+    assert clone.stages_run("dvc", "repro") == []
+
+
+def test_rerunning_a_stage_by_force_gives_the_same_bytes(clone: Clone) -> None:
+    before = (clone.path / "dvc.lock").read_bytes()
+
+    for stage in ("sft", "generate_responses@m1", "dpo@m1", "reward_model", "ppo", "evaluate@m0"):
+        assert clone.stages_run("dvc", "repro", "-f", "-s", stage) == [stage]
+
+    assert (clone.path / "dvc.lock").read_bytes() == before
+
+
+def test_models_load_with_peft_from_the_repository_root(clone: Clone) -> None:
+    code = (
+        "from transformers import AutoModelForCausalLM; from peft import PeftModel; "
+        "m = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('models/base'), 'models/m2'); "
+        "print(sum(p.abs().sum().item() for n, p in m.named_parameters() if 'lora_B' in n) > 0)"
+    )
+
+    assert clone.run(sys.executable, "-c", code).stdout.strip() == "True"
+
+
+def test_a_model_without_base_weights_is_a_one_line_error_and_leaves_no_partial_out(clone: Clone) -> None:
+    (clone.path / "models/base/model.safetensors").rename(clone.path / "weights")
+    try:
+        result = clone.run(sys.executable, "-m", "stages.evaluate", "m0", check=False)
+    finally:
+        (clone.path / "weights").rename(clone.path / "models/base/model.safetensors")
+
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith("Error: models/base: cannot load the model")
+
+
+def test_one_ppo_param_reruns_ppo_its_evaluation_and_the_summary_alone(clone: Clone) -> None:
+    clone.run("git", "add", "-A")
+    clone.run("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", "run")
+
+    assert clone.stages_run("dvc", "exp", "run", "-S", "ppo.kl_coef=0.02") == ["ppo", "evaluate@ppo", "summary"]
+
+    clone.run("git", "restore", "-SW", ".")
+    clone.run("dvc", "checkout")
+    assert clone.stages_run("dvc", "repro") == []
+
+
+def test_one_more_iteration_runs_its_own_stages_alone(clone: Clone) -> None:
+    assert sorted(clone.stages_run("dvc", "exp", "run", "-S", "+iterations.m3=m2")) == sorted(
+        [
+            *(
+                f"{stage}@m3"
+                for stage in ("generate_prompts", "generate_responses", "judge", "build_preferences", "dpo")
+            ),
+            "evaluate_iteration@m3",
+            "summary",
+        ]
+    )
+    assert "| m3 |" in (clone.path / "data/summary/report.md").read_text()
+
+    clone.run("git", "restore", "-SW", ".")
+    clone.run("dvc", "checkout")
+    assert clone.stages_run("dvc", "repro") == []
+
+
+def test_an_unknown_param_is_an_error_that_names_the_nearest(clone: Clone) -> None:
+    result = clone.run("dvc", "exp", "run", "-S", "+ppo.klcoef=0.02", check=False)
+    clone.run("git", "restore", "-SW", ".")
+    clone.run("dvc", "checkout")
+
+    assert result.returncode != 0
+    assert 'params.yaml: ppo.klcoef: unknown key; did you mean "ppo.kl_coef"?' in result.stdout + result.stderr

@@ -1,0 +1,133 @@
+import gzip
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from stages.lib.records import Message, PreferencePair, Transcript
+from stages.lib.transcripts import parse_pair, parse_transcript
+from tests.conftest import REPOSITORY
+
+HH_RLHF = REPOSITORY / "../shared/data/hh_rlhf_harmless_1300.jsonl.gz"
+CONTEXT = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: How are you?"
+
+
+def pair(chosen: str, rejected: str) -> PreferencePair:
+    return parse_pair("p", Transcript(chosen=chosen, rejected=rejected))
+
+
+def test_a_conversation_of_several_turns_is_split_at_its_speakers() -> None:
+    assert parse_transcript(CONTEXT + "\n\nAssistant: Fine,\n\nand you?") == [
+        Message(role="user", content="Hi"),
+        Message(role="assistant", content="Hello."),
+        Message(role="user", content="How are you?"),
+        Message(role="assistant", content="Fine,\n\nand you?"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["The Human: label", "one\nHuman: two", "one\n\n Human: two", "one\n\nhuman: two", "one\n\nHumans: two"]
+)
+def test_a_speaker_that_does_not_start_a_paragraph_is_text(text: str) -> None:
+    assert parse_transcript(f"\n\nHuman: {text}") == [Message(role="user", content=text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "must start with"),
+        ("Hello", "must start with"),
+        ("Human: one newline is not enough", "must start with"),
+        ("preface\n\nHuman: Hi", "must start with"),
+        ("\n\nAssistant: Hi", "must start with"),
+        ("\n\nHuman: Hi\n\nHuman: again", "turn 2 is of Human; turns must alternate, so Assistant is due"),
+        (
+            "\n\nHuman: Hi\n\nAssistant: a\n\nAssistant: b",
+            "turn 3 is of Assistant; turns must alternate, so Human is due",
+        ),
+        ("\n\nHuman: \n\nAssistant: a", "turn 1 (Human) is empty"),
+        ("\n\nHuman: Hi\n\nAssistant:", "turn 2 (Assistant) is empty"),
+        ("\n\nHuman: Hi\n\nAssistant: \n ", "turn 2 (Assistant) is empty"),
+    ],
+)
+def test_a_malformed_transcript_is_an_error(text: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        parse_transcript(text)
+
+
+def test_a_pair_is_one_conversation_and_two_replies() -> None:
+    parsed = pair(CONTEXT + "\n\nAssistant: Fine.", CONTEXT + "\n\nAssistant: Go away.")
+    assert parsed == PreferencePair(
+        id="p",
+        messages=[
+            Message(role="user", content="Hi"),
+            Message(role="assistant", content="Hello."),
+            Message(role="user", content="How are you?"),
+        ],
+        chosen="Fine.",
+        rejected="Go away.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "complaint"),
+    [
+        pytest.param(
+            CONTEXT + "\n\nAssistant: Fine.",
+            CONTEXT.replace("Hello", "Yes?") + "\n\nAssistant: Bad.",
+            '"chosen" and "rejected" differ before the last reply',
+            id="other words earlier",
+        ),
+        pytest.param(
+            CONTEXT + "\n\nAssistant: Fine.",
+            "\n\nHuman: Hi\n\nAssistant: Bad.",
+            '"chosen" and "rejected" differ before the last reply',
+            id="fewer turns",
+        ),
+        pytest.param(
+            CONTEXT + "\n\nAssistant: Fine.",
+            CONTEXT + "\n\nAssistant: Fine. \n",
+            '"chosen" and "rejected" are equal',
+            id="equal but for blanks",
+        ),
+        pytest.param(CONTEXT, CONTEXT + "\n\nAssistant: a", '"chosen" ends with a human turn', id="chosen ends human"),
+        pytest.param(
+            CONTEXT + "\n\nAssistant: a", CONTEXT, '"rejected" ends with a human turn', id="rejected ends human"
+        ),
+        pytest.param(
+            CONTEXT + "\n\nAssistant: a",
+            CONTEXT + "\n\nAssistant:",
+            '"rejected" turn 4 (Assistant) is empty',
+            id="empty",
+        ),
+    ],
+)
+def test_a_pair_that_compares_no_two_replies_is_an_error(chosen: str, rejected: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(complaint)}"):
+        pair(chosen, rejected)
+
+
+def test_every_real_pair_is_parsed_or_refused_with_a_reason() -> None:
+    if not HH_RLHF.is_file():
+        pytest.skip(f"{HH_RLHF} is not here")
+    outcomes = Counter[str]()
+    with gzip.open(HH_RLHF, "rt", encoding="utf-8") as stream:
+        for line in stream:
+            row = Transcript.model_validate(json.loads(line))
+            try:
+                parsed = parse_pair("p", row)
+            except ValueError as error:
+                outcomes[re.sub(r"\d+", "N", str(error))] += 1
+            else:
+                outcomes["parsed"] += 1
+                roles = ["user", "assistant"] * len(parsed.messages)
+                assert [message.role for message in parsed.messages] == roles[: len(parsed.messages)]
+                assert row.chosen.rstrip().endswith(parsed.chosen)
+                assert row.rejected.rstrip().endswith(parsed.rejected)
+    assert outcomes == {
+        "parsed": 1293,
+        '"chosen" turn N (Assistant) is empty': 4,
+        '"chosen" turn N is of Assistant; turns must alternate, so Human is due': 3,
+    }
+    assert outcomes.total() == 1300
