@@ -20,7 +20,7 @@ from stages.lib.params import Params
 from stages.lib.records import PreferencePair, read_rows
 from stages.lib.runtime import RuntimeSettings, start
 from stages.lib.tokenization import drop_too_long, encode_completion, encode_prompt
-from stages.lib.training import TrainingSettings, write_history
+from stages.lib.training import TrainingSettings, train
 
 
 class DPOSettings(TrainingSettings):
@@ -68,13 +68,12 @@ def main(model_name: str, parent: str) -> None:
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
-        trainer.train()
+        train(trainer, Path("data") / model_name / "dpo_history.csv")
     with replacing(out) as temporary:
         save_adapter(model, temporary)
         copy_tokenizer(base, temporary)
         parents = {"base": base, "parent": parent_dir, "reference": parent_dir}
         write_model_card(temporary, "dpo", parents, {"preferences": preferences}, settings.model_dump(), params.seed)
-    write_history(trainer, Path("data") / model_name / "dpo_history.csv")
     click.echo(f"dpo@{model_name}: {len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens")
 
 

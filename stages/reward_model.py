@@ -30,7 +30,7 @@ from stages.lib.records import PreferencePair, read_rows
 from stages.lib.runtime import RuntimeSettings, start
 from stages.lib.scoring import reward_scores
 from stages.lib.tokenization import drop_too_long, encode_completion, encode_prompt
-from stages.lib.training import TrainingSettings, write_history
+from stages.lib.training import TrainingSettings, train
 
 
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair]) -> list[dict[str, list[int]]]:
@@ -46,22 +46,30 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferenceP
 @click.command(help=__doc__)
 @click.option("--base", type=click.Path(path_type=Path), default="models/base", show_default=True)
 @click.option(
-    "--train", type=click.Path(path_type=Path), default="data/prepared/preferences/train.jsonl", show_default=True
+    "--train",
+    "train_path",
+    type=click.Path(path_type=Path),
+    default="data/prepared/preferences/train.jsonl",
+    show_default=True,
 )
 @click.option(
-    "--test", type=click.Path(path_type=Path), default="data/prepared/preferences/test.jsonl", show_default=True
+    "--test",
+    "test_path",
+    type=click.Path(path_type=Path),
+    default="data/prepared/preferences/test.jsonl",
+    show_default=True,
 )
 @click.option("--out", type=click.Path(path_type=Path), default="models/reward", show_default=True)
 @click.option("--history", type=click.Path(path_type=Path), default="data/reward/history.csv", show_default=True)
 @click.option("--metrics", type=click.Path(path_type=Path), default="data/metrics/reward.json", show_default=True)
-def main(base: Path, train: Path, test: Path, out: Path, history: Path, metrics: Path) -> None:
+def main(base: Path, train_path: Path, test_path: Path, out: Path, history: Path, metrics: Path) -> None:
     params = Params.read()
     runtime = params.section("runtime", RuntimeSettings)
     lora = params.section("lora", LoraSettings)
     settings = params.section("reward_model", TrainingSettings)
     start(runtime, params.seed)
     tokenizer = load_tokenizer(base)
-    rows = encode_pairs(tokenizer, read_rows(train, PreferencePair))
+    rows = encode_pairs(tokenizer, read_rows(train_path, PreferencePair))
     lengths = [max(map(len, row.values())) for row in rows]
     rows, dropped = drop_too_long(rows, lengths, settings.max_length, "reward_model.max_length")
 
@@ -74,19 +82,18 @@ def main(base: Path, train: Path, test: Path, out: Path, history: Path, metrics:
             train_dataset=Dataset.from_list([{**row, "length": max(map(len, row.values()))} for row in rows]),
             processing_class=tokenizer,
         )
-        trainer.train()
+        train(trainer, history)
     with replacing(out) as temporary:
         save_adapter(model, temporary)
         copy_tokenizer(base, temporary)
         config = settings.model_dump() | {"lora": lora.model_dump()}
-        write_model_card(temporary, "reward_model", {"base": base}, {"preferences": train}, config, params.seed)
-    write_history(trainer, history)
+        write_model_card(temporary, "reward_model", {"base": base}, {"preferences": train_path}, config, params.seed)
     del trainer, model, sequence_model
 
     # Held-out accuracy of what was written, not of what is in memory.
     stack = AdapterStack(base, runtime)
     stack.add("reward", out)
-    held_out = encode_pairs(tokenizer, read_rows(test, PreferencePair))
+    held_out = encode_pairs(tokenizer, read_rows(test_path, PreferencePair))
     chosen, rejected = (
         reward_scores(stack, "reward", [row[key] for row in held_out], batch_size=runtime.batch_size)
         for key in ("chosen_ids", "rejected_ids")

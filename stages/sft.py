@@ -19,7 +19,7 @@ from stages.lib.params import Params
 from stages.lib.records import Instruction, Judgement, read_rows
 from stages.lib.runtime import RuntimeSettings, start
 from stages.lib.tokenization import drop_too_long, encode_completion, encode_user
-from stages.lib.training import TrainingSettings, write_history
+from stages.lib.training import TrainingSettings, train
 
 
 @click.command(help=__doc__)
@@ -59,13 +59,12 @@ def main(base: Path, ift: Path, eft: Path, out: Path, history: Path) -> None:
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
-        trainer.train()
+        train(trainer, history)
     with replacing(out) as temporary:
         save_adapter(model, temporary)
         copy_tokenizer(base, temporary)
         config = settings.model_dump() | {"lora": lora.model_dump()}
         write_model_card(temporary, "sft", {"base": base}, {"ift": ift, "eft": eft}, config, params.seed)
-    write_history(trainer, history)
     click.echo(f"sft: {len(rows)} rows, {dropped} dropped as longer than {settings.max_length} tokens")
 
 

@@ -122,6 +122,9 @@ def main(data_dir: Path) -> None:
         "m0_reward": by_name["m0"]["reward"],
         "ppo_kl_to_base": by_name["ppo"]["kl_to_base"],
         "reward_model_accuracy": reward["accuracy"],
+        "reward_model_accuracy_low": reward["accuracy_low"],
+        "reward_model_accuracy_high": reward["accuracy_high"],
+        "reward_model_test_pairs": reward["test_pairs"],
         "base_judge_accuracy": by_name["base"]["as_judge_pairwise_accuracy"],
         "m0_judge_accuracy": by_name["m0"]["as_judge_pairwise_accuracy"],
     }

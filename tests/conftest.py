@@ -91,7 +91,7 @@ def make_adapter(tiny_base: Path, runtime: RuntimeSettings, tmp_path: Path) -> C
 
     def make(name: str, seed: int, head: bool = False) -> Path:
         torch.manual_seed(seed)
-        lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear")
+        lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", layers_to_transform=None)
         if head:
             base = load_base(tiny_base, runtime, AutoModelForSequenceClassification, num_labels=1)
             model = get_peft_model(base, lora.config(task_type="SEQ_CLS", modules_to_save=["score"]))

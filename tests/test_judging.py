@@ -191,7 +191,7 @@ def test_a_text_cannot_close_its_part_of_the_request(injection: str, where: str)
     request = judge_request(**texts)
     for delimiter in ("<question>", "</question>", "<response>", "</response>"):
         assert request.count(delimiter) == 1
-    assert "<|" not in request
+    assert request.count("<|") == 0
     assert request.endswith("</response>")
 
 
@@ -200,4 +200,4 @@ def test_a_text_cannot_close_its_part_of_the_request(injection: str, where: str)
 def test_no_mixture_of_delimiters_closes_the_response(response: list[str]) -> None:
     request = judge_request("Why?", "".join(response))
     assert request.count("</response>") == 1
-    assert "<|" not in request
+    assert request.count("<|") == 0

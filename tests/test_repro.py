@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY, build_tiny_source
 # Settings small enough that the whole graph takes about a minute and a half; all else stays as in params.yaml.
 SMALL = {
     "prepare_data": {"judgements_test_fraction": 0.8, "preferences_test_fraction": 0.9},
-    "lora": {"r": 4},
+    "lora": {"r": 4, "layers_to_transform": None},
     "sft": {"num_train_epochs": 0.1, "max_length": 1024},
     "generate_prompts": {"num_prompts": 6, "min_words": 1, "max_words": 60, "max_rounds": 20, "temperature": 1.5},
     "generate_responses": {"num_responses": 3, "max_new_tokens": 12},

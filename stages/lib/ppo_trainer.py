@@ -174,8 +174,8 @@ class PPOTrainer:
         if check and not float(log_ratio.abs().max()) <= SELF_TEST_TOLERANCE:
             gap = float(log_ratio.abs().max())
             raise InputError(
-                f"ppo: before the first update the ratio is not 1 (log-ratio up to {gap:.3g} nats): two forwards of the "
-                "same policy differ; is dropout on, or the dtype too coarse?"
+                f"ppo: before the first update the ratio is not 1 (log-ratio up to {gap:.3g} nats): two forwards of "
+                "the same policy differ; is dropout on, or the dtype too coarse?"
             )
         loss = policy_loss(logprobs, part.logprobs, part.advantages, mask, settings.cliprange).sum() / tokens
         loss.backward()

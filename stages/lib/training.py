@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import trl.trainer.utils
 from pydantic import Field
-from transformers import Trainer
+from transformers import ProgressCallback, Trainer
 
 from stages.lib.files import write_csv
 from stages.lib.params import Settings
@@ -50,6 +50,23 @@ class TrainingSettings(Settings):
             "save_strategy": "no",
             "dataloader_pin_memory": False,
         }
+
+
+class LossProgress(ProgressCallback):
+    """A progress bar with the last loss in it, instead of a printed line at every step."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Show the loss beside the bar."""
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+
+def train(trainer: Trainer, history: Path) -> None:
+    """Train behind a quiet progress bar, then write the history."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(LossProgress())
+    trainer.train()
+    write_history(trainer, history)
 
 
 def write_history(trainer: Trainer, path: Path) -> None:
