@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.lib.errors import InputError
@@ -53,7 +54,7 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> tuple[PreTrainedMod
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **kwargs)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
             f"params.yaml: base_model.source: cannot load {settings.source}: {' '.join(str(error).split())}"
         ) from None
@@ -65,7 +66,7 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> tuple[PreTrainedMod
             )
         tokenizer.chat_template = path.read_text(encoding="utf-8")
     if settings.pad_token is not None:
-        tokenizer.pad_token = settings.pad_token
+        tokenizer.add_special_tokens({"pad_token": settings.pad_token})
         if len(tokenizer) > model.get_input_embeddings().weight.size(0):  # type: ignore[operator]
             model.resize_token_embeddings(len(tokenizer))
     check_tokenizer(tokenizer, f"base_model.source {settings.source}")

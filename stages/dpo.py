@@ -60,8 +60,8 @@ def main(model_name: str, parent: str) -> None:
 
     model = PeftModel.from_pretrained(load_base(base, runtime), parent_dir, is_trainable=True)
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = settings.arguments(Path(scratch), params.seed, runtime.torch_device.type == "cpu")
-        arguments["train_sampling_strategy"] = "random"  # grouping by length needs one length a row
+        # Grouping by length needs one length a row; a pair has two.
+        arguments = settings.arguments(Path(scratch), params.seed, runtime.torch_device.type == "cpu", order="random")
         trainer = TokenizedDPOTrainer(
             model=model,
             args=DPOConfig(**arguments, beta=settings.beta),

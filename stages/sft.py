@@ -3,6 +3,7 @@
 Run with `python -m stages.sft`.
 """
 
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import click
 from datasets import Dataset
 from peft import get_peft_model
+from pydantic import Field
+from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from stages.lib.files import replacing
@@ -22,6 +25,47 @@ from stages.lib.tokenization import drop_too_long, encode_completion, encode_use
 from stages.lib.training import TrainingSettings, train
 
 
+TrainingRow = dict[str, Any]
+
+
+class SFTSettings(TrainingSettings):
+    """Section `sft` of params.yaml."""
+
+    eft_repeats: int = Field(ge=0)
+    eft_justification: bool
+
+
+def encode_row(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> TrainingRow:
+    """Return a row as TRL takes it; the loss is on the completion alone."""
+    prompt_ids, completion_ids = encode_user(tokenizer, prompt), encode_completion(tokenizer, completion)
+    mask = [0] * len(prompt_ids) + [1] * len(completion_ids)
+    return {"input_ids": prompt_ids + completion_ids, "completion_mask": mask, "length": len(mask)}
+
+
+def arrange(
+    instructions: list[TrainingRow], questions: list[list[TrainingRow]], batch_size: int, seed: int
+) -> list[TrainingRow]:
+    """Return all rows in the order of training: shuffled batches, each of instructions or of judgements.
+
+    The judged responses of one question stand together: what their common gradient keeps is what makes them differ,
+    and that is what a judge has to learn. Instructions of like length stand together, which saves padding.
+    """
+    shuffler = random.Random(seed)
+    judgements = [row for question in shuffler.sample(questions, len(questions)) for row in question]
+    by_length = sorted(shuffler.sample(instructions, len(instructions)), key=lambda row: row["length"])
+    whole: list[list[TrainingRow]] = []
+    rest: list[TrainingRow] = []
+    for rows in (judgements, by_length):
+        for first in range(0, len(rows), batch_size):
+            batch = rows[first : first + batch_size]
+            if len(batch) == batch_size:
+                whole.append(batch)
+            else:
+                rest += batch  # goes last, so that it shifts no other batch
+    shuffler.shuffle(whole)
+    return [row for batch in whole for row in batch] + rest
+
+
 @click.command(help=__doc__)
 @click.option("--base", type=click.Path(path_type=Path), default="models/base", show_default=True)
 @click.option("--ift", type=click.Path(path_type=Path), default="data/m0/ift.jsonl", show_default=True)
@@ -32,20 +76,22 @@ def main(base: Path, ift: Path, eft: Path, out: Path, history: Path) -> None:
     params = Params.read()
     runtime = params.section("runtime", RuntimeSettings)
     lora = params.section("lora", LoraSettings)
-    settings = params.section("sft", TrainingSettings)
+    settings = params.section("sft", SFTSettings)
     start(runtime, params.seed)
     tokenizer = load_tokenizer(base)
 
-    texts = [(row.prompt, row.completion) for row in read_rows(ift, Instruction)]
-    texts += [
-        (judge_request(row.prompt, row.response), judge_reply(row.score, row.justification))
-        for row in read_rows(eft, Judgement)
-    ]
-    rows: list[dict[str, Any]] = []
-    for prompt, completion in texts:
-        prompt_ids, completion_ids = encode_user(tokenizer, prompt), encode_completion(tokenizer, completion)
-        mask = [0] * len(prompt_ids) + [1] * len(completion_ids)  # the loss is on the completion alone
-        rows.append({"input_ids": prompt_ids + completion_ids, "completion_mask": mask, "length": len(mask)})
+    instructions = [encode_row(tokenizer, row.prompt, row.completion) for row in read_rows(ift, Instruction)]
+    judgements: dict[str, list[TrainingRow]] = {}
+    for row in read_rows(eft, Judgement):
+        reply = judge_reply(row.score, row.justification if settings.eft_justification else None)
+        encoded = encode_row(tokenizer, judge_request(row.prompt, row.response), reply)
+        judgements.setdefault(row.question_id, []).append(encoded)
+    rows = arrange(
+        instructions,
+        list(judgements.values()) * settings.eft_repeats,
+        settings.per_device_train_batch_size,
+        params.seed,
+    )
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "sft.max_length")
 
     model = get_peft_model(load_base(base, runtime), lora.config(task_type="CAUSAL_LM"))
@@ -53,7 +99,9 @@ def main(base: Path, ift: Path, eft: Path, out: Path, history: Path) -> None:
         trainer = SFTTrainer(
             model=model,
             args=SFTConfig(
-                **settings.arguments(Path(scratch), params.seed, runtime.torch_device.type == "cpu"),
+                **settings.arguments(
+                    Path(scratch), params.seed, runtime.torch_device.type == "cpu", order="sequential"
+                ),
                 completion_only_loss=True,
             ),
             train_dataset=Dataset.from_list(rows),

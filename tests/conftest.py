@@ -23,6 +23,7 @@ from stages.base_model import BaseModelSettings, load
 from stages.lib.models import LoraSettings, load_base, save_adapter
 from stages.lib.runtime import RuntimeSettings
 
+torch.set_num_threads(1)  # tiny matrices: a second thread only waits
 REPOSITORY = Path(__file__).parent.parent
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 

@@ -140,6 +140,15 @@ def test_an_earlier_base_survives_a_failed_run(tiny_source: Path) -> None:
     assert {path.name: path.read_bytes() for path in Path("models/base").iterdir()} == before
 
 
+def test_a_run_that_dies_while_writing_leaves_nothing(tiny_source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("stages.base_model.write_model_card", fail)
+    assert run(tiny_source).exit_code == 1
+    assert list(Path("models").iterdir()) == []
+
+
 def test_two_runs_write_the_same_bytes(tiny_source: Path, inside: Path) -> None:
     run(tiny_source)
     Path("models/base").rename(inside / "first")

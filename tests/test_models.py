@@ -305,3 +305,19 @@ def test_saving_leaves_the_model_as_it_is(
     assert torch.equal(logits(model), before)
     for name in ("adapter_config.json", ADAPTER_FILE):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_only_the_adapter_is_saved_whatever_base_the_working_directory_holds(
+    tiny_base: Path,
+    runtime: RuntimeSettings,
+    make_adapter: MakeAdapter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = PeftModel.from_pretrained(load_base(tiny_base, runtime), str(make_adapter("first", 1)))
+    config = json.loads((tiny_base / "config.json").read_text())
+    (tmp_path / "models/base").mkdir(parents=True)
+    (tmp_path / "models/base/config.json").write_text(json.dumps(config | {"vocab_size": 7}))
+    monkeypatch.chdir(tmp_path)
+    save_adapter(model, tmp_path / "saved")
+    assert (tmp_path / "saved" / ADAPTER_FILE).read_bytes() == (tmp_path / "first" / ADAPTER_FILE).read_bytes()

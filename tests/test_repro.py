@@ -1,6 +1,8 @@
 """The whole graph on the tiny model, in a clone: the real `dvc repro`, with no network and no git identity."""
 
+import csv
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -102,6 +104,13 @@ def test_rerunning_a_stage_by_force_gives_the_same_bytes(clone: Clone) -> None:
         assert clone.stages_run("dvc", "repro", "-f", "-s", stage) == [stage]
 
     assert (clone.path / "dvc.lock").read_bytes() == before
+
+
+def test_dpo_starts_at_log_2_since_the_reference_is_the_parent(clone: Clone) -> None:
+    for model in ("m1", "m2"):
+        with (clone.path / f"data/{model}/dpo_history.csv").open() as stream:
+            first = next(csv.DictReader(stream))
+        assert float(first["loss"]) == pytest.approx(math.log(2), abs=1e-4)
 
 
 def test_models_load_with_peft_from_the_repository_root(clone: Clone) -> None:

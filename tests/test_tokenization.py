@@ -95,11 +95,11 @@ def test_the_shared_prompt_and_a_choice_are_the_ids_of_the_whole_text(
         assert [*shared, token] == encode_user(tokenizer, "Rate it", prefix + choice)
 
 
-@pytest.mark.parametrize("choices", [("9", "10"), ("10", "20"), ("1", "10"), ("1", "1")])
+@pytest.mark.parametrize("choices", [("9", "10"), ("10", "20"), ("1", "10"), ("1", "1"), ("1", "2", "2")])
 def test_a_choice_that_is_not_one_token_of_its_own_is_an_error(
-    tokenizer: PreTrainedTokenizerBase, choices: tuple[str, str]
+    tokenizer: PreTrainedTokenizerBase, choices: tuple[str, ...]
 ) -> None:
-    with pytest.raises(ValueError, match=f"{choices[0]}, {choices[1]} as one token"):
+    with pytest.raises(ValueError, match=f"{', '.join(choices)} as one token"):
         encode_choices(tokenizer, "Rate it", "Score: ", choices)
 
 

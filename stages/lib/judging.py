@@ -43,13 +43,17 @@ class Verdict:
 
 
 def judge_request(question: str, response: str) -> str:
-    """Return what the judge is asked. Delimiters inside the question or the response are broken up, not obeyed."""
+    """Return what the judge is asked.
+
+    The response comes last, so that no text in it can close it early; special tokens in it are broken up.
+    """
     return render("judge.jinja", question=_defuse(question), response=_defuse(response))
 
 
-def judge_reply(score: int, justification: str) -> str:
+def judge_reply(score: int, justification: str | None) -> str:
     """Return the reply to learn (EFT): the score first, so that one trained format serves both judge modes."""
-    return f"{SCORE_PREFIX}{score}\n{justification}"
+    reply = f"{SCORE_PREFIX}{score}"
+    return reply if justification is None else f"{reply}\n{justification}"
 
 
 def parse_score(reply: str) -> int | None:
@@ -87,5 +91,5 @@ def verdict_of_replies(replies: Sequence[str]) -> Verdict:
 
 
 def _defuse(text: str) -> str:
-    # `</response>` or `<|im_end|>` inside a response would end it early: a space keeps them from being delimiters.
+    # `<|im_end|>` or `</s>` inside a text would be read as the end of the turn: a space makes plain text of it.
     return text.replace("<", "< ")

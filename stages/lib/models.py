@@ -52,6 +52,8 @@ class LoraSettings(Settings):
 
 def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
     """Load a tokenizer and check what every stage relies on: EOS, a pad token that is not EOS, a chat template."""
+    if not (model_dir / "tokenizer.json").is_file():
+        raise InputError(f"{model_dir}: holds no tokenizer (tokenizer.json); run `dvc repro`")
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_dir)
     check_tokenizer(tokenizer, str(model_dir))
     return tokenizer
@@ -108,6 +110,7 @@ class AdapterStack:
         config = LoraConfig.from_pretrained(str(model_dir))
         # The stack runs every adapter over the causal LM: heads are kept apart, in `heads`.
         config.task_type, config.modules_to_save, config.inference_mode = None, None, False
+        config.base_model_name_or_path = None  # PEFT warns where this differs from the base's path
         state = _load_safetensors(model_dir / ADAPTER_FILE)
         head = state.pop(HEAD_KEY, None)
         if head is not None:
@@ -116,9 +119,12 @@ class AdapterStack:
             self._peft = get_peft_model(self.causal_lm, config, adapter_name=name)
         else:
             self._peft.add_adapter(name, config)
-        result: Any = set_peft_model_state_dict(self._peft, state, adapter_name=name)
-        missing = [key for key in result.missing_keys if f".{name}." in key]
-        if result.unexpected_keys or missing:
+        try:
+            result: Any = set_peft_model_state_dict(self._peft, state, adapter_name=name)
+            fits = not result.unexpected_keys and not any(f".{name}." in key for key in result.missing_keys)
+        except RuntimeError:  # torch's word for a tensor of another shape
+            fits = False
+        if not fits:
             raise InputError(f"{model_dir / ADAPTER_FILE}: does not fit the base model; rebuild it with `dvc repro`")
         self._peft.eval()
         for parameter in self.parameters(name):
@@ -157,7 +163,7 @@ def save_adapter(model: PeftModel, out_dir: Path, name: str = "default") -> None
     PEFT's own `save_pretrained` writes `target_modules` in the order of a set, which differs between processes.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
-    state = get_peft_model_state_dict(model, adapter_name=name)
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     tensors = {key: value.detach().cpu().contiguous() for key, value in sorted(state.items())}
     save_file(tensors, out_dir / ADAPTER_FILE, metadata={"format": "pt"})
     config = model.peft_config[name].to_dict()

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import trl.trainer.utils
 from pydantic import Field
-from transformers import ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from stages.lib.files import write_csv
 from stages.lib.params import Settings
@@ -32,7 +32,7 @@ class TrainingSettings(Settings):
     max_length: int = Field(ge=1)
     gradient_checkpointing: bool
 
-    def arguments(self, scratch: Path, seed: int, use_cpu: bool) -> dict[str, Any]:
+    def arguments(self, scratch: Path, seed: int, use_cpu: bool, order: str = "group_by_length") -> dict[str, Any]:
         """Return keyword arguments for TRL's configs; `max_length` is not among them, see `drop_too_long`."""
         values = self.model_dump(
             exclude=set(self.model_fields) - set(TrainingSettings.model_fields) | {"max_length", "warmup_ratio"}
@@ -40,7 +40,8 @@ class TrainingSettings(Settings):
         return values | {
             "output_dir": str(scratch),
             "warmup_steps": self.warmup_ratio,  # a value under 1 is a share of all steps
-            "train_sampling_strategy": "group_by_length",
+            "train_sampling_strategy": order,
+            "remove_unused_columns": False,  # the sampler reads column `length`
             "seed": seed,
             "use_cpu": use_cpu,
             "bf16": False,  # the weights are in runtime.dtype already; adapters stay in float32
@@ -63,7 +64,8 @@ class LossProgress(ProgressCallback):
 
 def train(trainer: Trainer, history: Path) -> None:
     """Train behind a quiet progress bar, then write the history."""
-    trainer.remove_callback(ProgressCallback)
+    for callback in (PrinterCallback, ProgressCallback):  # which of them is there depends on the log level
+        trainer.remove_callback(callback)
     trainer.add_callback(LossProgress())
     trainer.train()
     write_history(trainer, history)

@@ -1,0 +1,101 @@
+"""What the trainer stages rely on in TRL, and what they write."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import trl.trainer.utils
+from datasets import Dataset
+from peft import get_peft_model
+from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
+
+from stages.dpo import TokenizedDPOTrainer
+from stages.lib.models import LoraSettings, load_base, load_tokenizer
+from stages.lib.params import Params
+from stages.lib.runtime import RuntimeSettings
+from stages.lib.tokenization import encode_completion, encode_user
+from stages.lib.training import TrainingSettings, train
+from tests.conftest import REPOSITORY
+
+TEXTS = [
+    ("Why is the sky blue?", "Air scatters blue light most."),
+    ("Name a fruit.", "A pear, say, or a plum."),
+    ("Hi", "Yo"),
+]
+
+
+@pytest.fixture
+def settings() -> TrainingSettings:
+    return Params.read(REPOSITORY / "params.yaml").section("reward_model", TrainingSettings)
+
+
+def sft_rows(tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    rows = []
+    for prompt, completion in TEXTS:
+        prompt_ids, completion_ids = encode_user(tokenizer, prompt), encode_completion(tokenizer, completion)
+        mask = [0] * len(prompt_ids) + [1] * len(completion_ids)
+        rows.append({"input_ids": prompt_ids + completion_ids, "completion_mask": mask, "length": len(mask)})
+    return Dataset.from_list(rows)
+
+
+def sft_trainer(base: Path, runtime: RuntimeSettings, settings: TrainingSettings, scratch: Path) -> SFTTrainer:
+    torch.manual_seed(0)
+    lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", layers_to_transform=None)
+    return SFTTrainer(
+        model=get_peft_model(load_base(base, runtime), lora.config(task_type="CAUSAL_LM")),
+        args=SFTConfig(**settings.arguments(scratch, 0, use_cpu=True), completion_only_loss=True),
+        train_dataset=sft_rows(load_tokenizer(base)),
+        processing_class=load_tokenizer(base),
+    )
+
+
+def test_the_sft_loss_is_the_mean_over_completion_tokens_alone(
+    tiny_base: Path, runtime: RuntimeSettings, settings: TrainingSettings, tmp_path: Path
+) -> None:
+    trainer = sft_trainer(tiny_base, runtime, settings, tmp_path)
+    model, rows = load_base(tiny_base, runtime), sft_rows(load_tokenizer(tiny_base))
+
+    train(trainer, tmp_path / "history.csv")
+
+    losses, count = 0.0, 0
+    for row in rows:
+        ids = torch.tensor([row["input_ids"]])
+        logprobs = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        picked = -logprobs.gather(1, ids[0, 1:, None]).squeeze(1)
+        mask = torch.tensor(row["completion_mask"][1:], dtype=torch.bool)
+        losses, count = losses + float(picked[mask].sum()), count + int(mask.sum())
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(losses / count, rel=1e-4)
+
+
+def test_scoring_completions_alone_gives_the_loss_of_scoring_every_position(
+    tiny_base: Path,
+    runtime: RuntimeSettings,
+    settings: TrainingSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    short = sft_trainer(tiny_base, runtime, settings, tmp_path)
+    train(short, tmp_path / "short.csv")
+    monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device: False)
+    full = sft_trainer(tiny_base, runtime, settings, tmp_path)
+    train(full, tmp_path / "full.csv")
+
+    for key in ("loss", "grad_norm"):
+        assert short.state.log_history[0][key] == pytest.approx(full.state.log_history[0][key], rel=1e-4)
+
+
+def test_the_history_holds_no_timings(
+    tiny_base: Path, runtime: RuntimeSettings, settings: TrainingSettings, tmp_path: Path
+) -> None:
+    train(sft_trainer(tiny_base, runtime, settings, tmp_path), tmp_path / "history.csv")
+
+    header = (tmp_path / "history.csv").read_text().splitlines()[0].split(",")
+    assert header[0] == "step"
+    assert "loss" in header
+    assert not [name for name in header if "runtime" in name or "second" in name]
+
+
+def test_trl_calls_the_hook_that_keeps_our_token_ids() -> None:
+    # A TRL release that renames the hook would tokenize the rows again: this fails first.
+    assert "_prepare_dataset" in vars(TokenizedDPOTrainer.__mro__[1])
