@@ -24,7 +24,6 @@ from stages.lib.runtime import RuntimeSettings, start
 from stages.lib.tokenization import drop_too_long, encode_completion, encode_user
 from stages.lib.training import TrainingSettings, train
 
-
 TrainingRow = dict[str, Any]
 
 
