@@ -16,6 +16,7 @@ from tests.conftest import REPOSITORY, build_tiny_source
 
 # Settings small enough that the whole graph takes about a minute and a half; all else stays as in params.yaml.
 SMALL = {
+    "runtime": {"num_threads": 1},
     "prepare_data": {"judgements_test_fraction": 0.8, "preferences_test_fraction": 0.9},
     "lora": {"r": 4, "layers_to_transform": None},
     "sft": {"num_train_epochs": 0.1, "max_length": 1024},
@@ -29,6 +30,9 @@ SMALL = {
     | {"max_new_tokens": 8, "max_prompt_length": 512},
     "evaluate": {"max_new_tokens": 8, "max_turns": 2},
 }
+
+
+pytestmark = pytest.mark.timeout(900)  # each test may start a dozen stages, a few seconds each
 
 
 class Clone:
