@@ -47,7 +47,7 @@ def kl_to_base(stack: AdapterStack, prompts: Sequence[list[int]], completions: S
             prompts[rows], completions[rows], int(stack.tokenizer.pad_token_id or 0), stack.device
         )
         logits = {}
-        for name in ("model", "base"):
+        for name in ("subject", "base"):
             with stack.using(name) as model:
                 logits[name] = model(
                     input_ids=batch.input_ids,
@@ -55,7 +55,7 @@ def kl_to_base(stack: AdapterStack, prompts: Sequence[list[int]], completions: S
                     position_ids=batch.position_ids,
                     logits_to_keep=batch.response_mask.shape[1] + 1,
                 ).logits[:, :-1]
-        kl = kl_divergence(logits["model"], logits["base"])
+        kl = kl_divergence(logits["subject"], logits["base"])
         mask = batch.response_mask
         result += (torch.where(mask, kl, 0.0).sum(1) / mask.sum(1)).tolist()
     return result
@@ -73,7 +73,7 @@ def main(name: str, judge: str) -> None:
     eval_prompts = read_rows(Path("data/prepared/eval/prompts.jsonl"), EvalPrompt, unique=["id"])
     judgements = read_rows(Path("data/prepared/eval/judgements.jsonl"), Judgement)
     stack = AdapterStack(Path("models/base"), runtime)
-    for role, model in {"model": name, "base": "base", "judge": judge, "reward": "reward"}.items():
+    for role, model in {"subject": name, "base": "base", "judge": judge, "reward": "reward"}.items():
         stack.add(role, Path("models") / model)
 
     answers: list[Answer] = []
@@ -83,7 +83,7 @@ def main(name: str, judge: str) -> None:
         for row in asked:
             history[row.id].append(Message(role="user", content=row.turns[turn]))
         prompts = [encode_prompt(stack.tokenizer, history[row.id]) for row in asked]
-        with stack.using("model") as causal_lm:
+        with stack.using("subject") as causal_lm:
             sampled = generate(
                 causal_lm,
                 stack.tokenizer,
@@ -121,7 +121,7 @@ def main(name: str, judge: str) -> None:
                 )
             )
 
-    with stack.using("model") as causal_lm:
+    with stack.using("subject") as causal_lm:
         own = judge_responses(
             causal_lm,
             stack.tokenizer,

@@ -20,7 +20,7 @@ SMALL = {
     "prepare_data": {"judgements_test_fraction": 0.8, "preferences_test_fraction": 0.9},
     "lora": {"r": 4, "layers_to_transform": None},
     "sft": {"num_train_epochs": 0.1, "max_length": 1024},
-    "generate_prompts": {"num_prompts": 6, "min_words": 1, "max_words": 60, "max_rounds": 20, "temperature": 1.5},
+    "generate_prompts": {"num_prompts": 6, "min_words": 1, "max_words": 60, "max_rounds": 100, "temperature": 1.5},
     "generate_responses": {"num_responses": 3, "max_new_tokens": 12},
     "judge": {"min_digit_mass": 0.0},
     "build_preferences": {"min_margin": 0.0},
