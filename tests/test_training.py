@@ -61,7 +61,8 @@ def test_the_sft_loss_is_the_mean_over_completion_tokens_alone(
     losses, count = 0.0, 0
     for row in rows:
         ids = torch.tensor([row["input_ids"]])
-        logprobs = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        with torch.no_grad():
+            logprobs = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
         picked = -logprobs.gather(1, ids[0, 1:, None]).squeeze(1)
         mask = torch.tensor(row["completion_mask"][1:], dtype=torch.bool)
         losses, count = losses + float(picked[mask].sum()), count + int(mask.sum())
