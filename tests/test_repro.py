@@ -40,6 +40,7 @@ class Clone:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.first: list[str] = []  # the stages that the first repro ran
         self.env = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(path.parent / "home"),
@@ -82,12 +83,12 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     result.run("git", "init", "-q")
     result.run("git", "add", "-A")
     result.run("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", "start")
-    result.first = result.stages_run("dvc", "repro")  # type: ignore[attr-defined]
+    result.first = result.stages_run("dvc", "repro")
     return result
 
 
 def test_the_first_repro_runs_every_stage_once_and_writes_the_report(clone: Clone) -> None:
-    first: list[str] = clone.first  # type: ignore[attr-defined]
+    first = clone.first
 
     assert len(first) == len(set(first)) == 21
     metrics = json.loads((clone.path / "data/summary/metrics.json").read_text())
