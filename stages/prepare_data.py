@@ -3,7 +3,7 @@
 Run with `python -m stages.prepare_data`.
 """
 
-import random
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,13 +42,21 @@ class PrepareDataSettings(Settings):
 
 
 def split_by_group(rows: Sequence[T], group: Callable[[T], str], fraction: float, seed: int) -> tuple[list[T], list[T]]:
-    """Split rows into (train, test) by whole groups, `fraction` of the groups to test, each side in input order."""
-    groups = sorted({group(row) for row in rows})
-    if len(groups) < 2:
-        raise InputError(f"a split needs at least two different prompts, found {len(groups)}; add rows")
-    count = min(len(groups) - 1, max(1, round(fraction * len(groups))))
-    test = set(random.Random(seed).sample(groups, count))
+    """Split rows into (train, test) by whole groups, about `fraction` of the groups to test, each side in input order.
+
+    A group's side follows from its text and the seed: rows that are added later never move others across the split.
+    """
+    places = {key: _place(seed, key) for key in {group(row) for row in rows}}
+    if len(places) < 2:
+        raise InputError(f"a split needs at least two different prompts, found {len(places)}; add rows")
+    lowest, highest = min(places.values()), max(places.values())
+    test = {key for key, place in places.items() if place < highest and (place < fraction or place == lowest)}
     return [row for row in rows if group(row) not in test], [row for row in rows if group(row) in test]
+
+
+def _place(seed: int, key: str) -> float:
+    digest = hashlib.sha256(f"{seed}\x1f{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64  # even over [0, 1)
 
 
 def conversation_key(pair: PreferencePair) -> str:

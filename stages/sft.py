@@ -5,8 +5,9 @@ Run with `python -m stages.sft`.
 
 import random
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import click
 from datasets import Dataset
@@ -15,30 +16,59 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
+from stages.lib.errors import InputError
 from stages.lib.files import replacing
-from stages.lib.judging import judge_reply, judge_request
+from stages.lib.judging import DIGITS, SCORE_PREFIX, judge_reply, judge_request
 from stages.lib.models import LoraSettings, copy_tokenizer, load_base, load_tokenizer, save_adapter, write_model_card
 from stages.lib.params import Params
 from stages.lib.records import Instruction, Judgement, read_rows
 from stages.lib.runtime import RuntimeSettings, start
-from stages.lib.tokenization import drop_too_long, encode_completion, encode_user
+from stages.lib.tokenization import drop_too_long, encode_choices, encode_completion, encode_user
 from stages.lib.training import TrainingSettings, train
 
+T = TypeVar("T")
 TrainingRow = dict[str, Any]
 
 
 class SFTSettings(TrainingSettings):
     """Section `sft` of params.yaml."""
 
-    eft_repeats: int = Field(ge=0)
-    eft_justification: bool
+    eft_passes: float = Field(ge=0)
+    eft_target: Literal["score", "reply"]
 
 
-def encode_row(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> TrainingRow:
-    """Return a row as TRL takes it; the loss is on the completion alone."""
-    prompt_ids, completion_ids = encode_user(tokenizer, prompt), encode_completion(tokenizer, completion)
+def encode_instruction(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> TrainingRow:
+    """Return a row as TRL takes it; the loss is on the completion, EOS included."""
+    return _training_row(encode_user(tokenizer, prompt), encode_completion(tokenizer, completion))
+
+
+def encode_judgement(
+    tokenizer: PreTrainedTokenizerBase, row: Judgement, target: Literal["score", "reply"]
+) -> TrainingRow:
+    """Return a row as TRL takes it, with the loss on the whole reply or on the digit after `score: ` alone.
+
+    In a mean over the reply's tokens the one that holds the score weighs little; alone, at the very position that
+    `judge.mode: logits` reads, it gets the whole gradient.
+    """
+    request = judge_request(row.prompt, row.response)
+    if target == "reply":
+        return encode_instruction(tokenizer, request, judge_reply(row.score, row.justification))
+    try:
+        prompt_ids, digits = encode_choices(tokenizer, request, SCORE_PREFIX, DIGITS)
+    except ValueError as error:
+        raise InputError(f"params.yaml: sft.eft_target: {error}; use `reply`") from None
+    return _training_row(prompt_ids, [digits[row.score]])
+
+
+def _training_row(prompt_ids: list[int], completion_ids: list[int]) -> TrainingRow:
     mask = [0] * len(prompt_ids) + [1] * len(completion_ids)
     return {"input_ids": prompt_ids + completion_ids, "completion_mask": mask, "length": len(mask)}
+
+
+def several_passes(questions: Sequence[T], passes: float, seed: int) -> list[T]:
+    """Return each question `passes` times; the fraction of a pass is a random share of the questions."""
+    shuffled = random.Random(seed).sample(questions, len(questions))
+    return [shuffled[i % len(shuffled)] for i in range(round(passes * len(shuffled)))]
 
 
 def arrange(
@@ -79,18 +109,13 @@ def main(base: Path, ift: Path, eft: Path, out: Path, history: Path) -> None:
     start(runtime, params.seed)
     tokenizer = load_tokenizer(base)
 
-    instructions = [encode_row(tokenizer, row.prompt, row.completion) for row in read_rows(ift, Instruction)]
+    instructions = [encode_instruction(tokenizer, row.prompt, row.completion) for row in read_rows(ift, Instruction)]
     judgements: dict[str, list[TrainingRow]] = {}
     for row in read_rows(eft, Judgement):
-        reply = judge_reply(row.score, row.justification if settings.eft_justification else None)
-        encoded = encode_row(tokenizer, judge_request(row.prompt, row.response), reply)
+        encoded = encode_judgement(tokenizer, row, settings.eft_target)
         judgements.setdefault(row.question_id, []).append(encoded)
-    rows = arrange(
-        instructions,
-        list(judgements.values()) * settings.eft_repeats,
-        settings.per_device_train_batch_size,
-        params.seed,
-    )
+    questions = several_passes(list(judgements.values()), settings.eft_passes, params.seed)
+    rows = arrange(instructions, questions, settings.per_device_train_batch_size, params.seed)
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "sft.max_length")
 
     model = get_peft_model(load_base(base, runtime), lora.config(task_type="CAUSAL_LM"))

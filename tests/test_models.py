@@ -118,6 +118,17 @@ def test_switching_adapters_restores_exactly_the_same_logits(
             assert torch.equal(logits(model), expected)
 
 
+def test_an_adapter_may_be_called_what_other_parts_of_the_model_are_called(
+    tiny_base: Path, runtime: RuntimeSettings, make_adapter: MakeAdapter
+) -> None:
+    stack = AdapterStack(tiny_base, runtime)
+    stack.add("policy", make_adapter("first", 1))
+    stack.add("model", make_adapter("second", 2))
+    policy, model = stack.parameters("policy"), stack.parameters("model")
+    assert len(policy) == len(model)
+    assert not {id(parameter) for parameter in policy} & {id(parameter) for parameter in model}
+
+
 def test_the_base_alone_needs_no_adapter(tiny_base: Path, runtime: RuntimeSettings) -> None:
     stack = AdapterStack(tiny_base, runtime)
     stack.add("base", tiny_base)

@@ -44,6 +44,14 @@ def test_rows_takes_the_same_rows_of_every_tensor() -> None:
     assert part.response_mask.tolist() == BATCH.response_mask[1:].tolist()
 
 
+def test_rows_drops_the_columns_that_are_padding_in_all_of_them() -> None:
+    part = BATCH.rows(torch.tensor([0]))
+    assert part.input_ids.tolist() == [[5, 11, 12, 13, 2]]
+    assert part.attention_mask.tolist() == [[True] * 5]
+    assert part.responses.tolist() == BATCH.responses[:1].tolist()
+    assert part.response_mask.tolist() == BATCH.response_mask[:1].tolist()
+
+
 def test_completions_are_collated_with_the_eos_that_ended_them() -> None:
     completions = [Completion([11, 12, 13, 2], "abc", "stop"), Completion([14, 2], "d", "stop")]
     batch = collate_completions([[5], [6, 7, 8]], completions, PAD, CPU)

@@ -50,10 +50,9 @@ def judge_request(question: str, response: str) -> str:
     return render("judge.jinja", question=_defuse(question), response=_defuse(response))
 
 
-def judge_reply(score: int, justification: str | None) -> str:
-    """Return the reply to learn (EFT): the score first, so that one trained format serves both judge modes."""
-    reply = f"{SCORE_PREFIX}{score}"
-    return reply if justification is None else f"{reply}\n{justification}"
+def judge_reply(score: int, justification: str) -> str:
+    """Return the whole reply to learn (EFT): the score first, where both judge modes look for it."""
+    return f"{SCORE_PREFIX}{score}\n{justification}"
 
 
 def parse_score(reply: str) -> int | None:

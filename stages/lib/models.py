@@ -121,7 +121,7 @@ class AdapterStack:
             self._peft.add_adapter(name, config)
         try:
             result: Any = set_peft_model_state_dict(self._peft, state, adapter_name=name)
-            fits = not result.unexpected_keys and not any(f".{name}." in key for key in result.missing_keys)
+            fits = not result.unexpected_keys and not any(_is_of(key, name) for key in result.missing_keys)
         except RuntimeError:  # torch's word for a tensor of another shape
             fits = False
         if not fits:
@@ -149,7 +149,7 @@ class AdapterStack:
     def parameters(self, name: str) -> list[nn.Parameter]:
         """Return the parameters of adapter `name`, in the model's order."""
         assert self._peft is not None
-        return [parameter for key, parameter in self._peft.named_parameters() if f".{name}." in key]
+        return [parameter for key, parameter in self._peft.named_parameters() if _is_of(key, name)]
 
     def save(self, name: str, out_dir: Path) -> None:
         """Write adapter `name` to `out_dir`; see `save_adapter`."""
@@ -205,6 +205,11 @@ def weights_hash(model_dir: Path) -> str:
     if not files:
         raise InputError(f"{model_dir}: holds no safetensors weights; run `dvc repro`")
     return sha256(files[0]) if len(files) == 1 else json.dumps({file.name: sha256(file) for file in files})
+
+
+def _is_of(key: str, adapter: str) -> bool:
+    # `...q_proj.lora_A.policy.weight`; the name may also stand earlier in a key, as `model` does in each of them.
+    return key.endswith((f".lora_A.{adapter}.weight", f".lora_B.{adapter}.weight"))
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:

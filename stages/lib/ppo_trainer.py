@@ -94,7 +94,8 @@ class PPOTrainer:
 
     def step(self) -> dict[str, float]:
         """Do one update and return its row of the history."""
-        rollout = self.rollout([next(self._prompts) for _ in range(self.settings.rollout_batch_size)])
+        prompts = [next(self._prompts) for _ in range(self.settings.rollout_batch_size)]
+        rollout = self.rollout(sorted(prompts, key=len))  # neighbours of like length need little padding
         if self.updates_done == 0:
             self._check_reference(rollout)
         metrics = {"update": self.updates_done + 1.0} | self._describe(rollout) | self._optimize(rollout)
@@ -129,8 +130,7 @@ class PPOTrainer:
         )
         ended = torch.tensor([c.finish_reason == "stop" for c in completions], device=self.stack.device)
         mask = batch.response_mask
-        penalized = scores - settings.missing_eos_penalty * (~ended).float()
-        rewards = token_rewards(logprobs, ref_logprobs, penalized, mask, settings.kl_coef)
+        rewards = token_rewards(logprobs, ref_logprobs, self._penalized(scores, ended), mask, settings.kl_coef)
         advantages, returns = gae(rewards, values, mask, settings.gamma, settings.lam)
         return Rollout(
             **vars(batch),
@@ -198,14 +198,20 @@ class PPOTrainer:
         kl = torch.where(mask, rollout.logprobs - rollout.ref_logprobs, 0.0).sum(1).mean()
         returns, values = rollout.returns[mask], rollout.values[mask]
         variance = returns.var(correction=0)
+        reward = self._penalized(rollout.scores, rollout.ended).mean()
         return {
-            "mean_reward": float(rollout.scores.mean()),
+            "mean_reward": float(reward),
+            "mean_score": float(rollout.scores.mean()),
             "kl": float(kl),
-            "objective": float(rollout.scores.mean() - self.settings.kl_coef * kl),
+            "objective": float(reward - self.settings.kl_coef * kl),
             "eos_rate": float(rollout.ended.float().mean()),
             "response_tokens": float(mask.sum() / len(mask)),
             "explained_variance": float(1 - (returns - values).var(correction=0) / variance) if variance > 0 else 0.0,
         }
+
+    def _penalized(self, scores: Tensor, ended: Tensor) -> Tensor:
+        """Return the reward of each response: its score, less the penalty where it does not end by itself."""
+        return scores - self.settings.missing_eos_penalty * (~ended).float()
 
     def _check_reference(self, rollout: Rollout) -> None:
         gap = float(torch.where(rollout.response_mask, (rollout.logprobs - rollout.ref_logprobs).abs(), 0.0).max())

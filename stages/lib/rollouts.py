@@ -43,8 +43,12 @@ class Batch:
         return cls(input_ids, torch.cat([prompt_mask.bool(), response_mask], dim=1), response_mask)
 
     def rows(self, index: Tensor) -> Self:
-        """Return the rows at `index`."""
-        return type(self)(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+        """Return the rows at `index`, without the first columns where all of them are padding."""
+        values = {field.name: getattr(self, field.name)[index] for field in fields(self)}
+        first = int(values["attention_mask"].any(0).int().argmax())
+        for name in ("input_ids", "attention_mask"):
+            values[name] = values[name][:, first:]
+        return type(self)(**values)
 
 
 @dataclass(frozen=True)

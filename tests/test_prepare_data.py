@@ -1,0 +1,48 @@
+"""The split of the raw data: by whole prompts, and for good."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.lib.errors import InputError
+from stages.prepare_data import split_by_group
+
+prompts = st.lists(st.text(max_size=3), min_size=2, max_size=40).filter(lambda rows: len(set(rows)) > 1)
+
+
+def keep(row: str) -> str:
+    return row
+
+
+@given(prompts, st.floats(0.01, 0.99), st.integers(0, 9))
+def test_each_row_is_on_one_side_no_prompt_is_on_both_and_neither_side_is_empty(
+    rows: list[str], fraction: float, seed: int
+) -> None:
+    train, test = split_by_group(rows, keep, fraction, seed)
+    assert sorted(train + test) == sorted(rows)
+    assert not set(train) & set(test)
+    assert train
+    assert test
+
+
+@given(st.integers(0, 9), st.integers(100, 150))
+def test_rows_added_later_move_no_other_row_across_the_split(seed: int, more: int) -> None:
+    before = split_by_group([f"prompt {i}" for i in range(100)], keep, 0.3, seed)
+    after = split_by_group([f"prompt {i}" for i in range(more)], keep, 0.3, seed)
+    for old, new in zip(before, after, strict=True):
+        assert set(old) <= set(new)
+
+
+def test_about_the_given_fraction_of_the_prompts_is_held_out() -> None:
+    _, test = split_by_group([f"prompt {i}" for i in range(2000)], keep, 0.3, 17)
+    assert len(test) == pytest.approx(600, abs=60)
+
+
+def test_another_seed_is_another_split() -> None:
+    rows = [f"prompt {i}" for i in range(50)]
+    assert split_by_group(rows, keep, 0.5, 1) != split_by_group(rows, keep, 0.5, 2)
+
+
+def test_one_prompt_alone_cannot_be_split() -> None:
+    with pytest.raises(InputError, match="at least two different prompts, found 1"):
+        split_by_group(["a", "a"], keep, 0.5, 0)
