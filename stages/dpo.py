@@ -64,7 +64,7 @@ def main(model_name: str, parent: str) -> None:
         arguments = settings.arguments(Path(scratch), params.seed, runtime.torch_device.type == "cpu", order="random")
         trainer = TokenizedDPOTrainer(
             model=model,
-            args=DPOConfig(**arguments, beta=settings.beta),
+            args=DPOConfig(**arguments, max_length=None, beta=settings.beta),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )

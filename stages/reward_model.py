@@ -78,7 +78,9 @@ def main(base: Path, train_path: Path, test_path: Path, out: Path, history: Path
     with tempfile.TemporaryDirectory() as scratch:
         trainer = RewardTrainer(
             model=model,
-            args=RewardConfig(**settings.arguments(Path(scratch), params.seed, runtime.torch_device.type == "cpu")),
+            args=RewardConfig(
+                **settings.arguments(Path(scratch), params.seed, runtime.torch_device.type == "cpu"), max_length=None
+            ),
             train_dataset=Dataset.from_list([{**row, "length": max(map(len, row.values()))} for row in rows]),
             processing_class=tokenizer,
         )

@@ -17,8 +17,9 @@ from tests.conftest import REPOSITORY, build_tiny_source
 # Settings small enough that the whole graph takes about a minute and a half; all else stays as in params.yaml.
 SMALL = {
     "runtime": {"num_threads": 1},
-    "prepare_data": {"judgements_test_fraction": 0.8, "preferences_test_fraction": 0.9},
+    "prepare_data": {"judgements_test_fraction": 0.2, "preferences_test_fraction": 0.9},
     "lora": {"r": 4, "layers_to_transform": None},
+    "eft": {"num_train_epochs": 0.02, "max_length": 1024},
     "sft": {"num_train_epochs": 0.1, "max_length": 1024},
     "generate_prompts": {"num_prompts": 6, "min_words": 1, "max_words": 60, "max_rounds": 100, "temperature": 1.5},
     "generate_responses": {"num_responses": 3, "max_new_tokens": 12},

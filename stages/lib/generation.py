@@ -91,7 +91,7 @@ def next_token_logprobs(
 
     What all prompts begin with (a judge's rubric) is prefilled once.
     """
-    shared = _common_prefix(prompts)
+    shared = common_prefix(prompts)
     prefix = torch.tensor([prompts[0][:shared]], device=model.device) if shared else None
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
     results: list[list[float]] = [[] for _ in prompts]
@@ -118,6 +118,15 @@ def next_token_logprobs(
                 results[i] = row
             progress.update(len(batch))
     return results
+
+
+def common_prefix(rows: Sequence[list[int]]) -> int:
+    """Return how many first ids all rows share, leaving at least one of each row."""
+    shortest = min(map(len, rows)) - 1
+    shared = 0
+    while shared < shortest and len({row[shared] for row in rows}) == 1:
+        shared += 1
+    return shared
 
 
 def left_pad(rows: Sequence[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -215,15 +224,6 @@ def _completion(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Completio
     stopped = ids[-1] == tokenizer.eos_token_id
     text = str(tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True))
     return Completion(ids, text, "stop" if stopped else "length")
-
-
-def _common_prefix(rows: Sequence[list[int]]) -> int:
-    """Return how many first ids all rows share, leaving at least one of each row."""
-    shortest = min(map(len, rows)) - 1
-    shared = 0
-    while shared < shortest and len({row[shared] for row in rows}) == 1:
-        shared += 1
-    return shared
 
 
 def _bar(total: int, description: str | None) -> "tqdm[Any]":

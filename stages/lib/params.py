@@ -18,6 +18,7 @@ SECTIONS = (
     "base_model",
     "prepare_data",
     "lora",
+    "eft",
     "sft",
     "iterations",
     "generate_prompts",

@@ -33,7 +33,7 @@ class TrainingSettings(Settings):
     gradient_checkpointing: bool
 
     def arguments(self, scratch: Path, seed: int, use_cpu: bool, order: str = "group_by_length") -> dict[str, Any]:
-        """Return keyword arguments for TRL's configs; `max_length` is not among them, see `drop_too_long`."""
+        """Return keyword arguments for `TrainingArguments`; see `drop_too_long` for `max_length`."""
         values = self.model_dump(
             exclude=set(self.model_fields) - set(TrainingSettings.model_fields) | {"max_length", "warmup_ratio"}
         )
@@ -45,7 +45,6 @@ class TrainingSettings(Settings):
             "seed": seed,
             "use_cpu": use_cpu,
             "bf16": False,  # the weights are in runtime.dtype already; adapters stay in float32
-            "max_length": None,
             "logging_steps": 1,
             "report_to": "none",
             "save_strategy": "no",
