@@ -30,7 +30,7 @@ def main(base: Path, reward: Path, prompts: Path, out: Path, history: Path) -> N
     start(runtime, params.seed)
     init = Path("models") / settings.init
     stack = AdapterStack(base, runtime)
-    # The value function starts as the reward model: it then knows from the start what the scores look like.
+    # The value function starts from the reward model's features.
     for name, model_dir in {"policy": init, "reference": init, "reward": reward, "value": reward}.items():
         stack.add(name, model_dir)
     encoded = [encode_prompt(stack.tokenizer, row.messages) for row in read_rows(prompts, Prompt)]

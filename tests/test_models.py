@@ -33,7 +33,7 @@ from stages.lib.tokenization import encode_user
 from tests.conftest import REPOSITORY
 
 MakeAdapter = Callable[..., Path]
-ROWS = [[1, 40, 41, 42, 43, 2], [1, 50, 51, 2], [1, 60, 61, 62, 63, 64, 65]]
+ROWS = [[1, 40, 41, 42, 43, 2], [1, 50, 51, 2], [1, 60, 61, 62, 63, 64, 65, 2]]
 
 SAVE_ONE_ADAPTER = """
 import sys
@@ -186,13 +186,16 @@ def test_the_reward_head_scores_as_transformers_classifier_does(
     assert max(expected) - min(expected) > 0.01
 
 
-def test_the_eos_of_a_response_changes_its_score(
+def test_a_row_that_was_cut_off_is_scored_as_if_it_ended_there(
     tiny_base: Path, runtime: RuntimeSettings, make_adapter: MakeAdapter
 ) -> None:
     stack = AdapterStack(tiny_base, runtime)
     stack.add("reward", make_adapter("reward", 3, head=True))
-    with_eos, without = reward_scores(stack, "reward", [ROWS[0], ROWS[0][:-1]], batch_size=2)
-    assert abs(with_eos - without) > 0.01
+    ended, cut_off, other = reward_scores(
+        stack, "reward", [ROWS[0], ROWS[0][:-1], [*ROWS[0][:-1], ROWS[0][0]]], batch_size=3
+    )
+    assert ended == pytest.approx(cut_off, abs=1e-5)
+    assert abs(ended - other) > 0.01
 
 
 @pytest.mark.parametrize("pad_token", ["<|im_end|>", None])

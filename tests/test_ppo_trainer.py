@@ -83,6 +83,11 @@ def real_rows(rollout: Rollout) -> list[tuple[list[int], int]]:
     ]
 
 
+def randomize(parameter: Tensor) -> None:
+    with torch.no_grad():
+        parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+
+
 def snapshot(stack: AdapterStack) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in stack.causal_lm.named_parameters()}
 
@@ -124,13 +129,24 @@ def test_logprobs_are_those_of_the_unpadded_row_at_the_temperature_of_sampling(
         torch.testing.assert_close(rollout.logprobs[i, :length].double(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_at_first_every_value_is_the_mean_reward_so_that_no_place_in_a_reply_is_favoured(make_stack: MakeStack) -> None:
+    stack = make_stack()
+    rollout = trainer(stack, missing_eos_penalty=2.0).rollout(encoded(stack))
+    reward = (rollout.scores - 2.0 * (~rollout.ended).float()).mean()
+    assert 0 < int(rollout.ended.sum()) < len(rollout.ended)
+    torch.testing.assert_close(rollout.values, reward.expand_as(rollout.values))
+
+
 def test_values_are_the_head_on_the_state_before_each_token(make_stack: MakeStack) -> None:
     stack = make_stack()
-    rollout = trainer(stack).rollout(encoded(stack))
+    ppo = trainer(stack)
+    ppo.step()
+    randomize(ppo.value_head)
+    rollout = ppo.rollout(encoded(stack))
     for i, (ids, length) in enumerate(real_rows(rollout)):
         with stack.using("value") as model, torch.no_grad():
             hidden = model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0, -length - 1 : -1]
-        expected = (hidden @ stack.heads["value"].T).squeeze(-1)
+        expected = (hidden @ ppo.value_head.T).squeeze(-1).detach() + ppo.value_bias.detach()
         torch.testing.assert_close(rollout.values[i, :length], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -170,6 +186,7 @@ def test_an_unfinished_response_loses_the_penalty_and_a_finished_one_nothing(mak
 def gradients(stack: AdapterStack, micro_batch_size: int) -> tuple[list[Tensor], list[Tensor]]:
     """Return the gradients of the only optimizer step of an update, and the parameters after it."""
     ppo = trainer(stack, per_device_train_batch_size=micro_batch_size, max_grad_norm=1e9)
+    randomize(ppo.value_head)
     seen: list[Tensor] = []
 
     def record(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
@@ -195,6 +212,7 @@ def test_a_step_changes_policy_and_value_and_nothing_else(make_stack: MakeStack)
     stack = make_stack()
     before, heads = snapshot(stack), {name: head.clone() for name, head in stack.heads.items()}
     ppo = trainer(stack)
+    randomize(ppo.value_head)  # through a head of zeros no gradient reaches the adapter below it
     head = ppo.value_head.detach().clone()
     ppo.step()
     after = snapshot(stack)

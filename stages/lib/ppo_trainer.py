@@ -73,9 +73,13 @@ class PPOTrainer:
         self, stack: AdapterStack, prompts: Sequence[list[int]], settings: PPOSettings, seed: int, batch_size: int
     ) -> None:
         self.stack, self.settings, self.seed, self.batch_size = stack, settings, seed, batch_size
-        self.value_head = nn.Parameter(stack.heads["value"].clone())
+        # The value function has the reward model's features and a constant for a start, see `rollout`. With the reward
+        # model's own head, which means nothing before the EOS, or with 0, each last token would look much worse (or
+        # better) than those before it, and the policy would unlearn (or overdo) ending its replies.
+        self.value_head = nn.Parameter(torch.zeros_like(stack.heads["reward"]))
+        self.value_bias = nn.Parameter(torch.zeros(1, device=stack.device))
         self.policy_parameters = stack.parameters("policy")
-        self.value_parameters = [*stack.parameters("value"), self.value_head]
+        self.value_parameters = [*stack.parameters("value"), self.value_head, self.value_bias]
         for parameter in [*self.policy_parameters, *self.value_parameters]:
             parameter.requires_grad_(True)
         # eps 1e-5 as in the original implementation; both rates fall to 0 in a straight line.
@@ -122,7 +126,6 @@ class PPOTrainer:
         batch = collate_completions(prompts, completions, int(tokenizer.pad_token_id or 0), self.stack.device)
         logprobs = self._map_rows(batch, lambda part: self._logprobs("policy", part)[0])
         ref_logprobs = self._map_rows(batch, lambda part: self._logprobs("reference", part)[0])
-        values = self._map_rows(batch, self._values)
         tokens = [prompt + completion.token_ids for prompt, completion in zip(prompts, completions, strict=True)]
         scores = torch.tensor(
             reward_scores(self.stack, "reward", tokens, batch_size=settings.per_device_train_batch_size),
@@ -130,7 +133,11 @@ class PPOTrainer:
         )
         ended = torch.tensor([c.finish_reason == "stop" for c in completions], device=self.stack.device)
         mask = batch.response_mask
-        rewards = token_rewards(logprobs, ref_logprobs, self._penalized(scores, ended), mask, settings.kl_coef)
+        penalized = self._penalized(scores, ended)
+        if self.updates_done == 0:  # the best guess before any training: the mean reward
+            self.value_bias.fill_(penalized.mean())
+        values = self._map_rows(batch, self._values)
+        rewards = token_rewards(logprobs, ref_logprobs, penalized, mask, settings.kl_coef)
         advantages, returns = gae(rewards, values, mask, settings.gamma, settings.lam)
         return Rollout(
             **vars(batch),
@@ -244,7 +251,7 @@ class PPOTrainer:
                 position_ids=batch.position_ids,
                 use_cache=False,
             ).last_hidden_state[:, -length - 1 : -1]
-        values: Tensor = (hidden.float() @ self.value_head.T).squeeze(-1)
+        values: Tensor = (hidden.float() @ self.value_head.T).squeeze(-1) + self.value_bias
         return values
 
     def _map_rows(self, batch: Batch, function: Callable[[Batch], Tensor]) -> Tensor:

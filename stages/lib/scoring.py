@@ -65,7 +65,13 @@ def judge_responses(
 
 @torch.no_grad()
 def reward_scores(stack: AdapterStack, name: str, rows: Sequence[list[int]], *, batch_size: int) -> list[float]:
-    """Return the reward model's score of each row of token ids: its head at the row's last token."""
+    """Return the reward model's score of each row of token ids: its head at the EOS.
+
+    The model has learned from ended replies alone, so a row that was cut off is scored as if it ended there: at another
+    token the head's output is on another scale (docs/LOG.md has a PPO run that lived on the difference).
+    """
+    eos = stack.tokenizer.eos_token_id
+    rows = [row if row[-1] == eos else [*row, eos] for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     scores = [0.0] * len(rows)
     with stack.using(name) as model:
