@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from stages.lib.files import write_json
-from stages.lib.generation import Completion, SamplingParams, generate
+from stages.lib.generation import Completion, SamplingParams, generate, like_lengths
 from stages.lib.judging import JudgeSettings
 from stages.lib.losses import kl_divergence
 from stages.lib.metrics import agreement, distinct_2, mean
@@ -40,11 +40,15 @@ class EvaluateSettings(Settings):
 @torch.no_grad()
 def kl_to_base(stack: AdapterStack, prompts: Sequence[list[int]], completions: Sequence[Completion]) -> list[float]:
     """Return KL(model || base) in nats a token: exact at each position, averaged over each response."""
-    result: list[float] = []
-    for start_row in range(0, len(prompts), KL_BATCH_SIZE):
-        rows = slice(start_row, start_row + KL_BATCH_SIZE)
+    result = [0.0] * len(prompts)
+    lengths = [len(prompt) + len(c.token_ids) for prompt, c in zip(prompts, completions, strict=True)]
+    order = sorted(range(len(prompts)), key=lambda i: lengths[i])
+    for rows in like_lengths(order, lengths, KL_BATCH_SIZE):
         batch = collate_completions(
-            prompts[rows], completions[rows], int(stack.tokenizer.pad_token_id or 0), stack.device
+            [prompts[i] for i in rows],
+            [completions[i] for i in rows],
+            int(stack.tokenizer.pad_token_id or 0),
+            stack.device,
         )
         logits = {}
         for name in ("subject", "base"):
@@ -57,7 +61,8 @@ def kl_to_base(stack: AdapterStack, prompts: Sequence[list[int]], completions: S
                 ).logits[:, :-1]
         kl = kl_divergence(logits["subject"], logits["base"])
         mask = batch.response_mask
-        result += (torch.where(mask, kl, 0.0).sum(1) / mask.sum(1)).tolist()
+        for i, value in zip(rows, (torch.where(mask, kl, 0.0).sum(1) / mask.sum(1)).tolist(), strict=True):
+            result[i] = value
     return result
 
 
@@ -101,7 +106,7 @@ def main(name: str, judge: str) -> None:
             )
         tokens = [prompt + c.token_ids for prompt, c in zip(prompts, completions, strict=True)]
         rewards = reward_scores(stack, "reward", tokens, batch_size=runtime.batch_size)
-        kl = kl_to_base(stack, prompts, completions)
+        kl = kl_to_base(stack, prompts, completions) if name != "base" else [0.0] * len(asked)
         for i, row in enumerate(asked):
             # An answer may be empty, a message may not: the next turn then follows a single space.
             history[row.id].append(Message.model_construct(role="assistant", content=texts[i][1] or " "))

@@ -76,7 +76,9 @@ def main(model: str, parent: str) -> None:
         missing = settings.num_prompts - len(accepted)
         if missing == 0:
             break
-        row_seeds = [row_seed(params.seed, "generate_prompts", model, number, i) for i in range(settings.num_prompts)]
+        # Part of what a model writes is cut off or not new, so more is asked for than is missing; the rest goes unused.
+        asked = min(settings.num_prompts, 2 * missing)
+        row_seeds = [row_seed(params.seed, "generate_prompts", model, number, i) for i in range(asked)]
         requests = [
             render(
                 "new_prompt.jinja",

@@ -1,15 +1,27 @@
 """Decoding: the same tokens whatever stands next to a row, and the distribution that was asked for."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.lib import generation
-from stages.lib.generation import Completion, SamplingParams, generate, left_pad, next_token_logprobs, sample_tokens
+from stages.lib.generation import (
+    MAX_LENGTH_RATIO,
+    Completion,
+    SamplingParams,
+    generate,
+    left_pad,
+    like_lengths,
+    next_token_logprobs,
+    sample_tokens,
+)
 from stages.lib.models import load_base, load_tokenizer
 from stages.lib.runtime import RuntimeSettings
 from stages.lib.tokenization import encode_user
@@ -265,3 +277,17 @@ def test_next_token_logprobs_are_those_of_each_prompt_alone(
         with torch.no_grad():
             expected = model(torch.tensor([row])).logits[0, -1].double().log_softmax(-1)[choices]
         torch.testing.assert_close(torch.tensor(logprobs, dtype=torch.float64), expected, rtol=1e-4, atol=1e-5)
+
+
+@given(lengths=st.lists(st.integers(1, 300), max_size=60), batch_size=st.integers(1, 9))
+def test_batches_of_like_lengths_hold_each_row_once_in_order_with_little_padding(
+    lengths: list[int], batch_size: int
+) -> None:
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    batches = list(like_lengths(order, lengths, batch_size))
+    assert [i for batch in batches for i in batch] == order
+    assert all(1 <= len(batch) <= batch_size for batch in batches)
+    assert all(lengths[batch[-1]] <= MAX_LENGTH_RATIO * lengths[batch[0]] for batch in batches)
+    # Full wherever the lengths allow it.
+    for batch, following in pairwise(batches):
+        assert len(batch) == batch_size or lengths[following[0]] > MAX_LENGTH_RATIO * lengths[batch[0]]

@@ -5,7 +5,7 @@ change what a row gets: each row has a seed of its own.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ from stages.lib.runtime import row_seed
 
 # The sampler looks at this many top tokens first and sorts the whole vocabulary only where they are not enough.
 TOP_TOKENS = 256
+# A scored batch is closed before a row more than this many times as long as its shortest: a forward over padding costs
+# what one over text costs, and a batch of few long rows is as fast as one of many short ones.
+MAX_LENGTH_RATIO = 1.1
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,7 @@ def next_token_logprobs(
         prefix_cache = _new_cache(model)
         if prefix is not None:
             model(input_ids=prefix, past_key_values=prefix_cache, logits_to_keep=1)
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        for batch in like_lengths(order, [len(prompt) - shared for prompt in prompts], batch_size):
             ids, mask = left_pad([prompts[i][shared:] for i in batch], _pad_id(tokenizer), model.device)
             mask = torch.cat([mask.new_ones(len(batch), shared), mask], dim=1)
             cache = copy.deepcopy(prefix_cache)
@@ -127,6 +129,18 @@ def common_prefix(rows: Sequence[list[int]]) -> int:
     while shared < shortest and len({row[shared] for row in rows}) == 1:
         shared += 1
     return shared
+
+
+def like_lengths(order: Sequence[int], lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield `order`, row numbers by growing length, in batches of at most `batch_size` that need little padding."""
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) == batch_size or lengths[i] > MAX_LENGTH_RATIO * lengths[batch[0]]):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def left_pad(rows: Sequence[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

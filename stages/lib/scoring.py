@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.lib.errors import InputError
-from stages.lib.generation import SamplingParams, generate, left_pad, next_token_logprobs, positions
+from stages.lib.generation import SamplingParams, generate, left_pad, like_lengths, next_token_logprobs, positions
 from stages.lib.judging import (
     DIGITS,
     SCORE_PREFIX,
@@ -75,8 +75,7 @@ def reward_scores(stack: AdapterStack, name: str, rows: Sequence[list[int]], *, 
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     scores = [0.0] * len(rows)
     with stack.using(name) as model:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        for batch in like_lengths(order, [len(row) for row in rows], batch_size):
             ids, mask = left_pad([rows[i] for i in batch], int(stack.tokenizer.pad_token_id or 0), stack.device)
             hidden = model.base_model(
                 input_ids=ids, attention_mask=mask, position_ids=positions(mask)
