@@ -48,7 +48,7 @@ def cross_validated(
 
 def preference_accuracy(path: Path, penalty: float) -> float:
     """Return the share of pairs whose chosen reply is told from the rejected one."""
-    pairs = read_preferences(path)
+    pairs, _ = read_preferences(path)
     counts = word_counts([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
     difference = counts[: len(pairs)] - counts[len(pairs) :]
     sign = np.where(np.arange(len(pairs)) % 2 == 0, 1.0, -1.0)  # half of the pairs the other way round

@@ -1,20 +1,57 @@
 """RLHF with PPO: models/<ppo.init> + models/reward + data/prepared/prompts.jsonl -> models/ppo.
 
-Run with `python -m stages.ppo`.
+A run that was killed goes on from its last update. Run with `python -m stages.ppo`.
 """
 
+import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from tqdm import tqdm
 
-from stages.lib.files import replacing, write_csv
+from stages.lib.files import replacing, sha256, write_csv
+from stages.lib.generation import SamplingParams, generate
 from stages.lib.models import AdapterStack, copy_tokenizer, write_model_card
 from stages.lib.params import Params
 from stages.lib.ppo_trainer import PPOSettings, PPOTrainer
-from stages.lib.records import Prompt, read_rows
-from stages.lib.runtime import RuntimeSettings, start
+from stages.lib.records import Prompt, TrainingSample, read_rows, write_rows
+from stages.lib.resume import Checkpoint
+from stages.lib.runtime import RuntimeSettings, row_seed, start
+from stages.lib.scoring import reward_scores
 from stages.lib.tokenization import drop_too_long, encode_prompt
+
+NUM_SAMPLES = 4  # prompts whose answers show what training does
+
+
+def sample_answers(
+    stack: AdapterStack, prompts: Sequence[Prompt], settings: PPOSettings, update: int
+) -> list[TrainingSample]:
+    """Answer `prompts` with the policy as it is now, greedily."""
+    encoded = [encode_prompt(stack.tokenizer, row.messages) for row in prompts]
+    with stack.using("policy") as model:
+        sampled = generate(
+            model,
+            stack.tokenizer,
+            encoded,
+            SamplingParams(settings.max_new_tokens, temperature=0.0),
+            [0] * len(prompts),
+            batch_size=NUM_SAMPLES,
+        )
+    tokens = [ids + completion.token_ids for ids, [completion] in zip(encoded, sampled, strict=True)]
+    scores = reward_scores(stack, "reward", tokens, batch_size=NUM_SAMPLES)
+    return [
+        TrainingSample(
+            id=row.id,
+            update=update,
+            prompt=row.messages[-1].content,
+            response=completion.text.strip(),
+            finish_reason=completion.finish_reason,
+            score=score,
+        )
+        for row, [completion], score in zip(prompts, sampled, scores, strict=True)
+    ]
 
 
 @click.command(help=__doc__)
@@ -22,8 +59,8 @@ from stages.lib.tokenization import drop_too_long, encode_prompt
 @click.option("--reward", type=click.Path(path_type=Path), default="models/reward", show_default=True)
 @click.option("--prompts", type=click.Path(path_type=Path), default="data/prepared/prompts.jsonl", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default="models/ppo", show_default=True)
-@click.option("--history", type=click.Path(path_type=Path), default="data/ppo/history.csv", show_default=True)
-def main(base: Path, reward: Path, prompts: Path, out: Path, history: Path) -> None:
+@click.option("--report", type=click.Path(path_type=Path), default="data/ppo", show_default=True)
+def main(base: Path, reward: Path, prompts: Path, out: Path, report: Path) -> None:
     params = Params.read()
     runtime = params.section("runtime", RuntimeSettings)
     settings = params.section("ppo", PPOSettings)
@@ -33,28 +70,48 @@ def main(base: Path, reward: Path, prompts: Path, out: Path, history: Path) -> N
     # The value function starts from the reward model's features.
     for name, model_dir in {"policy": init, "reference": init, "reward": reward, "value": reward}.items():
         stack.add(name, model_dir)
-    encoded = [encode_prompt(stack.tokenizer, row.messages) for row in read_rows(prompts, Prompt)]
-    encoded, dropped = drop_too_long(
-        encoded, [len(ids) for ids in encoded], settings.max_prompt_length, "ppo.max_prompt_length"
-    )
+    rows = read_rows(prompts, Prompt)
+    encoded = [encode_prompt(stack.tokenizer, row.messages) for row in rows]
+    lengths = [len(ids) for ids in encoded]
+    rows, dropped = drop_too_long(rows, lengths, settings.max_prompt_length, "ppo.max_prompt_length")
+    encoded = [ids for ids in encoded if len(ids) <= settings.max_prompt_length]
+    watched = random.Random(row_seed(params.seed, "ppo samples")).sample(rows, min(NUM_SAMPLES, len(rows)))
 
     trainer = PPOTrainer(stack, encoded, settings, params.seed, runtime.batch_size)
-    rows = []
-    with tqdm(total=settings.num_updates, desc="ppo", unit="update") as progress:
-        for _ in range(settings.num_updates):
+    inputs = {path.as_posix(): sha256(path) for path in (base, init, reward, prompts)}
+    identity: dict[str, Any] = {"seed": params.seed, "inputs": inputs}
+    identity |= {"runtime": runtime.model_dump(), "ppo": settings.model_dump()}
+    checkpoint = Checkpoint("ppo", identity)
+    history: list[dict[str, float]] = []
+    samples: list[TrainingSample] = []
+    if (saved := checkpoint.load()) is not None:
+        tensors, state = saved
+        trainer.load_state_dict(tensors, state["trainer"])
+        history, samples = state["history"], [TrainingSample.model_validate(row) for row in state["samples"]]
+        click.echo(f"ppo: goes on after update {trainer.updates_done}, from {checkpoint.path}")
+    with tqdm(total=settings.num_updates, initial=len(history), desc="ppo", unit="update") as progress:
+        while trainer.updates_done < settings.num_updates:
+            if trainer.updates_done in (0, settings.num_updates // 2):
+                samples += sample_answers(stack, watched, settings, trainer.updates_done)
             row = trainer.step()
-            rows.append(row)
-            progress.set_postfix({key: f"{row[key]:.2f}" for key in ("mean_reward", "kl", "response_tokens")})
+            history.append(row)
+            tensors, state = trainer.state_dict()
+            described = [sample.model_dump(mode="json") for sample in samples]
+            checkpoint.save(tensors, {"trainer": state, "history": history, "samples": described})
+            progress.set_postfix({key: f"{row[key]:.2f}" for key in ("mean_reward", "kl", "eos_rate")})
             progress.update()
+    samples += sample_answers(stack, watched, settings, settings.num_updates)
     with replacing(out) as temporary:
         stack.save("policy", temporary)
         copy_tokenizer(base, temporary)
         parents = {"base": base, "parent": init, "reference": init, "reward": reward}
         write_model_card(temporary, "ppo", parents, {"prompts": prompts}, settings.model_dump(), params.seed)
-    write_csv(history, rows)
+    write_csv(report / "history.csv", history)
+    write_rows(report / "samples.jsonl", samples)
+    checkpoint.clear()
     click.echo(
-        f"ppo: {len(rows)} updates of {settings.rollout_batch_size} responses, mean reward "
-        f"{rows[0]['mean_reward']:.2f} -> {rows[-1]['mean_reward']:.2f}; {dropped} prompts dropped as too long"
+        f"ppo: {len(history)} updates of {settings.rollout_batch_size} responses, mean reward "
+        f"{history[0]['mean_reward']:.2f} -> {history[-1]['mean_reward']:.2f}; {dropped} prompts dropped as too long"
     )
 
 

@@ -7,7 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import click
 from pydantic import Field
@@ -25,7 +25,7 @@ from stages.lib.records import (
     read_rows,
     write_rows,
 )
-from stages.lib.transcripts import parse_pair
+from stages.lib.transcripts import UnusablePair, parse_pair
 
 T = TypeVar("T")
 
@@ -36,6 +36,7 @@ class PrepareDataSettings(Settings):
     instructions: str
     judgements: str
     preferences: str
+    unusable_preferences: Literal["error", "drop"]
     eval_prompts: str
     judgements_test_fraction: float = Field(gt=0, lt=1)
     preferences_test_fraction: float = Field(gt=0, lt=1)
@@ -64,15 +65,21 @@ def conversation_key(pair: PreferencePair) -> str:
     return pair.messages[0].content.strip().lower()
 
 
-def read_preferences(path: Path) -> list[PreferencePair]:
-    """Read transcripts into pairs; a malformed one is an error that names its line."""
-    pairs = []
+def read_preferences(path: Path, drop: bool = False) -> tuple[list[PreferencePair], dict[str, int]]:
+    """Read transcripts into pairs; one that compares no two replies is dropped and counted, or an error."""
+    pairs: list[PreferencePair] = []
+    dropped = Counter[str]()
     for number, row in enumerate(read_rows(path, Transcript), 1):
         try:
             pairs.append(parse_pair(f"pref-{number:04d}", row))
-        except ValueError as error:
-            raise InputError(f"{path}:{number}: {error}; mend or delete the row") from None
-    return pairs
+        except UnusablePair as error:
+            if not drop:
+                raise InputError(
+                    f"{path}:{number}: {error}; mend or delete the row, or set prepare_data.unusable_preferences to "
+                    "drop, which counts such rows"
+                ) from None
+            dropped[error.reason] += 1
+    return pairs, dict(sorted(dropped.items()))
 
 
 @click.command(help=__doc__)
@@ -82,7 +89,7 @@ def main(data_dir: Path) -> None:
     settings = params.section("prepare_data", PrepareDataSettings)
     instructions = read_rows(Path(settings.instructions), Instruction, unique=["id"])
     judgements = read_rows(Path(settings.judgements), Judgement, unique=["question_id", "response"])
-    preferences = read_preferences(Path(settings.preferences))
+    preferences, dropped = read_preferences(Path(settings.preferences), settings.unusable_preferences == "drop")
     eval_prompts = read_rows(Path(settings.eval_prompts), EvalPrompt, unique=["id"])
 
     held_out = {turn.strip().lower() for row in eval_prompts for turn in row.turns}
@@ -113,12 +120,15 @@ def main(data_dir: Path) -> None:
         "eft_scores": {str(score): n for score, n in sorted(Counter(row.score for row in eft).items())},
         "preferences_train": len(train),
         "preferences_test": len(test),
+        "preferences_dropped": dropped,
         "prompts": len(prompts),
         "eval_prompts": len(eval_prompts),
         "eval_judgements": len(eval_judgements),
     }
     write_json(data_dir / "metrics" / "prepare_data.json", counts)
-    click.echo("prepare_data: " + ", ".join(f"{n} {name}" for name, n in counts.items() if isinstance(n, int)))
+    told = [f"{n} {name}" for name, n in counts.items() if isinstance(n, int)]
+    told += [f"{n} preferences dropped ({reason})" for reason, n in dropped.items()]
+    click.echo("prepare_data: " + ", ".join(told))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """Train a reward model on human preferences: models/base + data/prepared/preferences -> models/reward.
 
-The loss is -logsigmoid(chosen - rejected) (Bradley-Terry); the adapter and its score head are saved together.
+The loss is -logsigmoid(chosen - rejected) (Bradley-Terry); the adapter and its score head are saved together, with the
+bias that makes the mean score of reference answers 0.
 Run with `python -m stages.reward_model`.
 """
 
+import math
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 from datasets import Dataset
@@ -14,9 +18,10 @@ from peft import get_peft_model
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
-from stages.lib.files import replacing, write_json
-from stages.lib.metrics import mean, wilson_interval
+from stages.lib.errors import InputError
+from stages.lib.files import replacing, write_csv, write_json
 from stages.lib.models import (
+    SCORE_FILE,
     AdapterStack,
     LoraSettings,
     copy_tokenizer,
@@ -26,11 +31,21 @@ from stages.lib.models import (
     write_model_card,
 )
 from stages.lib.params import Params
-from stages.lib.records import PreferencePair, read_rows
+from stages.lib.records import PreferencePair, ScoredPair, read_rows, write_rows
+from stages.lib.reward_report import calibration, reward_report
 from stages.lib.runtime import RuntimeSettings, start
 from stages.lib.scoring import reward_scores
 from stages.lib.tokenization import drop_too_long, encode_completion, encode_prompt
 from stages.lib.training import TrainingSettings, train
+
+# Chosen replies of the training pairs whose mean score becomes 0: enough for a mean within a tenth of a deviation.
+CENTERING_ROWS = 128
+
+
+class RewardModelSettings(TrainingSettings):
+    """Section `reward_model` of params.yaml."""
+
+    use_margin: bool
 
 
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair]) -> list[dict[str, list[int]]]:
@@ -41,6 +56,48 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferenceP
         sides = {"chosen_ids": pair.chosen, "rejected_ids": pair.rejected}
         rows.append({key: prompt + encode_completion(tokenizer, text) for key, text in sides.items()})
     return rows
+
+
+def training_rows(
+    pairs: Sequence[PreferencePair], encoded: Sequence[dict[str, list[int]]], use_margin: bool
+) -> list[dict[str, Any]]:
+    """Return rows as TRL takes them; with `use_margin` the loss is -logsigmoid(chosen - rejected - margin).
+
+    Raises:
+        InputError: margins are asked for, and a pair has none.
+    """
+    rows: list[dict[str, Any]] = []
+    for pair, ids in zip(pairs, encoded, strict=True):
+        row = {**ids, "length": max(map(len, ids.values()))}
+        if use_margin:
+            if pair.margin is None:
+                raise InputError(f"reward_model.use_margin: pair {pair.id} has no margin; set it to false")
+            row["margin"] = pair.margin
+        rows.append(row)
+    return rows
+
+
+def score_pairs(
+    stack: AdapterStack, pairs: Sequence[PreferencePair], batch_size: int, description: str
+) -> list[ScoredPair]:
+    """Score both replies of each pair with the stack's model `reward`."""
+    rows = encode_pairs(stack.tokenizer, pairs)
+    chosen, rejected = (
+        reward_scores(
+            stack, "reward", [row[key] for row in rows], batch_size=batch_size, description=f"{description}, {key[:-4]}"
+        )
+        for key in ("chosen_ids", "rejected_ids")
+    )
+    return [
+        ScoredPair(
+            id=pair.id,
+            chosen_score=chosen[i],
+            rejected_score=rejected[i],
+            chosen_tokens=len(encode_completion(stack.tokenizer, pair.chosen)),
+            rejected_tokens=len(encode_completion(stack.tokenizer, pair.rejected)),
+        )
+        for i, pair in enumerate(pairs)
+    ]
 
 
 @click.command(help=__doc__)
@@ -60,18 +117,18 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferenceP
     show_default=True,
 )
 @click.option("--out", type=click.Path(path_type=Path), default="models/reward", show_default=True)
-@click.option("--history", type=click.Path(path_type=Path), default="data/reward/history.csv", show_default=True)
+@click.option("--report", type=click.Path(path_type=Path), default="data/reward", show_default=True)
 @click.option("--metrics", type=click.Path(path_type=Path), default="data/metrics/reward.json", show_default=True)
-def main(base: Path, train_path: Path, test_path: Path, out: Path, history: Path, metrics: Path) -> None:
+def main(base: Path, train_path: Path, test_path: Path, out: Path, report: Path, metrics: Path) -> None:
     params = Params.read()
     runtime = params.section("runtime", RuntimeSettings)
     lora = params.section("lora", LoraSettings)
-    settings = params.section("reward_model", TrainingSettings)
+    settings = params.section("reward_model", RewardModelSettings)
     start(runtime, params.seed)
     tokenizer = load_tokenizer(base)
-    rows = encode_pairs(tokenizer, read_rows(train_path, PreferencePair))
-    lengths = [max(map(len, row.values())) for row in rows]
-    rows, dropped = drop_too_long(rows, lengths, settings.max_length, "reward_model.max_length")
+    pairs = read_rows(train_path, PreferencePair)
+    rows = training_rows(pairs, encode_pairs(tokenizer, pairs), settings.use_margin)
+    rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "reward_model.max_length")
 
     sequence_model = load_base(base, runtime, AutoModelForSequenceClassification, num_labels=1)
     model = get_peft_model(sequence_model, lora.config(task_type="SEQ_CLS", modules_to_save=["score"]))
@@ -81,40 +138,35 @@ def main(base: Path, train_path: Path, test_path: Path, out: Path, history: Path
             args=RewardConfig(
                 **settings.arguments(Path(scratch), params.seed, runtime.torch_device.type == "cpu"), max_length=None
             ),
-            train_dataset=Dataset.from_list([{**row, "length": max(map(len, row.values()))} for row in rows]),
+            train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
-        train(trainer, history)
+        train(trainer, report / "history.csv")
     with replacing(out) as temporary:
         save_adapter(model, temporary)
         copy_tokenizer(base, temporary)
         config = settings.model_dump() | {"lora": lora.model_dump()}
         write_model_card(temporary, "reward_model", {"base": base}, {"preferences": train_path}, config, params.seed)
-    del trainer, model, sequence_model
-
-    # Held-out accuracy of what was written, not of what is in memory.
-    stack = AdapterStack(base, runtime)
-    stack.add("reward", out)
-    held_out = encode_pairs(tokenizer, read_rows(test_path, PreferencePair))
-    chosen, rejected = (
-        reward_scores(stack, "reward", [row[key] for row in held_out], batch_size=runtime.batch_size)
-        for key in ("chosen_ids", "rejected_ids")
-    )
-    wins = [0.5 if c == r else float(c > r) for c, r in zip(chosen, rejected, strict=True)]
-    low, high = wilson_interval(sum(wins), len(wins)) or (None, None)
-    margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
-    summary = {
-        "train_pairs": len(rows),
-        "dropped_too_long": dropped,
-        "test_pairs": len(wins),
-        "accuracy": mean(wins),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "mean_margin": mean(margins),
-    }
-    write_json(metrics, summary)
+        del trainer, model, sequence_model
+        # What follows measures what was written, not what was in memory.
+        stack = AdapterStack(base, runtime)
+        stack.add("reward", temporary)
+        references = [row["chosen_ids"] for row in rows[:CENTERING_ROWS]]
+        scores = reward_scores(
+            stack, "reward", references, batch_size=runtime.batch_size, description="reference answers"
+        )
+        bias = -math.fsum(scores) / len(scores)
+        write_json(temporary / SCORE_FILE, {"score_bias": bias})
+        stack.heads["reward"] = replace(stack.heads["reward"], bias=bias)
+        held_out = score_pairs(stack, read_rows(test_path, PreferencePair), runtime.batch_size, "held-out pairs")
+    summary = reward_report(held_out)
+    write_rows(report / "test_scores.jsonl", held_out)
+    write_csv(report / "calibration.csv", calibration(held_out))
+    write_json(metrics, {"train_pairs": len(rows), "dropped_too_long": dropped} | summary)
     click.echo(
-        f"reward_model: {len(rows)} pairs, held-out accuracy {mean(wins):.2f} [{low:.2f}, {high:.2f}] on {len(wins)}"
+        f"reward_model: {len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens, held-out "
+        f"accuracy {summary['accuracy']:.2f} [{summary['accuracy_low']:.2f}, {summary['accuracy_high']:.2f}] on "
+        f"{summary['pairs']}"
     )
 
 

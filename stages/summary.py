@@ -5,7 +5,6 @@ Run with `python -m stages.summary`.
 """
 
 import csv
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,26 +13,17 @@ from typing import Any
 import click
 
 from stages.lib.errors import InputError
-from stages.lib.files import write_csv, write_json, write_text
+from stages.lib.files import read_json, write_csv, write_json, write_text
 from stages.lib.metrics import bootstrap_interval, mean, win_rate
 from stages.lib.params import Params
-from stages.lib.records import Answer, read_rows
+from stages.lib.records import Answer, TrainingSample, read_rows
 from stages.lib.templates import render
 
 SAMPLE_PROMPTS = 5
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one of the pipeline's JSON files."""
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: cannot read ({error}); run `dvc repro`") from None
-    return value
-
-
-def read_history(path: Path) -> list[dict[str, float]]:
-    """Read the history of a training run, a row an update."""
+def read_csv(path: Path) -> list[dict[str, float]]:
+    """Read a stage's table of numbers."""
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
@@ -128,7 +118,11 @@ def main(data_dir: Path) -> None:
             }
         )
     reward = read_json(data_dir / "metrics" / "reward.json")
-    ppo = read_history(data_dir / "ppo" / "history.csv")
+    calibration = read_csv(data_dir / "reward" / "calibration.csv")
+    ppo = read_csv(data_dir / "ppo" / "history.csv")
+    ppo_samples: dict[str, list[TrainingSample]] = {}
+    for sample in read_rows(data_dir / "ppo" / "samples.jsonl", TrainingSample):
+        ppo_samples.setdefault(sample.prompt, []).append(sample)
     ppo_trend = {key: trend(ppo, key) for key in ("mean_reward", "mean_score", "eos_rate")}
     by_name = {row["model"]: row for row in rows}
     last = iterations[-1]
@@ -144,7 +138,7 @@ def main(data_dir: Path) -> None:
         "reward_model_accuracy": reward["accuracy"],
         "reward_model_accuracy_low": reward["accuracy_low"],
         "reward_model_accuracy_high": reward["accuracy_high"],
-        "reward_model_test_pairs": reward["test_pairs"],
+        "reward_model_test_pairs": reward["pairs"],
         "base_judge_accuracy": by_name["base"]["as_judge_pairwise_accuracy"],
         "m0_judge_accuracy": by_name["m0"]["as_judge_pairwise_accuracy"],
     }
@@ -157,7 +151,15 @@ def main(data_dir: Path) -> None:
     write_csv(out / "models.csv", rows)
     write_csv(out / "loop.csv", loop)
     report = render(
-        "report.md.jinja", rows=rows, loop=loop, reward=reward, ppo=ppo, ppo_trend=ppo_trend, samples=samples
+        "report.md.jinja",
+        rows=rows,
+        loop=loop,
+        reward=reward,
+        calibration=calibration,
+        ppo=ppo,
+        ppo_trend=ppo_trend,
+        ppo_samples=ppo_samples,
+        samples=samples,
     )
     write_text(out / "report.md", report + "\n")
     click.echo(f"summary: {', '.join(models)} -> {out / 'report.md'}")

@@ -11,16 +11,18 @@ import pytest
 import torch
 from peft import get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 from stages.base_model import BaseModelSettings, load
-from stages.lib.models import LoraSettings, load_base, save_adapter
+from stages.lib.models import AdapterStack, LoraSettings, load_base, save_adapter
 from stages.lib.runtime import RuntimeSettings
 
 torch.set_num_threads(1)  # tiny matrices: a second thread only waits
@@ -104,5 +106,30 @@ def make_adapter(tiny_base: Path, runtime: RuntimeSettings, tmp_path: Path) -> C
                 torch.nn.init.normal_(parameter, std=0.1)
         save_adapter(model, tmp_path / name)
         return tmp_path / name
+
+    return make
+
+
+def embeddings(model: PreTrainedModel) -> Tensor:
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+@pytest.fixture
+def make_stack(
+    tiny_base: Path, runtime: RuntimeSettings, make_adapter: Callable[..., Path]
+) -> Callable[..., AdapterStack]:
+    """Return a function that builds a stack for PPO: policy and reference equal, reward and value with a head."""
+    policy = make_adapter("policy", 1)
+    reward = make_adapter("reward", 2, head=True)
+
+    def make(reference: Path = policy) -> AdapterStack:
+        stack = AdapterStack(tiny_base, runtime)
+        with torch.no_grad():  # an EOS that is likely now and then: some responses end, some do not
+            embeddings(stack.causal_lm)[stack.tokenizer.eos_token_id] *= 3
+        for name, folder in {"policy": policy, "reference": reference, "reward": reward, "value": reward}.items():
+            stack.add(name, folder)
+        return stack
 
     return make

@@ -18,7 +18,8 @@ from stages.lib.params import Params
 from stages.lib.records import Judgement
 from stages.lib.runtime import RuntimeSettings
 from stages.lib.tokenization import encode_choices
-from stages.lib.training import TrainingSettings, train
+from stages.lib.training import train
+from stages.reward_model import RewardModelSettings
 from tests.conftest import REPOSITORY
 
 RESPONSES = {"Because of the light.": 4, "No.": 1, "Air scatters blue light more than red light.": 5}
@@ -46,7 +47,7 @@ def judgements(question: str = "Why is the sky blue?") -> list[Judgement]:
 def make_trainer(tokenizer: PreTrainedTokenizerBase, base: Path, runtime: RuntimeSettings, out: Path) -> JudgeTrainer:
     torch.manual_seed(0)
     lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", layers_to_transform=None)
-    params = Params.read(REPOSITORY / "params.yaml").section("reward_model", TrainingSettings)
+    params = Params.read(REPOSITORY / "params.yaml").section("reward_model", RewardModelSettings)
     arguments = params.arguments(out, 0, use_cpu=True, order="random") | {"num_train_epochs": 8, "learning_rate": 1e-2}
     return JudgeTrainer(
         get_peft_model(load_base(base, runtime), lora.config(task_type="CAUSAL_LM")),

@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from stages.lib.errors import InputError
 from stages.lib.models import (
     ADAPTER_FILE,
+    SCORE_FILE,
     AdapterStack,
     check_tokenizer,
     copy_tokenizer,
@@ -184,6 +185,18 @@ def test_the_reward_head_scores_as_transformers_classifier_does(
         expected = [float(theirs(input_ids=torch.tensor([row])).logits) for row in ROWS]
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert max(expected) - min(expected) > 0.01
+
+
+def test_the_bias_that_centres_a_reward_model_is_added_wherever_it_is_loaded(
+    tiny_base: Path, runtime: RuntimeSettings, make_adapter: MakeAdapter
+) -> None:
+    reward = make_adapter("reward", 3, head=True)
+    stack = AdapterStack(tiny_base, runtime)
+    stack.add("plain", reward)
+    (reward / SCORE_FILE).write_text('{"score_bias": -2.5}', encoding="utf-8")
+    stack.add("centred", reward)
+    plain, centred = (reward_scores(stack, name, ROWS, batch_size=2) for name in ("plain", "centred"))
+    assert centred == pytest.approx([score - 2.5 for score in plain], abs=1e-5)
 
 
 def test_a_row_that_was_cut_off_is_scored_as_if_it_ended_there(

@@ -2,94 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from stages.lib.advantages import gae, token_rewards, whiten
 from stages.lib.errors import InputError
 from stages.lib.models import AdapterStack
 from stages.lib.params import Params
 from stages.lib.ppo_trainer import PPOSettings, PPOTrainer
-from stages.lib.rollouts import Rollout
-from stages.lib.runtime import RuntimeSettings
 from stages.lib.scoring import reward_scores
-from stages.lib.tokenization import encode_user
-from tests.conftest import REPOSITORY
-
-MakeStack = Callable[..., AdapterStack]
-SETTINGS = {
-    "init": "m0",
-    "num_updates": 4,
-    "rollout_batch_size": 8,
-    "mini_batch_size": 8,
-    "per_device_train_batch_size": 4,
-    "num_ppo_epochs": 1,
-    "learning_rate": 1e-3,
-    "value_learning_rate": 1e-3,
-    "kl_coef": 0.05,
-    "cliprange": 0.2,
-    "cliprange_value": 0.2,
-    "gamma": 1.0,
-    "lam": 0.95,
-    "max_grad_norm": 1.0,
-    "missing_eos_penalty": 1.0,
-    "temperature": 1.0,
-    "max_new_tokens": 10,
-    "max_prompt_length": 128,
-}
-TEXTS = ("Hi", "What is rust?", "Tell me a story about 12 cats.", "Why?", "How long can rice sit", "Go")
-
-
-def embeddings(model: PreTrainedModel) -> Tensor:
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-@pytest.fixture
-def make_stack(tiny_base: Path, runtime: RuntimeSettings, make_adapter: Callable[..., Path]) -> MakeStack:
-    policy = make_adapter("policy", 1)
-    reward = make_adapter("reward", 2, head=True)
-
-    def make(reference: Path = policy) -> AdapterStack:
-        stack = AdapterStack(tiny_base, runtime)
-        with torch.no_grad():  # an EOS that is likely now and then: some responses end, some do not
-            embeddings(stack.causal_lm)[stack.tokenizer.eos_token_id] *= 3
-        for name, folder in {"policy": policy, "reference": reference, "reward": reward, "value": reward}.items():
-            stack.add(name, folder)
-        return stack
-
-    return make
-
-
-def trainer(stack: AdapterStack, seed: int = 17, **changes: Any) -> PPOTrainer:
-    prompts = [encode_user(stack.tokenizer, text) for text in TEXTS]
-    return PPOTrainer(stack, prompts, PPOSettings.model_validate(SETTINGS | changes), seed, batch_size=8)
-
-
-def encoded(stack: AdapterStack, count: int = 8) -> list[list[int]]:
-    return [encode_user(stack.tokenizer, TEXTS[i % len(TEXTS)]) for i in range(count)]
-
-
-def real_rows(rollout: Rollout) -> list[tuple[list[int], int]]:
-    """Return each row's ids without padding, and how many of them are the response."""
-    return [
-        (ids[mask].tolist(), int(response.sum()))
-        for ids, mask, response in zip(rollout.input_ids, rollout.attention_mask, rollout.response_mask, strict=True)
-    ]
-
-
-def randomize(parameter: Tensor) -> None:
-    with torch.no_grad():
-        parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
-
-
-def snapshot(stack: AdapterStack) -> dict[str, Tensor]:
-    return {key: value.detach().clone() for key, value in stack.causal_lm.named_parameters()}
+from tests.conftest import REPOSITORY, embeddings
+from tests.ppo import SETTINGS, TEXTS, MakeStack, encoded, randomize, real_rows, snapshot, trainer
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
@@ -192,7 +117,7 @@ def gradients(stack: AdapterStack, micro_batch_size: int) -> tuple[list[Tensor],
     def record(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         seen.extend(p.grad.clone() for group in optimizer.param_groups for p in group["params"])
 
-    for optimizer in (ppo.policy_optimizer, ppo.value_optimizer):
+    for optimizer in ppo.optimizers.values():
         optimizer.register_step_pre_hook(record)
     ppo.step()
     return seen, [p.detach().clone() for p in [*ppo.policy_parameters, *ppo.value_parameters]]
@@ -210,7 +135,7 @@ def test_gradients_and_updates_do_not_depend_on_the_micro_batch_size(make_stack:
 
 def test_a_step_changes_policy_and_value_and_nothing_else(make_stack: MakeStack) -> None:
     stack = make_stack()
-    before, heads = snapshot(stack), {name: head.clone() for name, head in stack.heads.items()}
+    before, heads = snapshot(stack), {name: head.weight.clone() for name, head in stack.heads.items()}
     ppo = trainer(stack)
     randomize(ppo.value_head)  # through a head of zeros no gradient reaches the adapter below it
     head = ppo.value_head.detach().clone()
@@ -221,7 +146,7 @@ def test_a_step_changes_policy_and_value_and_nothing_else(make_stack: MakeStack)
     assert any(".reference." in key for key in before)
     assert any(".reward." in key for key in before)
     assert not torch.equal(ppo.value_head, head)
-    assert all(torch.equal(stack.heads[name], heads[name]) for name in ("reward", "value"))
+    assert all(torch.equal(stack.heads[name].weight, heads[name]) for name in ("reward", "value"))
 
 
 def test_equal_seeds_give_bit_identical_parameters_and_other_seeds_others(make_stack: MakeStack) -> None:
@@ -239,13 +164,14 @@ def test_equal_seeds_give_bit_identical_parameters_and_other_seeds_others(make_s
 
 
 class Recording(PPOTrainer):
-    """Keeps the prompts that were answered."""
+    """Keeps the prompts in the order in which they are drawn."""
 
     seen: list[tuple[int, ...]]
 
-    def rollout(self, prompts: Sequence[list[int]]) -> Rollout:
+    def _next_prompts(self) -> list[list[int]]:
+        prompts = super()._next_prompts()
         self.seen = [*getattr(self, "seen", []), *map(tuple, prompts)]
-        return super().rollout(prompts)
+        return prompts
 
 
 def test_every_prompt_is_used_once_in_each_full_pass(make_stack: MakeStack) -> None:
@@ -260,10 +186,10 @@ def test_every_prompt_is_used_once_in_each_full_pass(make_stack: MakeStack) -> N
     assert ppo.seen[:6] != ppo.seen[6:]
 
 
-def test_the_learning_rate_falls_to_0_in_a_straight_line(make_stack: MakeStack) -> None:
+def test_the_learning_rates_fall_in_a_straight_line_to_0_after_the_last_update(make_stack: MakeStack) -> None:
     ppo = trainer(make_stack(), max_new_tokens=2)
     assert [ppo.step()["learning_rate"] for _ in range(4)] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
-    assert ppo.value_optimizer.param_groups[0]["lr"] == pytest.approx(0)
+    assert ppo.optimizers["value"].param_groups[0]["lr"] == pytest.approx(2.5e-4)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,11 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from stages.lib.models import AdapterStack
+from stages.lib.params import Params
+from stages.lib.records import PreferencePair, ScoredPair, read_rows
+from stages.lib.runtime import RuntimeSettings
+from stages.reward_model import CENTERING_ROWS, score_pairs
 from tests.conftest import REPOSITORY, build_tiny_source
 
 # Settings small enough that the whole graph takes about a minute and a half; all else stays as in params.yaml.
@@ -117,6 +122,25 @@ def test_dpo_starts_at_log_2_since_the_reference_is_the_parent(clone: Clone) -> 
         with (clone.path / f"data/{model}/dpo_history.csv").open() as stream:
             first = next(csv.DictReader(stream))
         assert float(first["loss"]) == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_the_reward_model_reloads_in_another_process_with_equal_and_centred_scores(clone: Clone) -> None:
+    params = Params.read(clone.path / "params.yaml")
+    runtime = params.section("runtime", RuntimeSettings)
+    stack = AdapterStack(clone.path / "models/base", runtime)
+    stack.add("reward", clone.path / "models/reward")
+    pairs = clone.path / "data/prepared/preferences"
+    found = score_pairs(stack, read_rows(pairs / "test.jsonl", PreferencePair), runtime.batch_size, "test")
+    written = read_rows(clone.path / "data/reward/test_scores.jsonl", ScoredPair)
+    assert [row.id for row in found] == [row.id for row in written]
+    for ours, theirs in zip(found, written, strict=True):
+        assert ours.chosen_score == pytest.approx(theirs.chosen_score, abs=1e-5)
+        assert ours.rejected_score == pytest.approx(theirs.rejected_score, abs=1e-5)
+
+    references = read_rows(pairs / "train.jsonl", PreferencePair)[:CENTERING_ROWS]
+    scores = [row.chosen_score for row in score_pairs(stack, references, runtime.batch_size, "references")]
+    assert sum(scores) / len(scores) == pytest.approx(0, abs=1e-4)
+    assert stack.heads["reward"].bias != 0
 
 
 def test_models_load_with_peft_from_the_repository_root(clone: Clone) -> None:

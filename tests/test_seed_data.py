@@ -22,7 +22,9 @@ def judgements() -> list[Judgement]:
 
 
 def preferences() -> list[PreferencePair]:
-    return read_preferences(SEED / "preferences.jsonl")
+    pairs, dropped = read_preferences(SEED / "preferences.jsonl")
+    assert not dropped
+    return pairs
 
 
 def eval_prompts() -> list[EvalPrompt]:

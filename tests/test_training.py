@@ -16,6 +16,7 @@ from stages.lib.params import Params
 from stages.lib.runtime import RuntimeSettings
 from stages.lib.tokenization import encode_completion, encode_user
 from stages.lib.training import TrainingSettings, train
+from stages.reward_model import RewardModelSettings
 from tests.conftest import REPOSITORY
 
 TEXTS = [
@@ -27,7 +28,7 @@ TEXTS = [
 
 @pytest.fixture
 def settings() -> TrainingSettings:
-    return Params.read(REPOSITORY / "params.yaml").section("reward_model", TrainingSettings)
+    return Params.read(REPOSITORY / "params.yaml").section("reward_model", RewardModelSettings)
 
 
 def sft_rows(tokenizer: PreTrainedTokenizerBase) -> Dataset:

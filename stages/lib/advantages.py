@@ -6,6 +6,8 @@
 import torch
 from torch import Tensor
 
+from stages.lib.losses import LOG_RATIO_LIMIT
+
 
 def last_token_index(mask: Tensor) -> Tensor:
     """Return the index (B,) of the last True of each row of `mask` (B, R); each row must have one."""
@@ -15,7 +17,8 @@ def last_token_index(mask: Tensor) -> Tensor:
 def token_rewards(logprobs: Tensor, ref_logprobs: Tensor, scores: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
     """Return the reward of each token: -kl_coef * (log pi - log pi_ref), plus the score at the last real token.
 
-    The log-ratio is the k1 estimator: inside the reward it alone gives the gradient of the KL divergence.
+    The log-ratio is the k1 estimator: inside the reward it alone gives the gradient of the KL divergence. It is cut at
+    +-`LOG_RATIO_LIMIT`, so that a token that one of the two finds impossible leaves a finite reward.
 
     Args:
         logprobs, ref_logprobs: (B, R), of the sampled tokens under policy and reference, in nats.
@@ -23,7 +26,8 @@ def token_rewards(logprobs: Tensor, ref_logprobs: Tensor, scores: Tensor, mask: 
         mask: (B, R).
         kl_coef: weight of the KL penalty.
     """
-    rewards = torch.where(mask, -kl_coef * (logprobs - ref_logprobs), 0.0)
+    log_ratio = (logprobs - ref_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    rewards = torch.where(mask, -kl_coef * log_ratio, 0.0)
     rows = torch.arange(len(rewards), device=rewards.device)
     rewards[rows, last_token_index(mask)] += scores
     return rewards

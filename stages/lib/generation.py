@@ -69,7 +69,7 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i], seeds[i]))
     results: list[list[Completion]] = [[] for _ in prompts]
     chunk = max(1, batch_size // n)
-    with _bar(len(prompts) * n, description) as progress:
+    with progress_bar(len(prompts) * n, description) as progress:
         for start in range(0, len(order), chunk):
             batch = order[start : start + chunk]
             rows = _decode_batch(
@@ -98,7 +98,7 @@ def next_token_logprobs(
     prefix = torch.tensor([prompts[0][:shared]], device=model.device) if shared else None
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
     results: list[list[float]] = [[] for _ in prompts]
-    with _bar(len(prompts), description) as progress:
+    with progress_bar(len(prompts), description) as progress:
         prefix_cache = _new_cache(model)
         if prefix is not None:
             model(input_ids=prefix, past_key_values=prefix_cache, logits_to_keep=1)
@@ -154,6 +154,11 @@ def left_pad(rows: Sequence[list[int]], pad_id: int, device: torch.device) -> tu
 def positions(mask: Tensor) -> Tensor:
     """Return position ids (B, T) that count real tokens only, so that padding does not move a row."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def progress_bar(total: int, description: str | None) -> "tqdm[Any]":
+    """Return a bar that counts rows, or an invisible one without a description."""
+    return tqdm(total=total, desc=description, unit="row", disable=description is None)
 
 
 def sample_tokens(logits: Tensor, sampling: SamplingParams, uniforms: Tensor) -> Tensor:
@@ -238,10 +243,6 @@ def _completion(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Completio
     stopped = ids[-1] == tokenizer.eos_token_id
     text = str(tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True))
     return Completion(ids, text, "stop" if stopped else "length")
-
-
-def _bar(total: int, description: str | None) -> "tqdm[Any]":
-    return tqdm(total=total, desc=description, unit="row", disable=description is None)
 
 
 def _new_cache(model: PreTrainedModel) -> DynamicCache:

@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+# Far beyond any ratio that PPO tolerates, and far below where its exponential overflows.
+LOG_RATIO_LIMIT = 20.0
+
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return log-probabilities of `tokens` and entropies, both (B, R), at the temperature of sampling, in float32.
@@ -20,7 +23,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[
 
 def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float) -> Tensor:
     """Return PPO's clipped surrogate loss, (B, R), 0 outside the mask (arXiv 1707.06347, equation 7, negated)."""
-    ratio = torch.where(mask, logprobs - old_logprobs, 0.0).exp()
+    ratio = torch.where(mask, logprobs - old_logprobs, 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
     return torch.where(mask, torch.maximum(unclipped, clipped), 0.0)

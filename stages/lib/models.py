@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -21,12 +22,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.lib.errors import InputError
-from stages.lib.files import sha256, write_json
+from stages.lib.files import read_json, sha256, write_json
 from stages.lib.params import Settings
 from stages.lib.runtime import RuntimeSettings
 
 HEAD_KEY = "base_model.model.score.weight"
 ADAPTER_FILE = "adapter_model.safetensors"
+SCORE_FILE = "score_bias.json"
 LIBRARIES = ("torch", "transformers", "peft", "trl", "tokenizers")
 
 
@@ -85,6 +87,18 @@ def load_base(
     return model
 
 
+@dataclass(frozen=True)
+class ScoreHead:
+    """A reward model's head: the score of a final hidden state, centred by `bias`."""
+
+    weight: Tensor  # (1, H), float32
+    bias: float
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Return the scores (...) of hidden states (..., H), in float32."""
+        return (hidden.float() @ self.weight.T).squeeze(-1) + self.bias
+
+
 class AdapterStack:
     """One base in memory and any number of named LoRA adapters over it, of which one (or none) is active at a time.
 
@@ -96,12 +110,12 @@ class AdapterStack:
         self.tokenizer = load_tokenizer(base_dir)
         self.causal_lm = load_base(base_dir, runtime).requires_grad_(False)
         self.device = self.causal_lm.device
-        self.heads: dict[str, Tensor] = {}
+        self.heads: dict[str, ScoreHead] = {}
         self._adapters: dict[str, bool] = {}  # name -> whether there is an adapter of this name
         self._peft: PeftModel | None = None
 
     def add(self, name: str, model_dir: Path) -> None:
-        """Load `model_dir` as `name`. A reward model's score head lands in `heads[name]`, of shape (1, hidden)."""
+        """Load `model_dir` as `name`; a reward model's head, with the bias that centres it, lands in `heads[name]`."""
         if not (model_dir / "adapter_config.json").exists():
             if not (model_dir / "config.json").exists():
                 raise InputError(f"{model_dir}: holds no model (adapter_config.json or config.json); run `dvc repro`")
@@ -114,7 +128,9 @@ class AdapterStack:
         state = _load_safetensors(model_dir / ADAPTER_FILE)
         head = state.pop(HEAD_KEY, None)
         if head is not None:
-            self.heads[name] = head.to(self.device, torch.float32)
+            # A reward model from elsewhere has no bias: its scores are not centred.
+            bias = float(read_json(model_dir / SCORE_FILE)["score_bias"]) if (model_dir / SCORE_FILE).exists() else 0.0
+            self.heads[name] = ScoreHead(head.to(self.device, torch.float32), bias)
         if self._peft is None:
             self._peft = get_peft_model(self.causal_lm, config, adapter_name=name)
         else:

@@ -96,6 +96,27 @@ class PreferencePair(Row):
     margin: float | None = None
 
 
+class ScoredPair(Row):
+    """What a reward model makes of a held-out pair; lengths are of the replies, EOS included."""
+
+    id: Text
+    chosen_score: float
+    rejected_score: float
+    chosen_tokens: int = Field(ge=1)
+    rejected_tokens: int = Field(ge=1)
+
+
+class TrainingSample(Row):
+    """A prompt's answer in the course of training: after how many updates, and what the reward model makes of it."""
+
+    id: Text
+    update: int = Field(ge=0)
+    prompt: Text
+    response: str
+    finish_reason: FinishReason
+    score: float
+
+
 class Response(Row):
     """One of the N sampled replies to a prompt; `sample` counts from 0. The text may be empty: models do that."""
 

@@ -6,7 +6,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.lib.errors import InputError
-from stages.lib.generation import SamplingParams, generate, left_pad, like_lengths, next_token_logprobs, positions
+from stages.lib.generation import (
+    SamplingParams,
+    generate,
+    left_pad,
+    like_lengths,
+    next_token_logprobs,
+    positions,
+    progress_bar,
+)
 from stages.lib.judging import (
     DIGITS,
     SCORE_PREFIX,
@@ -64,8 +72,10 @@ def judge_responses(
 
 
 @torch.no_grad()
-def reward_scores(stack: AdapterStack, name: str, rows: Sequence[list[int]], *, batch_size: int) -> list[float]:
-    """Return the reward model's score of each row of token ids: its head at the EOS.
+def reward_scores(
+    stack: AdapterStack, name: str, rows: Sequence[list[int]], *, batch_size: int, description: str | None = None
+) -> list[float]:
+    """Return the reward model's score of each row of token ids: its head at the EOS, centred.
 
     The model has learned from ended replies alone, so a row that was cut off is scored as if it ended there: at another
     token the head's output is on another scale (docs/LOG.md has a PPO run that lived on the difference).
@@ -74,12 +84,13 @@ def reward_scores(stack: AdapterStack, name: str, rows: Sequence[list[int]], *, 
     rows = [row if row[-1] == eos else [*row, eos] for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     scores = [0.0] * len(rows)
-    with stack.using(name) as model:
+    with stack.using(name) as model, progress_bar(len(rows), description) as progress:
         for batch in like_lengths(order, [len(row) for row in rows], batch_size):
             ids, mask = left_pad([rows[i] for i in batch], int(stack.tokenizer.pad_token_id or 0), stack.device)
             hidden = model.base_model(
                 input_ids=ids, attention_mask=mask, position_ids=positions(mask)
             ).last_hidden_state
-            for i, score in zip(batch, (hidden[:, -1].float() @ stack.heads[name].T).squeeze(-1).tolist(), strict=True):
+            for i, score in zip(batch, stack.heads[name](hidden[:, -1]).tolist(), strict=True):
                 scores[i] = score
+            progress.update(len(batch))
     return scores
