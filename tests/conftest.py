@@ -15,9 +15,12 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
@@ -108,6 +111,22 @@ def make_adapter(tiny_base: Path, runtime: RuntimeSettings, tmp_path: Path) -> C
         return tmp_path / name
 
     return make
+
+
+def tiny_gpt2(tokenizer: PreTrainedTokenizerBase) -> GPT2LMHeadModel:
+    """A model with learned positions: a row that its padding moves gets other logits, which rotary ones hide."""
+    torch.manual_seed(1)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=128,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return GPT2LMHeadModel(config)
 
 
 def embeddings(model: PreTrainedModel) -> Tensor:

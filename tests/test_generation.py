@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.lib import generation
 from stages.lib.generation import (
@@ -25,6 +25,7 @@ from stages.lib.generation import (
 from stages.lib.models import load_base, load_tokenizer
 from stages.lib.runtime import RuntimeSettings
 from stages.lib.tokenization import encode_user
+from tests.conftest import tiny_gpt2
 
 GREEDY = SamplingParams(max_new_tokens=12, temperature=0.0)
 SAMPLED = SamplingParams(max_new_tokens=12, temperature=1.0)
@@ -56,22 +57,7 @@ def tokenizer(tiny_base: Path) -> PreTrainedTokenizerBase:
 def model(
     request: pytest.FixtureRequest, tiny_base: Path, runtime: RuntimeSettings, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
-    model: PreTrainedModel
-    if request.param == "llama":
-        model = load_base(tiny_base, runtime)
-    else:  # learned positions, so that a row moved by its padding gets other logits; rotary ones hide that
-        torch.manual_seed(1)
-        config = GPT2Config(
-            vocab_size=len(tokenizer),
-            n_positions=128,
-            n_embd=32,
-            n_layer=2,
-            n_head=4,
-            initializer_range=0.2,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        model = GPT2LMHeadModel(config).eval()
+    model: PreTrainedModel = load_base(tiny_base, runtime) if request.param == "llama" else tiny_gpt2(tokenizer).eval()
     with torch.no_grad():  # an EOS that is likely now and then: rows end at different steps
         embeddings(model)[tokenizer.eos_token_id] *= EOS_SCALE[request.param]
     return model

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
 )
 
 from stages.lib import ppo_trainer
@@ -22,10 +21,11 @@ from stages.lib.advantages import token_rewards
 from stages.lib.errors import InputError
 from stages.lib.generation import SamplingParams, generate
 from stages.lib.losses import policy_loss, token_logprobs, value_loss
-from stages.lib.models import AdapterStack, LoraSettings, copy_tokenizer, load_base, save_adapter
+from stages.lib.models import AdapterStack, LoraSettings, copy_tokenizer, load_base, load_tokenizer, save_adapter
 from stages.lib.ppo_trainer import PPOTrainer, kl_coef_factor
 from stages.lib.rollouts import Batch, Rollout
 from stages.lib.runtime import RuntimeSettings
+from tests.conftest import tiny_gpt2
 from tests.ppo import MakeStack, encoded, randomize, real_rows, trainer
 
 
@@ -162,20 +162,8 @@ def test_dropout_of_an_adapter_is_off_so_that_two_forwards_are_equal(
 def test_logprobs_do_not_depend_on_padding_in_a_model_with_learned_positions(
     tiny_base: Path, runtime: RuntimeSettings, tmp_path: Path
 ) -> None:
-    torch.manual_seed(1)
-    tokenizer = AdapterStack(tiny_base, runtime).tokenizer
-    gpt2 = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=128,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        initializer_range=0.2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
     base = tmp_path / "gpt2"
-    GPT2LMHeadModel(gpt2).save_pretrained(base)
+    tiny_gpt2(load_tokenizer(tiny_base)).save_pretrained(base)
     copy_tokenizer(tiny_base, base)
     lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=["c_attn"], layers_to_transform=None)
     for name, auto_class, task in (
@@ -291,14 +279,22 @@ def test_a_run_that_goes_on_from_its_state_ends_in_the_same_bytes(make_stack: Ma
     assert len(expected[0]) == 4 * sum(map(len, (whole.policy_parameters, whole.value_parameters)))
 
 
+class Keeping(PPOTrainer):
+    """Keeps the last rollout."""
+
+    last: Rollout
+
+    def rollout(self, prompts: Sequence[list[int]]) -> Rollout:
+        self.last = super().rollout(prompts)
+        return self.last
+
+
 def test_the_history_has_every_measure_and_its_means_are_over_real_tokens(make_stack: MakeStack) -> None:
     stack = make_stack()
-    ppo = trainer(stack, rollout_batch_size=16, mini_batch_size=4, per_device_train_batch_size=2)
-    seen: list[Rollout] = []
-    plain = ppo.rollout
-    ppo.rollout = lambda prompts: seen.append(plain(prompts)) or seen[-1]  # type: ignore[method-assign, func-returns-value]
+    plain = trainer(stack, rollout_batch_size=16, mini_batch_size=4, per_device_train_batch_size=2)
+    ppo = Keeping(stack, encoded(stack), plain.settings, 17, batch_size=8)
     row = ppo.step()
-    [rollout] = seen
+    rollout = ppo.last
     mask = rollout.response_mask
     assert row.keys() == {
         *("update", "mean_reward", "mean_score", "kl", "kl_coef", "objective", "eos_rate", "response_tokens"),
