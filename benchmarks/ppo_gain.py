@@ -47,8 +47,8 @@ def measure(
     scores = torch.tensor(reward_scores(stack, "reward", tokens, batch_size=batch_size))
     ended = torch.tensor([completion.finish_reason == "stop" for completion in completions])
     batch = collate_completions(prompts, completions, int(stack.tokenizer.pad_token_id or 0), stack.device)
-    logprobs = trainer._map_rows(batch, lambda part: trainer._logprobs("policy", part)[0])
-    reference = trainer._map_rows(batch, lambda part: trainer._logprobs("reference", part)[0])
+    logprobs = trainer._map_rows(batch, lambda part: trainer._logprobs("policy", part))
+    reference = trainer._map_rows(batch, lambda part: trainer._logprobs("reference", part))
     kl = torch.where(batch.response_mask, logprobs - reference, 0.0).sum(1)
     rewards = trainer._penalized(scores, ended).tolist()
     summary = {

@@ -18,9 +18,9 @@ def table(root: Path) -> str:
         rows = list(csv.DictReader(stream))
     metrics = json.loads((root / "data/summary/metrics.json").read_text(encoding="utf-8"))
     lines = [
-        "| model | judge score (0-5, by m0) | win rate vs m0 | reward | tokens | ends by itself | KL to base "
-        "| as a judge: pairwise accuracy |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | judge score (0-5, by m0) | win rate vs m0 | reward | of those that end | tokens | ends by itself "
+        "| KL to base | as a judge: pairwise accuracy |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         number = {key: f"{float(value):.2f}" if value and key != "model" else value for key, value in row.items()}
@@ -34,6 +34,7 @@ def table(root: Path) -> str:
             number["judge_score"],
             "-" if row["model"] == "m0" else versus,
             number["reward"],
+            number["reward_of_ended"],
             f"{float(row['response_tokens']):.0f}",
             number["ended_share"],
             number["kl_to_base"],

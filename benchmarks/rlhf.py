@@ -37,6 +37,7 @@ from trl import RewardConfig, RewardTrainer
 
 from stages.lib.files import read_json, write_json
 from stages.lib.generation import SamplingParams, generate
+from stages.lib.metrics import bootstrap_interval
 from stages.lib.models import (
     ADAPTER_FILE,
     SCORE_FILE,
@@ -54,9 +55,8 @@ from stages.lib.rollouts import Rollout
 from stages.lib.runtime import RuntimeSettings, row_seed, start
 from stages.lib.scoring import reward_scores
 from stages.lib.tokenization import drop_too_long, encode_prompt
-from stages.lib.training import train
 from stages.prepare_data import read_preferences
-from stages.reward_model import RewardModelSettings, encode_pairs, training_rows
+from stages.reward_model import RewardModelSettings, encode_pairs, fit, training_rows
 
 PEER = "1.10.0"
 # The peer runs on the very versions of this environment: the two differ in TRL alone.
@@ -120,8 +120,8 @@ class Answers:
     tokens: float
 
     def gain(self, before: "Answers") -> tuple[float, float]:
-        """Return by how much the mean score is above that of `before`, and the standard error over the prompts."""
-        gains = [after - then for after, then in zip(self.scores, before.scores, strict=True)]
+        """Return by how much the mean reward is above that of `before`, and the standard error over the prompts."""
+        gains = [after - then for after, then in zip(self.rewards, before.rewards, strict=True)]
         return statistics.fmean(gains), statistics.stdev(gains) / math.sqrt(len(gains))
 
 
@@ -129,9 +129,14 @@ class Answers:
 class RewardTraining:
     """A run of reward-model training; tokens are the real ones of both replies that the steps saw."""
 
-    accuracy: float
+    wins: list[float]  # of each held-out pair: 1 if its chosen side scores higher, 0.5 for a tie
     tokens: int
     seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the pairs that it orders right."""
+        return statistics.fmean(self.wins)
 
 
 def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -182,7 +187,7 @@ class RewardBlindTrainer(PPOTrainer):
                 self.settings.per_device_train_batch_size
             ):
                 part = rollout.rows(rows)
-                logprobs, _ = self._logprobs("policy", part)
+                logprobs = self._logprobs("policy", part)
                 kl = torch.where(part.response_mask, logprobs - part.ref_logprobs, 0.0).sum(1)
                 (-(rewards[rows] - self.kl_coef * kl).sum() / len(rewards)).backward()
             torch.nn.utils.clip_grad_norm_(self.policy_parameters, self.settings.max_grad_norm)
@@ -207,15 +212,15 @@ def train_policy(
     return Training(seconds, rewards, peak)
 
 
-def peer_settings(setup: Setup, settings: PPOSettings, value: str) -> dict[str, Any]:
-    """Return what `trl_ppo.py` needs, in the words of TRL's PPOConfig and PEFT's LoraConfig."""
+def peer_settings(setup: Setup, settings: PPOSettings, peer: str) -> dict[str, Any]:
+    """Return what `trl_ppo.py` needs, in the words of TRL's PPOConfig and PEFT's LoraConfig; see option --ppo-peer."""
     lora = LoraConfig.from_pretrained(str(setup.init))
     bias = read_json(setup.reward / SCORE_FILE)["score_bias"] if (setup.reward / SCORE_FILE).exists() else 0.0
     return {
         "num_threads": setup.runtime.num_threads,
         "dtype": setup.runtime.dtype,
         "score_bias": bias,
-        "value": value,
+        "value": "full" if peer == "stock" else "lora",
         "lora": {
             "r": lora.r,
             "lora_alpha": lora.lora_alpha,
@@ -231,13 +236,13 @@ def peer_settings(setup: Setup, settings: PPOSettings, value: str) -> dict[str, 
             "response_length": settings.max_new_tokens,
             "stop_token": "eos",
             "num_sample_generations": 0,
-            "gradient_checkpointing": False,
-            "bf16": False,  # the weights are in `dtype`, as ours are
             "use_cpu": setup.runtime.torch_device.type == "cpu",
             "seed": setup.seed,
             "report_to": "none",
             "save_strategy": "no",
-        },
+        }
+        # bf16 there is autocast; the weights are in `dtype` either way, as ours are.
+        | ({} if peer == "stock" else {"gradient_checkpointing": False, "bf16": False}),
     }
 
 
@@ -256,13 +261,13 @@ def peer_python(venv: Path) -> Path:
 
 
 def train_peer(
-    python: Path, setup: Setup, settings: PPOSettings, value: str, prompts: list[list[int]], folder: Path
+    python: Path, setup: Setup, settings: PPOSettings, peer: str, prompts: list[list[int]], folder: Path
 ) -> tuple[Training, dict[str, str]]:
     """Train with TRL's PPO trainer from merged models; the policy is `folder`/out. Returns its versions too."""
     apart(merge, setup, setup.init, folder / "policy")
     apart(merge, setup, setup.reward, folder / "reward")
     (folder / "prompts.jsonl").write_text("".join(f"{json.dumps(ids)}\n" for ids in prompts), encoding="utf-8")
-    write_json(folder / "settings.json", peer_settings(setup, settings, value))
+    write_json(folder / "settings.json", peer_settings(setup, settings, peer))
     options = {name: folder / name for name in ("policy", "reward", "out")}
     options |= {"prompts": folder / "prompts.jsonl", "settings": folder / "settings.json"}
     command = [python, SCRIPT, *(part for name, path in options.items() for part in (f"--{name}", path))]
@@ -338,17 +343,17 @@ def full_memory(setup: Setup) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def accuracy(model: Any, rows: Sequence[Mapping[str, Any]], device: torch.device) -> float:
-    """Return the share of pairs whose chosen side scores higher, a tie counting one half; no row is padded."""
+def wins(model: Any, rows: Sequence[Mapping[str, Any]], device: torch.device) -> list[float]:
+    """Return of each pair whether its chosen side scores higher, a tie counting one half; no row is padded."""
     model.eval()
-    wins = 0.0
+    found = []
     for row in rows:
         chosen, rejected = (
             float(model(input_ids=torch.tensor([row[key]], device=device)).logits)
             for key in ("chosen_ids", "rejected_ids")
         )
-        wins += 0.5 if chosen == rejected else float(chosen > rejected)
-    return wins / len(rows)
+        found.append(0.5 if chosen == rejected else float(chosen > rejected))
+    return found
 
 
 def trained_tokens(trainer: RewardTrainer) -> int:
@@ -369,21 +374,13 @@ def train_reward_ours(
     tokenizer = load_tokenizer(setup.base)
     rows = training_rows(pairs, encode_pairs(tokenizer, pairs), settings.use_margin)
     rows, _ = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "reward_model.max_length")
-    base = load_base(setup.base, setup.runtime, AutoModelForSequenceClassification, num_labels=1)
-    model = get_peft_model(base, lora.config(task_type="SEQ_CLS", modules_to_save=["score"]))
-    device = setup.runtime.torch_device
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = settings.arguments(Path(scratch), setup.seed, device.type == "cpu") | {"max_steps": steps}
-        trainer = RewardTrainer(
-            model=model,
-            args=RewardConfig(**arguments, max_length=None),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-        )
+        history = Path(scratch) / "history.csv"
         begin = time.perf_counter()
-        train(trainer, Path(scratch) / "history.csv")
+        trainer = fit(setup.base, rows, setup.runtime, lora, settings, setup.seed, history, max_steps=steps)
         seconds = time.perf_counter() - begin
-    return RewardTraining(accuracy(model, encode_pairs(tokenizer, held_out), device), trained_tokens(trainer), seconds)
+    encoded = encode_pairs(tokenizer, held_out)
+    return RewardTraining(wins(trainer.model, encoded, setup.runtime.torch_device), trained_tokens(trainer), seconds)
 
 
 def train_reward_trl(
@@ -398,6 +395,7 @@ def train_reward_trl(
     start(setup.runtime, setup.seed)
     tokenizer = load_tokenizer(setup.base)
     device = setup.runtime.torch_device
+    begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         trainer = RewardTrainer(
             model=str(setup.base),
@@ -421,7 +419,6 @@ def train_reward_trl(
                 task_type="SEQ_CLS", r=16, lora_alpha=32, target_modules="all-linear", modules_to_save=["score"]
             ),
         )
-        begin = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - begin
     rows = [
@@ -431,7 +428,7 @@ def train_reward_trl(
         }
         for pair in held_out
     ]
-    return RewardTraining(accuracy(trainer.model, rows, device), trained_tokens(trainer), seconds)
+    return RewardTraining(wins(trainer.model, rows, device), trained_tokens(trainer), seconds)
 
 
 def conversations(pair: PreferencePair) -> dict[str, list[dict[str, str]]]:
@@ -473,7 +470,9 @@ def ppo_settings(params: Params, **changes: Any) -> PPOSettings:
         "adaptive_kl_target": None,
         "target_kl": None,
         "temperature": 1.0,
-        "missing_eos_penalty": 1.0,
+        # The reward model likes cut-off replies, of which it has not seen any (docs/LOG.md): with less of a penalty a
+        # policy gains by never ending, and so does one that drifts without any reward.
+        "missing_eos_penalty": 3.0,
         "missing_eos_score": None,
         "gamma": 1.0,
         "lam": 0.95,
@@ -494,16 +493,19 @@ def compare_ppo(
     setup: Setup,
     settings: PPOSettings,
     python: Path,
-    value: str,
+    stock_or_lean: str,
+    dtype: str,
     prompts: list[list[int]],
     held_out: list[list[int]],
     samples: int,
     scratch: Path,
 ) -> dict[str, float | None]:
     """Train each side, let the policies answer the held-out prompts, and print and return the outcome."""
-    ours = apart(train_policy, setup, settings, PPOTrainer, prompts, scratch / "ours")
-    peer, versions = train_peer(python, setup, settings, value, prompts, scratch)
-    blind = apart(train_policy, setup, settings, RewardBlindTrainer, prompts, scratch / "blind")
+    fast = replace(setup, runtime=setup.runtime.model_copy(update={"dtype": dtype}))
+    ours = apart(train_policy, fast, settings, PPOTrainer, prompts, scratch / "ours")
+    theirs = setup if stock_or_lean == "stock" else fast
+    peer, versions = train_peer(python, theirs, settings, stock_or_lean, prompts, scratch)
+    blind = apart(train_policy, fast, settings, RewardBlindTrainer, prompts, scratch / "blind")
     policies = {
         "before": setup.init,
         "ours": scratch / "ours",
@@ -516,24 +518,24 @@ def compare_ppo(
     gains = {name: found.gain(before) for name, found in answers.items()}
     count = settings.rollout_batch_size
     seconds = {name: statistics.median(run.seconds) / count for name, run in runs.items()}
-    rewards = {
-        name: statistics.fmean(found.rewards) - statistics.fmean(before.rewards) for name, found in answers.items()
-    }
+    scores = {name: statistics.fmean(found.scores) - statistics.fmean(before.scores) for name, found in answers.items()}
     config = LoraConfig.from_pretrained(str(setup.init))
     click.echo(f"\npeer: {', '.join(f'{name} {number}' for name, number in versions.items())}")
     table(
         f"PPO: {settings.num_updates} updates of {count} rollouts, {settings.max_new_tokens} new tokens, "
         f"{settings.num_ppo_epochs} epochs, learning rate {settings.learning_rate:g}, LoRA of rank {config.r} on "
-        f"{'every layer' if config.layers_to_transform is None else 'its own layers'}; TRL's value model: {value}\n"
-        f"answers to {len(held_out)} held-out prompts x {samples}; before training they score "
-        f"{statistics.fmean(before.scores):.3f}, {before.ended:.2f} of them end, {before.tokens:.1f} tokens",
+        f"{'every layer' if config.layers_to_transform is None else 'its own layers'}\n"
+        f"ours in {dtype}, TRL {stock_or_lean}\n"
+        f"answers to {len(held_out)} held-out prompts x {samples}; before training their mean "
+        f"reward is {statistics.fmean(before.rewards):.3f} (the score, {statistics.fmean(before.scores):.3f}, less the "
+        f"penalty where the EOS is missing), {before.ended:.2f} of them end, {before.tokens:.1f} tokens",
         list(runs),
         {
-            "gain of the mean score": [f"{gains[name][0]:+.3f} ± {gains[name][1]:.3f}" for name in runs],
+            "gain of the mean reward": [f"{gains[name][0]:+.3f} ± {gains[name][1]:.3f}" for name in runs],
             "the same per 100 rollouts": [
                 f"{100 * gains[name][0] / (count * settings.num_updates):+.3f}" for name in runs
             ],
-            "gain with the penalty for a missing EOS": [f"{rewards[name]:+.3f}" for name in runs],
+            "gain of the mean score": [f"{scores[name]:+.3f}" for name in runs],
             "share that ends": [f"{answers[name].ended:.2f}" for name in runs],
             "tokens an answer": [f"{answers[name].tokens:.1f}" for name in runs],
             "seconds a rollout, median update": [f"{seconds[name]:.3f}" for name in runs],
@@ -563,6 +565,12 @@ def compare_memory(setup: Setup) -> dict[str, float | None]:
     return {"weights_memory_vs_four_models": found["four adapters"][0] / found["four models"][0]}
 
 
+def interval(values: Sequence[float]) -> str:
+    """Return the mean with its 95% bootstrap interval, as text."""
+    low, high = bootstrap_interval([[value] for value in values]) or (math.nan, math.nan)
+    return f"{statistics.fmean(values):.3f} [{low:.3f}, {high:.3f}]"
+
+
 def compare_reward(
     setup: Setup,
     lora: LoraSettings,
@@ -586,7 +594,10 @@ def compare_reward(
         f"{len(held_out)} held-out pairs",
         list(runs),
         {
-            "accuracy": [f"{run.accuracy:.3f}" for run in runs.values()],
+            "accuracy, 95% interval": [interval(run.wins) for run in runs.values()],
+            "ours less the other's": [
+                interval([a - b for a, b in zip(ours.wins, run.wins, strict=True)]) for run in runs.values()
+            ],
             "tokens": [str(run.tokens) for run in runs.values()],
             "seconds": [f"{run.seconds:.1f}" for run in runs.values()],
             "tokens a second": [f"{run.tokens / run.seconds:.0f}" for run in runs.values()],
@@ -633,11 +644,18 @@ def compare_reward(
     help="Layers that PPO adapts, on both sides: all, or those of the adapters as they are.",
 )
 @click.option(
-    "--peer-value",
-    type=click.Choice(["lora", "full"]),
-    default="lora",
+    "--ppo-peer",
+    type=click.Choice(["stock", "lean"]),
+    default="stock",
     show_default=True,
-    help="What TRL's value model trains: an adapter as ours does, or, as TRL has it, all weights.",
+    help="TRL as it comes (a value model trained in full, gradient checkpointing, bfloat16 autocast), or with LoRA on "
+    "the value model and without the other two, which is faster on a CPU.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    help="Of the weights that PPO runs on, ours and those of lean TRL; answers are always scored in the params' own. "
+    "[default: runtime.dtype]",
 )
 @click.option("--eval-prompts", default=64, show_default=True, help="Held-out prompts at most.")
 @click.option("--eval-samples", default=4, show_default=True, help="Answers a held-out prompt.")
@@ -664,7 +682,8 @@ def main(
     max_new_tokens: int,
     learning_rate: float,
     lora: str,
-    peer_value: str,
+    ppo_peer: str,
+    dtype: str | None,
     eval_prompts: int,
     eval_samples: int,
     rm_steps: int | None,
@@ -713,7 +732,9 @@ def main(
             held_out = [ids for ids in unseen if ids not in asked][:eval_prompts]
             drawn = draw(asked, updates * rollouts, params.seed)
             python = peer_python(trl_venv)
-            ratios |= compare_ppo(setup, settings, python, peer_value, drawn, held_out, eval_samples, scratch)
+            ratios |= compare_ppo(
+                setup, settings, python, ppo_peer, dtype or runtime.dtype, drawn, held_out, eval_samples, scratch
+            )
         if "memory" in parts:
             ratios |= compare_memory(setup)
         if "reward" in parts:

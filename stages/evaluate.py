@@ -145,6 +145,8 @@ def main(name: str, judge: str) -> None:
         "judge_score": mean(scores),
         "judge_failures": len(answers) - len(scores),
         "reward": mean([row.reward for row in answers]),
+        # An answer that was cut off is scored as if it ended there, and a loop of pleasant words may score high.
+        "reward_of_ended": mean([row.reward for row in answers if row.finish_reason == "stop"]),
         "response_tokens": mean([row.num_tokens for row in answers]),
         "ended_share": mean([float(row.finish_reason == "stop") for row in answers]),
         "distinct_2": distinct_2([words(row.response) for row in answers]),

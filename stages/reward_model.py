@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 from datasets import Dataset
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
@@ -77,6 +77,33 @@ def training_rows(
     return rows
 
 
+def fit(
+    base: Path,
+    rows: Sequence[dict[str, Any]],
+    runtime: RuntimeSettings,
+    lora: LoraSettings,
+    settings: RewardModelSettings,
+    seed: int,
+    history: Path,
+    **arguments: Any,
+) -> RewardTrainer:
+    """Train an adapter and its head on `training_rows`, write the history, and return the finished trainer.
+
+    `arguments` overrule what the settings say, in the words of `trl.RewardConfig`.
+    """
+    sequence_model = load_base(base, runtime, AutoModelForSequenceClassification, num_labels=1)
+    with tempfile.TemporaryDirectory() as scratch:
+        settled = settings.arguments(Path(scratch), seed, runtime.torch_device.type == "cpu")
+        trainer = RewardTrainer(
+            model=get_peft_model(sequence_model, lora.config(task_type="SEQ_CLS", modules_to_save=["score"])),
+            args=RewardConfig(**settled | {"max_length": None} | arguments),
+            train_dataset=Dataset.from_list(list(rows)),
+            processing_class=load_tokenizer(base),
+        )
+        train(trainer, history)
+    return trainer
+
+
 def score_pairs(
     stack: AdapterStack, pairs: Sequence[PreferencePair], batch_size: int, description: str
 ) -> list[ScoredPair]:
@@ -130,24 +157,14 @@ def main(base: Path, train_path: Path, test_path: Path, out: Path, report: Path,
     rows = training_rows(pairs, encode_pairs(tokenizer, pairs), settings.use_margin)
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "reward_model.max_length")
 
-    sequence_model = load_base(base, runtime, AutoModelForSequenceClassification, num_labels=1)
-    model = get_peft_model(sequence_model, lora.config(task_type="SEQ_CLS", modules_to_save=["score"]))
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = RewardTrainer(
-            model=model,
-            args=RewardConfig(
-                **settings.arguments(Path(scratch), params.seed, runtime.torch_device.type == "cpu"), max_length=None
-            ),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-        )
-        train(trainer, report / "history.csv")
+    trainer = fit(base, rows, runtime, lora, settings, params.seed, report / "history.csv")
+    assert isinstance(trainer.model, PeftModel)
     with replacing(out) as temporary:
-        save_adapter(model, temporary)
+        save_adapter(trainer.model, temporary)
         copy_tokenizer(base, temporary)
         config = settings.model_dump() | {"lora": lora.model_dump()}
         write_model_card(temporary, "reward_model", {"base": base}, {"preferences": train_path}, config, params.seed)
-        del trainer, model, sequence_model
+        del trainer
         # What follows measures what was written, not what was in memory.
         stack = AdapterStack(base, runtime)
         stack.add("reward", temporary)

@@ -65,6 +65,7 @@ def model_row(name: str, metrics: Mapping[str, Any], versus: Mapping[str, Any]) 
         "model": name,
         "judge_score": metrics["judge_score"],
         "reward": metrics["reward"],
+        "reward_of_ended": metrics["reward_of_ended"],
         "win_rate_vs_m0": versus["win_rate"],
         "win_rate_low": versus["low"],
         "win_rate_high": versus["high"],

@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, hen
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -95,9 +96,10 @@ def tiny_base(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def make_adapter(tiny_base: Path, runtime: RuntimeSettings, tmp_path: Path) -> Callable[..., Path]:
     """Return a function that writes a random LoRA adapter (with a score head, if asked) and returns its directory."""
 
-    def make(name: str, seed: int, head: bool = False) -> Path:
+    def make(name: str, seed: int, head: bool = False, layers: list[int] | None = None) -> Path:
         torch.manual_seed(seed)
-        lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", layers_to_transform=None)
+        modules = "all-linear" if layers is None else ["q_proj", "v_proj", "down_proj"]
+        lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=modules, layers_to_transform=layers)
         if head:
             base = load_base(tiny_base, runtime, AutoModelForSequenceClassification, num_labels=1)
             model = get_peft_model(base, lora.config(task_type="SEQ_CLS", modules_to_save=["score"]))
@@ -140,14 +142,23 @@ def make_stack(
     tiny_base: Path, runtime: RuntimeSettings, make_adapter: Callable[..., Path]
 ) -> Callable[..., AdapterStack]:
     """Return a function that builds a stack for PPO: policy and reference equal, reward and value with a head."""
-    policy = make_adapter("policy", 1)
-    reward = make_adapter("reward", 2, head=True)
 
-    def make(reference: Path = policy) -> AdapterStack:
-        stack = AdapterStack(tiny_base, runtime)
+    def make(
+        reference: Path | None = None,
+        layers: list[int] | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+    ) -> AdapterStack:
+        policy = make_adapter("policy", 1, layers=layers)
+        reward = make_adapter("reward", 2, head=True, layers=layers)
+        stack = AdapterStack(tiny_base, runtime.model_copy(update={"dtype": dtype}))
         with torch.no_grad():  # an EOS that is likely now and then: some responses end, some do not
             embeddings(stack.causal_lm)[stack.tokenizer.eos_token_id] *= 3
-        for name, folder in {"policy": policy, "reference": reference, "reward": reward, "value": reward}.items():
+        for name, folder in {
+            "policy": policy,
+            "reference": reference or policy,
+            "reward": reward,
+            "value": reward,
+        }.items():
             stack.add(name, folder)
         return stack
 

@@ -1,14 +1,17 @@
 """What the tests of PPO share: settings, prompts and a trainer over a tiny stack (fixture `make_stack`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from stages.lib import ppo_trainer
 from stages.lib.models import AdapterStack
 from stages.lib.ppo_trainer import PPOSettings, PPOTrainer
 from stages.lib.rollouts import Rollout
+from stages.lib.scoring import score_and_record
 from stages.lib.tokenization import encode_user
 
 MakeStack = Callable[..., AdapterStack]
@@ -19,6 +22,7 @@ SETTINGS = {
     "mini_batch_size": 8,
     "per_device_train_batch_size": 4,
     "num_ppo_epochs": 1,
+    "value_layers": None,
     "learning_rate": 1e-3,
     "value_learning_rate": 1e-3,
     "kl_coef": 0.05,
@@ -54,6 +58,15 @@ def real_rows(rollout: Rollout) -> list[tuple[list[int], int]]:
         (ids[mask].tolist(), int(response.sum()))
         for ids, mask, response in zip(rollout.input_ids, rollout.attention_mask, rollout.response_mask, strict=True)
     ]
+
+
+def reward(monkeypatch: pytest.MonkeyPatch, score: Callable[[Sequence[list[int]]], list[float]]) -> None:
+    """Let `score` give the scores of the responses; the rest of the scoring stays as it is."""
+
+    def scored(stack: AdapterStack, name: str, rows: Sequence[list[int]], *args: Any, **kwargs: Any) -> Any:
+        return score(rows), score_and_record(stack, name, rows, *args, **kwargs)[1]
+
+    monkeypatch.setattr(ppo_trainer, "score_and_record", scored)
 
 
 def randomize(parameter: Tensor) -> None:

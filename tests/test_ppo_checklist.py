@@ -26,7 +26,7 @@ from stages.lib.ppo_trainer import PPOTrainer, kl_coef_factor
 from stages.lib.rollouts import Batch, Rollout
 from stages.lib.runtime import RuntimeSettings
 from tests.conftest import tiny_gpt2
-from tests.ppo import MakeStack, encoded, randomize, real_rows, trainer
+from tests.ppo import MakeStack, encoded, randomize, real_rows, reward, trainer
 
 
 def test_responses_are_sampled_from_the_whole_vocabulary_whatever_the_models_generation_config(
@@ -75,7 +75,7 @@ def test_no_gradient_flows_through_anything_that_a_rollout_holds(make_stack: Mak
     stack = make_stack()
     rollout = trainer(stack).rollout(encoded(stack))
     tensors = [value for value in vars(rollout).values() if isinstance(value, Tensor)]
-    assert len(tensors) == len(vars(rollout)) == 10
+    assert len(tensors) == len(vars(rollout)) == 13
     assert not any(tensor.requires_grad for tensor in tensors)
 
 
@@ -182,7 +182,7 @@ def test_logprobs_do_not_depend_on_padding_in_a_model_with_learned_positions(
     for i, (ids, count) in enumerate(real_rows(rollout)):
         with stack.using("policy") as model, torch.no_grad():
             logits = model(input_ids=torch.tensor([ids])).logits[:, -count - 1 : -1]
-        expected, _ = token_logprobs(logits, torch.tensor([ids[-count:]]), 0.7)
+        expected = token_logprobs(logits, torch.tensor([ids[-count:]]), 0.7)
         torch.testing.assert_close(rollout.logprobs[i][rollout.response_mask[i]], expected[0], rtol=1e-4, atol=1e-4)
 
 
@@ -381,7 +381,7 @@ def test_the_loss_of_a_mini_batch_is_a_mean_over_its_own_tokens(make_stack: Make
     rollout = ppo.rollout(encoded(stack))
     found = gradients_of(stack, ppo, rollout, [6, 1])
     part = rollout.rows(torch.tensor([6, 1]))
-    logprobs, _ = ppo._logprobs("policy", part)
+    logprobs = ppo._logprobs("policy", part)
     loss = policy_loss(logprobs, part.logprobs, part.advantages, part.response_mask, 0.2)
     loss[part.response_mask].mean().backward()
     for mine, parameter in zip(found, ppo.policy_parameters, strict=False):
@@ -395,9 +395,8 @@ def test_a_training_forward_that_differs_from_the_rollouts_is_refused_before_the
     ppo = trainer(make_stack())
     plain = ppo._logprobs
 
-    def shifted(name: str, batch: Batch) -> tuple[Tensor, Tensor]:
-        logprobs, entropy = plain(name, batch)
-        return (logprobs + 0.05 if torch.is_grad_enabled() else logprobs), entropy
+    def shifted(name: str, batch: Batch) -> Tensor:
+        return plain(name, batch) + (0.05 if torch.is_grad_enabled() else 0.0)
 
     monkeypatch.setattr(ppo, "_logprobs", shifted)
     before = ppo.policy_parameters[0].detach().clone()
@@ -418,9 +417,7 @@ def bandit(make_stack: MakeStack, monkeypatch: pytest.MonkeyPatch) -> tuple[PPOT
     with stack.using("policy") as model, torch.no_grad():
         start = model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1)
     token = int((start - 0.05).abs().argmin())
-    monkeypatch.setattr(
-        ppo_trainer, "reward_scores", lambda stack, name, rows, **kw: [float(row[-1] == token) for row in rows]
-    )
+    reward(monkeypatch, lambda rows: [float(row[-1] == token) for row in rows])
     changes: dict[str, Any] = {"rollout_batch_size": 32, "mini_batch_size": 32, "per_device_train_batch_size": 32}
     rates: dict[str, Any] = {
         "num_updates": 40,
@@ -448,7 +445,7 @@ def reward_blind_step(ppo: PPOTrainer, prompts: list[list[int]]) -> None:
     """One step on -(reward - kl_coef * (log pi - log pi_ref)).mean(), where only log pi has a gradient."""
     rollout = ppo.rollout(prompts)
     ppo.updates_done += 1
-    logprobs, _ = ppo._logprobs("policy", rollout)
+    logprobs = ppo._logprobs("policy", rollout)
     kl = torch.where(rollout.response_mask, logprobs - rollout.ref_logprobs, 0.0).sum(1)
     (-(rollout.scores - ppo.settings.kl_coef * kl).mean()).backward()
     ppo.optimizers["policy"].step()

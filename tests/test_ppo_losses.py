@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stages.lib.advantages import gae, token_rewards, whiten
-from stages.lib.losses import kl_divergence, policy_loss, token_logprobs, value_loss
+from stages.lib.losses import kl_divergence, policy_loss, token_entropies, token_logprobs, value_loss
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
 
@@ -43,7 +43,7 @@ def policy_gradient(scores: Tensor) -> Tensor:
     logits = torch.randn(4, 5, 7, generator=generator, requires_grad=True)
     tokens = torch.randint(7, (4, 5), generator=generator)
     mask = torch.arange(5) < torch.tensor([[5], [2], [3], [4]])
-    logprobs, _ = token_logprobs(logits, tokens, 1.0)
+    logprobs = token_logprobs(logits, tokens, 1.0)
     old = logprobs.detach()
     advantages, _ = gae(token_rewards(old, old, scores, mask, 0.1), torch.zeros(4, 5), mask, 1.0, 1.0)
     policy_loss(logprobs, old, whiten(advantages, mask), mask, 0.2).sum().backward()
@@ -60,11 +60,11 @@ def test_opposite_rewards_give_opposite_gradients() -> None:
 
 def test_a_step_makes_the_better_response_more_likely_and_the_worse_one_less() -> None:
     logits, tokens = torch.zeros(2, 1, 3, requires_grad=True), torch.tensor([[0], [1]])
-    before, _ = token_logprobs(logits, tokens, 1.0)
+    before = token_logprobs(logits, tokens, 1.0)
     advantages, mask = torch.tensor([[1.0], [-1.0]]), torch.ones(2, 1, dtype=torch.bool)
     policy_loss(before, before.detach(), advantages, mask, 0.2).sum().backward()
     assert logits.grad is not None
-    after, _ = token_logprobs(logits.detach() - 0.1 * logits.grad, tokens, 1.0)
+    after = token_logprobs(logits.detach() - 0.1 * logits.grad, tokens, 1.0)
     assert (after - before.detach()).sign().tolist() == [[1], [-1]]
 
 
@@ -114,7 +114,7 @@ def test_logprobs_and_entropy_are_of_the_softmax_at_the_temperature(temperature:
     logits = (5 * torch.randn(3, 4, 11, generator=generator)).to(dtype)
     tokens = torch.randint(11, (3, 4), generator=generator)
     reference = (logits.double() / temperature).log_softmax(-1)
-    logprobs, entropy = token_logprobs(logits, tokens, temperature)
+    logprobs, entropy = token_logprobs(logits, tokens, temperature), token_entropies(logits, temperature)
     assert logprobs.dtype == torch.float32
     for row in range(3):
         for t in range(4):
@@ -124,7 +124,7 @@ def test_logprobs_and_entropy_are_of_the_softmax_at_the_temperature(temperature:
 
 
 def test_the_entropy_of_equal_logits_is_the_log_of_their_number() -> None:
-    _, entropy = token_logprobs(torch.full((1, 1, 8), 3.0), torch.zeros(1, 1, dtype=torch.long), 0.5)
+    entropy = token_entropies(torch.full((1, 1, 8), 3.0), 0.5)
     assert float(entropy) == pytest.approx(math.log(8), rel=1e-6)
 
 

@@ -79,6 +79,7 @@ def workspace(tiny_base: Path, make_adapter: Callable[..., Path], tmp_path: Path
         "num_ppo_epochs": 2,
         "max_new_tokens": 4,
         "max_prompt_length": 256,
+        "value_layers": 1,
         "adaptive_kl_target": 0.1,
         "adaptive_kl_horizon": 20,
     }

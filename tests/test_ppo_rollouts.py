@@ -38,18 +38,21 @@ def test_padding_does_not_move_the_position_of_a_token() -> None:
 
 
 def test_rows_takes_the_same_rows_of_every_tensor() -> None:
-    part = BATCH.rows(torch.tensor([1]))
-    assert part.input_ids.tolist() == BATCH.input_ids[1:].tolist()
-    assert part.attention_mask.tolist() == BATCH.attention_mask[1:].tolist()
-    assert part.response_mask.tolist() == BATCH.response_mask[1:].tolist()
+    part = BATCH.rows(torch.tensor([1, 0]))
+    assert part.input_ids.tolist() == BATCH.input_ids.flip(0).tolist()
+    assert part.attention_mask.tolist() == BATCH.attention_mask.flip(0).tolist()
+    assert part.response_mask.tolist() == BATCH.response_mask.flip(0).tolist()
 
 
-def test_rows_drops_the_columns_that_are_padding_in_all_of_them() -> None:
-    part = BATCH.rows(torch.tensor([0]))
-    assert part.input_ids.tolist() == [[5, 11, 12, 13, 2]]
-    assert part.attention_mask.tolist() == [[True] * 5]
-    assert part.responses.tolist() == BATCH.responses[:1].tolist()
-    assert part.response_mask.tolist() == BATCH.response_mask[:1].tolist()
+def test_rows_drops_the_columns_that_are_padding_in_all_of_them_at_both_ends() -> None:
+    long, short = BATCH.rows(torch.tensor([0])), BATCH.rows(torch.tensor([1]))
+    assert long.input_ids.tolist() == [[5, 11, 12, 13, 2]]
+    assert short.input_ids.tolist() == [[6, 7, 8, 14, 2]]
+    assert long.attention_mask.tolist() == short.attention_mask.tolist() == [[True] * 5]
+    assert long.responses.tolist() == [[11, 12, 13, 2]]
+    assert short.responses.tolist() == [[14, 2]]
+    assert long.response_mask.tolist() == [[True] * 4]
+    assert short.response_mask.tolist() == [[True] * 2]
 
 
 def test_completions_are_collated_with_the_eos_that_ended_them() -> None:

@@ -14,7 +14,23 @@ from stages.lib.params import Params
 from stages.lib.ppo_trainer import PPOSettings, PPOTrainer
 from stages.lib.scoring import reward_scores
 from tests.conftest import REPOSITORY, embeddings
-from tests.ppo import SETTINGS, TEXTS, MakeStack, encoded, randomize, real_rows, snapshot, trainer
+from tests.ppo import SETTINGS, TEXTS, MakeStack, encoded, randomize, real_rows, reward, snapshot, trainer
+
+
+def test_over_a_base_in_bfloat16_the_checks_hold_and_adapters_heads_and_results_stay_float32(
+    make_stack: MakeStack,
+) -> None:
+    stack = make_stack(dtype="bfloat16")
+    ppo = trainer(stack)
+    before = snapshot(stack)
+    row = ppo.step()
+    assert abs(row["kl"]) < 0.1
+    assert {parameter.dtype for parameter in (*ppo.policy_parameters, *ppo.value_parameters)} == {torch.float32}
+    assert any(not torch.equal(old, new) for old, new in zip(before.values(), snapshot(stack).values(), strict=True))
+    hidden = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    alone = stack.heads["reward"](hidden)
+    with stack.using("reward"):
+        assert torch.equal(stack.heads["reward"](hidden), alone)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
@@ -215,12 +231,12 @@ def counts_while_training(
         embeddings(stack.causal_lm)[token] *= 5
     counts: list[float] = []
 
-    def reward(stack: AdapterStack, name: str, rows: Sequence[list[int]], *, batch_size: int) -> list[float]:
+    def count(rows: Sequence[list[int]]) -> list[float]:
         found = [row[-8:].count(token) for row in rows]
         counts.append(sum(found) / len(found))
         return [sign * count for count in found]
 
-    monkeypatch.setattr("stages.lib.ppo_trainer.reward_scores", reward)
+    reward(monkeypatch, count)
     ppo = trainer(
         stack,
         num_updates=12,

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from stages.lib.metrics import mean
 from stages.lib.models import AdapterStack
 from stages.lib.params import Params
-from stages.lib.records import PreferencePair, ScoredPair, read_rows
+from stages.lib.records import Answer, PreferencePair, ScoredPair, read_rows
 from stages.lib.runtime import RuntimeSettings
 from stages.reward_model import CENTERING_ROWS, score_pairs
 from tests.conftest import REPOSITORY, build_tiny_source
@@ -33,7 +34,7 @@ SMALL = {
     "dpo": {"num_train_epochs": 1, "max_length": 512},
     "reward_model": {"num_train_epochs": 0.5, "max_length": 1024},
     "ppo": {"num_updates": 2, "rollout_batch_size": 8, "mini_batch_size": 4, "per_device_train_batch_size": 4}
-    | {"max_new_tokens": 8, "max_prompt_length": 512},
+    | {"value_layers": 1, "max_new_tokens": 8, "max_prompt_length": 512},
     "evaluate": {"max_new_tokens": 8, "max_turns": 2},
 }
 
@@ -115,6 +116,15 @@ def test_rerunning_a_stage_by_force_gives_the_same_bytes(clone: Clone) -> None:
         assert clone.stages_run("dvc", "repro", "-f", "-s", stage) == [stage]
 
     assert (clone.path / "dvc.lock").read_bytes() == before
+
+
+def test_the_reward_of_ended_answers_leaves_out_those_that_were_cut_off(clone: Clone) -> None:
+    for model in ("m0", "ppo"):
+        answers = read_rows(clone.path / f"data/eval/{model}.jsonl", Answer)
+        summary = json.loads((clone.path / f"data/eval/{model}.json").read_text())
+        assert summary["reward"] == pytest.approx(mean([row.reward for row in answers]))
+        ended = mean([row.reward for row in answers if row.finish_reason == "stop"])
+        assert summary["reward_of_ended"] == pytest.approx(ended)
 
 
 def test_dpo_starts_at_log_2_since_the_reference_is_the_parent(clone: Clone) -> None:

@@ -8,17 +8,22 @@ from torch.nn import functional
 LOG_RATIO_LIMIT = 20.0
 
 
-def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities of `tokens` and entropies, both (B, R), at the temperature of sampling, in float32.
+def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """Return log-probabilities of `tokens`, (B, R), at the temperature of sampling, in float32.
 
     Args:
         logits: (B, R, V), those that predict each of the tokens.
         tokens: (B, R).
         temperature: rollouts are drawn from softmax(logits / temperature), so every log-probability is of that.
     """
-    logprobs = (logits.float() / temperature).log_softmax(-1)
-    entropy = -(logprobs.detach().exp() * logprobs.detach()).sum(-1)
-    return logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropy
+    scaled = _scaled(logits, temperature)
+    return scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
+
+
+def token_entropies(logits: Tensor, temperature: float) -> Tensor:
+    """Return the entropy of softmax(logits / temperature) in nats, (B, R), of logits (B, R, V), in float32."""
+    logprobs = _scaled(logits, temperature).log_softmax(-1)
+    return -(logprobs.exp() * logprobs).sum(-1)
 
 
 def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float) -> Tensor:
@@ -59,3 +64,9 @@ def judge_loss(logprobs: Tensor, scores: Tensor, ranking_coef: float) -> Tensor:
     if len(better) == 0:
         return cross_entropy
     return cross_entropy - ranking_coef * functional.logsigmoid(expected[better] - expected[worse]).mean()
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    # Each operation on logits reads and writes a row of the whole vocabulary for each token: none is done in vain.
+    logits = logits.float()
+    return logits if temperature == 1 else logits / temperature

@@ -6,9 +6,10 @@ tokenizer, the chat template and `model_card.json`. Weights are safetensors; not
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -96,7 +97,7 @@ class ScoreHead:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return the scores (...) of hidden states (..., H), in float32."""
-        return (hidden.float() @ self.weight.T).squeeze(-1) + self.bias
+        return (hidden.float() * self.weight).sum(-1) + self.bias  # no matmul: autocast would round it to bfloat16
 
 
 class AdapterStack:
@@ -113,6 +114,11 @@ class AdapterStack:
         self.heads: dict[str, ScoreHead] = {}
         self._adapters: dict[str, bool] = {}  # name -> whether there is an adapter of this name
         self._peft: PeftModel | None = None
+        count = self.causal_lm.config.get_text_config().num_hidden_layers
+        # Its decoder layers, in order: the first list of as many modules as the configuration counts layers.
+        self.layers = next(
+            module for module in self.causal_lm.modules() if isinstance(module, nn.ModuleList) and len(module) == count
+        )
 
     def add(self, name: str, model_dir: Path) -> None:
         """Load `model_dir` as `name`; a reward model's head, with the bias that centres it, lands in `heads[name]`."""
@@ -149,28 +155,84 @@ class AdapterStack:
 
     @contextmanager
     def using(self, name: str) -> Iterator[PreTrainedModel]:
-        """Yield the causal LM with adapter `name` active; parameters keep the `requires_grad` they have."""
-        if self._peft is None:
-            yield self.causal_lm
-        elif not self._adapters[name]:
-            with self._peft.disable_adapter():
-                yield self.causal_lm
-        else:
-            flags = [(parameter, parameter.requires_grad) for parameter in self._peft.parameters()]
-            self._peft.set_adapter(name, inference_mode=True)
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
-            yield self.causal_lm
+        """Yield the causal LM with adapter `name` active; parameters keep the `requires_grad` they have.
 
-    def parameters(self, name: str) -> list[nn.Parameter]:
-        """Return the parameters of adapter `name`, in the model's order."""
+        Over a base in bfloat16 the adapters, whose weights are float32, compute in bfloat16 too (autocast): casts to
+        float32 and back would cost a quarter of the time.
+        """
+        half = self.causal_lm.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            if self._peft is None:
+                yield self.causal_lm
+            elif not self._adapters[name]:
+                with self._peft.disable_adapter():
+                    yield self.causal_lm
+            else:
+                flags = [(parameter, parameter.requires_grad) for parameter in self._peft.parameters()]
+                self._peft.set_adapter(name, inference_mode=True)
+                for parameter, flag in flags:
+                    parameter.requires_grad_(flag)
+                yield self.causal_lm
+
+    def parameters(self, name: str, from_layer: int = 0) -> list[nn.Parameter]:
+        """Return the parameters of adapter `name`, in the model's order, without those of the layers before one."""
         assert self._peft is not None
-        return [parameter for key, parameter in self._peft.named_parameters() if _is_of(key, name)]
+        below = {id(parameter) for layer in self.layers[:from_layer] for parameter in layer.parameters()}
+        named = self._peft.named_parameters()
+        return [parameter for key, parameter in named if _is_of(key, name) and id(parameter) not in below]
+
+    def first_layer(self, name: str) -> int:
+        """Return the lowest layer that adapter `name` changes: what enters it is the same as in the bare base."""
+        if not self._adapters[name]:
+            return len(self.layers)
+        adapted = {id(parameter) for parameter in self.parameters(name)}
+        depths = [i for i, layer in enumerate(self.layers) if adapted & {id(p) for p in layer.parameters()}]
+        inside = {id(parameter) for layer in self.layers for parameter in layer.parameters()}
+        return depths[0] if depths and adapted <= inside else 0
+
+    @contextmanager
+    def recording(self, layers: Collection[int]) -> Iterator[dict[int, Tensor]]:
+        """Yield a dictionary that holds, after each forward, the states (B, T, H) that entered each of `layers`."""
+        states: dict[int, Tensor] = {}
+
+        def note(layer: int, *arguments: Any) -> None:
+            _, positional, named = arguments
+            states[layer] = positional[0] if positional else named["hidden_states"]
+
+        hooks = [self.layers[i].register_forward_pre_hook(partial(note, i), with_kwargs=True) for i in set(layers)]
+        try:
+            yield states
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def entering(self, layer: int, states: Tensor) -> Iterator[None]:
+        """Let forwards begin at `layer` with `states` (B, T, H), as `recording` found them; those below do not run."""
+        below = list(self.layers[:layer])
+        try:
+            for i in range(layer):
+                self.layers[i] = _Recorded(states)
+            yield
+        finally:
+            for i, module in enumerate(below):
+                self.layers[i] = module
 
     def save(self, name: str, out_dir: Path) -> None:
         """Write adapter `name` to `out_dir`; see `save_adapter`."""
         assert self._peft is not None
         save_adapter(self._peft, out_dir, name)
+
+
+class _Recorded(nn.Module):
+    """Stands for the layers below one: gives what they gave before."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.states
 
 
 def save_adapter(model: PeftModel, out_dir: Path, name: str = "default") -> None:

@@ -4,10 +4,16 @@ Policy, reference, reward and value are four adapters over one base. One update:
 recompute their log-probabilities with the forward that training uses; score them; reward = -kl_coef * log-ratio, plus
 the score at the last token; GAE; whiten; then epochs of clipped updates, where a loss is a mean over the tokens of the
 whole mini-batch, however it is cut into micro-batches.
+
+What does not change in an update is computed once for it: the layers below the lowest one that policy, reference or
+reward model adapt, and those of the reward model below the ones that the value function trains (`value_layers`). The
+states that leave them are kept from the forward that scores the responses, and every other forward begins there.
 """
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +23,12 @@ from torch import Tensor, nn
 from stages.lib.advantages import gae, token_rewards, whiten
 from stages.lib.errors import InputError
 from stages.lib.generation import SamplingParams, generate
-from stages.lib.losses import policy_loss, token_logprobs, value_loss
+from stages.lib.losses import policy_loss, token_entropies, token_logprobs, value_loss
 from stages.lib.models import AdapterStack
 from stages.lib.params import Settings
-from stages.lib.rollouts import Batch, Rollout, collate_completions
+from stages.lib.rollouts import Batch, Rollout, collate_completions, place
 from stages.lib.runtime import row_seed
-from stages.lib.scoring import reward_scores
+from stages.lib.scoring import score_and_record
 
 # Nats a token, in the mean. Far above what rounding does on SmolLM2 (2e-7 in float32, 4e-3 in bfloat16, where a single
 # token may be off by 0.4) and below what a mistake does (0.3 for a wrong mask, 0.02 for a LoRA dropout of 0.05).
@@ -40,6 +46,7 @@ class PPOSettings(Settings):
     num_ppo_epochs: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     value_learning_rate: float = Field(gt=0)
+    value_layers: int | None = Field(ge=1)
     kl_coef: float = Field(ge=0)
     adaptive_kl_target: float | None = Field(gt=0)
     adaptive_kl_horizon: int = Field(ge=1)
@@ -85,13 +92,20 @@ class PPOTrainer:
         self, stack: AdapterStack, prompts: Sequence[list[int]], settings: PPOSettings, seed: int, batch_size: int
     ) -> None:
         self.stack, self.settings, self.seed, self.batch_size = stack, settings, seed, batch_size
+        depth = len(stack.layers)
+        value_layers = depth if settings.value_layers is None else settings.value_layers
+        if value_layers > depth:
+            raise InputError(f"params.yaml: ppo.value_layers is {value_layers}, and the base has {depth} layers")
+        # Where forwards begin: below, the four are one model, and value and reward model are.
+        self.policy_layer = min(stack.first_layer(name) for name in ("policy", "reference", "reward"))
+        self.value_layer = max(stack.first_layer("value"), depth - value_layers)
         # The value function has the reward model's features and a constant for a start, see `rollout`. With the reward
         # model's own head, which means nothing before the EOS, or with 0, each last token would look much worse (or
         # better) than those before it, and the policy would unlearn (or overdo) ending its replies.
         self.value_head = nn.Parameter(torch.zeros_like(stack.heads["reward"].weight))
         self.value_bias = nn.Parameter(torch.zeros(1, device=stack.device))
         self.policy_parameters = stack.parameters("policy")
-        self.value_parameters = [*stack.parameters("value"), self.value_head, self.value_bias]
+        self.value_parameters = [*stack.parameters("value", self.value_layer), self.value_head, self.value_bias]
         for parameter in [*self.policy_parameters, *self.value_parameters]:
             parameter.requires_grad_(True)
         # eps 1e-5 as in the original implementation.
@@ -168,13 +182,22 @@ class PPOTrainer:
             )
         completions = [completion for [completion] in sampled]
         batch = collate_completions(prompts, completions, int(tokenizer.pad_token_id or 0), self.stack.device)
-        logprobs = self._map_rows(batch, lambda part: self._logprobs("policy", part)[0])
-        ref_logprobs = self._map_rows(batch, lambda part: self._logprobs("reference", part)[0])
         tokens = [prompt + completion.token_ids for prompt, completion in zip(prompts, completions, strict=True)]
-        scores = torch.tensor(
-            reward_scores(self.stack, "reward", tokens, batch_size=settings.per_device_train_batch_size),
-            device=self.stack.device,
+        found, states = score_and_record(
+            self.stack,
+            "reward",
+            tokens,
+            {self.policy_layer, self.value_layer},
+            batch_size=settings.per_device_train_batch_size,
         )
+        scores = torch.tensor(found, device=self.stack.device)
+        batch = replace(
+            batch,
+            policy_states=place(states[self.policy_layer], batch.attention_mask),
+            value_states=place(states[self.value_layer], batch.attention_mask),
+        )
+        logprobs, entropies = self._map_rows(batch, self._logprobs_and_entropies).unbind(-1)
+        ref_logprobs = self._map_rows(batch, lambda part: self._logprobs("reference", part))
         ended = torch.tensor([c.finish_reason == "stop" for c in completions], device=self.stack.device)
         mask = batch.response_mask
         penalized = self._penalized(scores, ended)
@@ -186,6 +209,7 @@ class PPOTrainer:
         return Rollout(
             **vars(batch),
             logprobs=logprobs,
+            entropies=entropies,
             ref_logprobs=ref_logprobs,
             values=values,
             advantages=whiten(advantages, mask),
@@ -224,7 +248,7 @@ class PPOTrainer:
         """Accumulate the gradients of the rows of one optimizer step, micro-batch by micro-batch."""
         tokens = rollout.response_mask[rows].sum()
         totals: dict[str, float] = {}
-        for part in rows.split(self.settings.per_device_train_batch_size):
+        for part in self._micro_batches(rollout, rows):
             for key, value in self._backward(rollout.rows(part), tokens, check).items():
                 totals[key] = totals.get(key, 0.0) + value
         return totals
@@ -232,7 +256,7 @@ class PPOTrainer:
     def _backward(self, part: Rollout, tokens: Tensor, check: bool) -> dict[str, float]:
         """Accumulate the gradients of a micro-batch, as its share of a mini-batch of `tokens` response tokens."""
         settings, mask = self.settings, part.response_mask
-        logprobs, entropy = self._logprobs("policy", part)
+        logprobs = self._logprobs("policy", part)
         log_ratio = torch.where(mask, logprobs.detach() - part.logprobs, 0.0)
         if check and not (gap := float(log_ratio[mask].abs().mean())) <= self.tolerance:
             raise InputError(
@@ -248,7 +272,6 @@ class PPOTrainer:
         return {
             "policy_loss": float(loss.detach()),
             "value_loss": float(error.detach()),
-            "entropy": float(torch.where(mask, entropy, 0.0).sum() / tokens),
             "ratio": float(torch.where(mask, ratio, 0.0).sum() / tokens),
             "clip_fraction": float(clipped.sum() / tokens),
             # k3 = ratio - 1 - log(ratio): never negative, for display alone
@@ -268,6 +291,7 @@ class PPOTrainer:
             "kl_coef": self.kl_coef,
             "objective": float(reward - self.kl_coef * kl),
             "eos_rate": float(rollout.ended.float().mean()),
+            "entropy": float(rollout.entropies[mask].mean()),
             "response_tokens": float(mask.sum() / len(mask)),
             "mean_value": float(values.mean()),
             "explained_variance": float(1 - (returns - values).var(correction=0) / variance) if variance > 0 else 0.0,
@@ -291,23 +315,38 @@ class PPOTrainer:
                 "mean): policy and reference must start from the same adapter, ppo.init"
             )
 
-    def _logprobs(self, name: str, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities and entropies of the response tokens, (B, R)."""
-        length = batch.response_mask.shape[1]
-        with self.stack.using(name) as model:
-            logits = model(
+    def _logprobs(self, name: str, batch: Batch) -> Tensor:
+        """Return the log-probabilities of the response tokens, (B, R)."""
+        return token_logprobs(self._logits(name, batch), batch.responses, self.settings.temperature)
+
+    def _logprobs_and_entropies(self, batch: Batch) -> Tensor:
+        """Return both for the response tokens under the policy, (B, R, 2)."""
+        logits, temperature = self._logits("policy", batch), self.settings.temperature
+        return torch.stack(
+            [token_logprobs(logits, batch.responses, temperature), token_entropies(logits, temperature)], dim=-1
+        )
+
+    def _logits(self, name: str, batch: Batch) -> Tensor:
+        """Return the logits that predict the response tokens, (B, R, V)."""
+        states, width = batch.policy_states, batch.input_ids.shape[1]
+        # An index, not a number: of a slice the head would make a batched product, with a copy of its weights a row.
+        before_each = torch.arange(width - batch.response_mask.shape[1] - 1, width - 1, device=self.stack.device)
+        begin = nullcontext() if states is None else self.stack.entering(self.policy_layer, states)
+        with self.stack.using(name) as model, begin:
+            logits: Tensor = model(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
                 position_ids=batch.position_ids,
-                logits_to_keep=length + 1,
+                logits_to_keep=before_each,
                 use_cache=False,
-            ).logits[:, :-1]
-        return token_logprobs(logits, batch.responses, self.settings.temperature)
+            ).logits
+        return logits
 
     def _values(self, batch: Batch) -> Tensor:
         """Return the value of the state before each response token, (B, R)."""
-        length = batch.response_mask.shape[1]
-        with self.stack.using("value") as model:
+        length, states = batch.response_mask.shape[1], batch.value_states
+        begin = nullcontext() if states is None else self.stack.entering(self.value_layer, states)
+        with self.stack.using("value") as model, begin:
             hidden = model.base_model(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
@@ -317,12 +356,20 @@ class PPOTrainer:
         values: Tensor = (hidden.float() @ self.value_head.T).squeeze(-1) + self.value_bias
         return values
 
+    def _micro_batches(self, batch: Batch, rows: Tensor) -> tuple[Tensor, ...]:
+        """Cut `rows` of the batch into micro-batches, those with responses of like lengths together."""
+        rows = rows.sort().values  # like prompts, where the lengths of the responses are equal
+        rows = rows[batch.response_mask[rows].sum(1).argsort(stable=True)]
+        return torch.split(rows, self.settings.per_device_train_batch_size)
+
     def _map_rows(self, batch: Batch, function: Callable[[Batch], Tensor]) -> Tensor:
-        """Apply `function` to micro-batches and put the results together."""
-        index = torch.arange(len(batch.input_ids), device=self.stack.device)
-        return torch.cat(
-            [function(batch.rows(part)) for part in index.split(self.settings.per_device_train_batch_size)]
-        )
+        """Apply `function` to micro-batches and put the results (b, r, ...) together: (B, R, ...), 0 in padding."""
+        parts = self._micro_batches(batch, torch.arange(len(batch.input_ids), device=self.stack.device))
+        results = [function(batch.rows(part)) for part in parts]
+        together = results[0].new_zeros(*batch.response_mask.shape, *results[0].shape[2:])
+        for part, result in zip(parts, results, strict=True):
+            together[part, : result.shape[1]] = result
+        return together
 
     def _next_prompts(self) -> list[list[int]]:
         """Return the prompts of this update: shuffled passes over all of them, cut into batches."""
