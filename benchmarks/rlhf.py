@@ -582,6 +582,8 @@ def compare_reward(
 ) -> dict[str, float | None]:
     """Train a reward model both ways, and print and return the outcome."""
     batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    if steps is not None:  # of a longer pass ours, which groups by length, would see the longest pairs and TRL any
+        pairs = pairs[: steps * batch]
     steps = steps or math.ceil(len(pairs) / batch)
     options = {} if peer == "stock" else {"bf16": False, "gradient_checkpointing": False}
     runs = {
@@ -659,7 +661,7 @@ def compare_reward(
 )
 @click.option("--eval-prompts", default=64, show_default=True, help="Held-out prompts at most.")
 @click.option("--eval-samples", default=4, show_default=True, help="Answers a held-out prompt.")
-@click.option("--rm-steps", type=int, help="Optimizer steps of the reward model.  [default: one pass]")
+@click.option("--rm-steps", type=int, help="Train on the first pairs alone, in so many steps.  [default: all]")
 @click.option(
     "--rm-peer",
     type=click.Choice(["stock", "float32"]),

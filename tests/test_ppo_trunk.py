@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_what_is_computed_once_gives_the_log_probabilities_and_values_of_whole_f
     rollout = ppo.rollout(encoded(stack))
     with torch.no_grad():
         for name, found in (("policy", rollout.logprobs), ("reference", rollout.ref_logprobs)):
-            expected = ppo._map_rows(whole(rollout), lambda part, name=name: ppo._logprobs(name, part))  # type: ignore[misc]
+            expected = ppo._map_rows(whole(rollout), partial(ppo._logprobs, name))
             torch.testing.assert_close(found[rollout.response_mask], expected[rollout.response_mask])
         values = ppo._map_rows(whole(rollout), ppo._values)
         torch.testing.assert_close(rollout.values[rollout.response_mask], values[rollout.response_mask])
