@@ -6,17 +6,13 @@ params of this project but for `CHANGES`; what is there already is not made agai
 """
 
 import gzip
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from ruamel.yaml import YAML
 
-ROOT = Path(__file__).parent.parent
-LINKS = ("models/base", "models/m0", "data/seed")
+from benchmarks.workspace import link, project_params, run, write_params
+
 CHANGES: dict[str, dict[str, Any]] = {
     "prepare_data": {
         "preferences": "data/transcripts.jsonl",
@@ -36,23 +32,9 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-def write_params(workspace: Path, seed: int, dtype: str | None) -> None:
-    """Write the project's params with `CHANGES`, a seed and, if given, another dtype."""
-    yaml = YAML()
-    params = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    params["seed"] = seed
-    params["runtime"]["dtype"] = dtype or params["runtime"]["dtype"]
-    for section, values in CHANGES.items():
-        params[section] |= values
-    with (workspace / "params.yaml").open("w", encoding="utf-8") as stream:
-        yaml.dump(params, stream)
-
-
-def run(workspace: Path, module: str, *arguments: str) -> None:
-    """Run a module of this project in the workspace."""
-    click.echo(f"> python -m {' '.join((module, *arguments))}")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-m", module, *arguments], cwd=workspace, env=environment, check=True)
+def changes(seed: int, dtype: str | None) -> dict[str, Any]:
+    """Return `CHANGES` with a seed and, if given, another dtype."""
+    return {**CHANGES, "seed": seed, "runtime": {"dtype": dtype} if dtype else {}}
 
 
 @click.command(help=__doc__)
@@ -63,13 +45,9 @@ def run(workspace: Path, module: str, *arguments: str) -> None:
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="[default: runtime.dtype]")
 def main(transcripts: Path, workspace: Path, seeds: int, prompts: int, dtype: str | None) -> None:
     """Make what is missing, then measure."""
-    for name in LINKS:
-        link = workspace / name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.exists():
-            link.symlink_to((ROOT / name).resolve(), target_is_directory=True)
-    first = int(YAML().load((ROOT / "params.yaml").read_text(encoding="utf-8"))["seed"])
-    write_params(workspace, first, dtype)
+    link(workspace, ("models/base", "models/m0", "data/seed"))
+    first = int(project_params()["seed"])
+    write_params(workspace, changes(first, dtype))
     if not (workspace / "data/prepared").exists():
         content = transcripts.read_bytes()
         content = gzip.decompress(content) if transcripts.suffix == ".gz" else content
@@ -80,9 +58,9 @@ def main(transcripts: Path, workspace: Path, seeds: int, prompts: int, dtype: st
     names = [f"ppo-{first + i}" for i in range(seeds)]
     for i, name in enumerate(names):
         if not (workspace / "models" / name).exists():
-            write_params(workspace, first + i, dtype)
+            write_params(workspace, changes(first + i, dtype))
             run(workspace, "stages.ppo", "--out", f"models/{name}", "--report", f"data/{name}")
-    write_params(workspace, first, dtype)
+    write_params(workspace, changes(first, dtype))
     models = [f"models/{name}" for name in names]
     run(workspace, "benchmarks.ppo_gain", *models, "--prompts", str(prompts))
 

@@ -18,16 +18,15 @@ def table(root: Path) -> str:
         rows = list(csv.DictReader(stream))
     metrics = json.loads((root / "data/summary/metrics.json").read_text(encoding="utf-8"))
     lines = [
-        "| model | judge score (0-5, by m0) | win rate vs m0 | reward | of those that end | tokens | ends by itself "
-        "| KL to base | as a judge: pairwise accuracy |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | judge score (0-5, by m0) | win rate vs m0 | reward | of those that end | win rate vs m0 by reward "
+        "| tokens | ends by itself | KL to base | as a judge: pairwise accuracy | relevance |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         number = {key: f"{float(value):.2f}" if value and key != "model" else value for key, value in row.items()}
-        versus = f"{number['win_rate_vs_m0']} [{number['win_rate_low']}, {number['win_rate_high']}]"
-        judge = (
-            f"{number['as_judge_pairwise_accuracy']} "
-            f"[{number['as_judge_pairwise_accuracy_low']}, {number['as_judge_pairwise_accuracy_high']}]"
+        versus, by_reward, judge = (
+            f"{number[key]} [{number[f'{key}_low']}, {number[f'{key}_high']}]"
+            for key in ("win_rate_vs_m0", "reward_win_rate_vs_m0", "as_judge_pairwise_accuracy")
         )
         cells = [
             row["model"],
@@ -35,10 +34,12 @@ def table(root: Path) -> str:
             "-" if row["model"] == "m0" else versus,
             number["reward"],
             number["reward_of_ended"],
+            "-" if row["model"] == "m0" else by_reward,
             f"{float(row['response_tokens']):.0f}",
             number["ended_share"],
             number["kl_to_base"],
             judge,
+            number["as_judge_relevance"],
         ]
         lines.append("| " + " | ".join(cells) + " |")
     low, high = metrics["reward_model_accuracy_low"], metrics["reward_model_accuracy_high"]

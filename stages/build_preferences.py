@@ -1,6 +1,7 @@
 """Best against worst: data/<model>/scores.jsonl -> data/<model>/preferences.jsonl, and the IFT data grown by good rows.
 
-Run with `python -m stages.build_preferences m1 m0` (the new model, its parent).
+The gates stand here, where stopping costs nothing: what the judge wrote stays, and a threshold that is changed reruns
+this stage alone. Run with `python -m stages.build_preferences m1 m0` (the new model, its parent).
 """
 
 from pathlib import Path
@@ -9,8 +10,10 @@ import click
 from pydantic import Field
 
 from stages.lib.errors import InputError
-from stages.lib.files import write_json
-from stages.lib.metrics import mean
+from stages.lib.files import read_json, write_json
+from stages.lib.gates import GateSettings, judge_problems, yield_problems
+from stages.lib.growing import good_rows, grow
+from stages.lib.metrics import mean, spearman
 from stages.lib.params import Params, Settings
 from stages.lib.preferences import build_pairs
 from stages.lib.records import Instruction, ScoredResponse, read_rows, write_rows
@@ -20,48 +23,51 @@ class BuildPreferencesSettings(Settings):
     """Section `build_preferences` of params.yaml."""
 
     min_margin: float = Field(ge=0)
+    length_rho: float = Field(ge=0)
     accept_score: float = Field(ge=0, le=5)
-
-
-def accepted_rows(rows: list[ScoredResponse], accept_score: float) -> list[Instruction]:
-    """Return the best finished response of each prompt as an IFT row, where its score reaches `accept_score`."""
-    best: dict[str, ScoredResponse] = {}
-    for row in rows:
-        if row.score is None or row.score < accept_score or row.finish_reason != "stop" or not row.response.strip():
-            continue
-        if row.id not in best or row.score > (best[row.id].score or 0.0):
-            best[row.id] = row
-    return [
-        Instruction(id=row.id, category="generated", prompt=row.prompt, completion=row.response, source="accepted")
-        for row in best.values()
-    ]
+    max_generated_share: float = Field(ge=0, le=1)
 
 
 @click.command(help=__doc__)
 @click.argument("model")
 @click.argument("parent")
 def main(model: str, parent: str) -> None:
-    settings = Params.read().section("build_preferences", BuildPreferencesSettings)
-    out_dir = Path("data") / model
+    params = Params.read()
+    settings = params.section("build_preferences", BuildPreferencesSettings)
+    gates = params.section("gates", GateSettings)
+    out_dir, metrics_dir = Path("data") / model, Path("data/metrics") / model
     rows = read_rows(out_dir / "scores.jsonl", ScoredResponse, unique=["id", "sample"])
     parent_ift = read_rows(Path("data") / parent / "ift.jsonl", Instruction, unique=["id"])
-    pairs, dropped = build_pairs(rows, settings.min_margin)
-    if not pairs:
-        raise InputError(f"build_preferences@{model}: no pair of {dict(dropped)}; lower build_preferences.min_margin")
-    accepted = accepted_rows(rows, settings.accept_score)
+    pairs, dropped = build_pairs(rows, settings.min_margin, settings.length_rho)
+    problems = judge_problems(gates, read_json(metrics_dir / "scores.json")) + yield_problems(
+        gates, len(pairs), dropped
+    )
+    if problems:
+        raise InputError(f"build_preferences@{model}: the loop stops before it trains on noise: " + "; ".join(problems))
+    good = good_rows(rows, settings.accept_score, model, parent)
+    ift, outcomes = grow(parent_ift, good, settings.max_generated_share)
     write_rows(out_dir / "preferences.jsonl", pairs)
-    write_rows(out_dir / "ift.jsonl", [*parent_ift, *accepted])
+    write_rows(out_dir / "ift.jsonl", ift)
+    chosen = [len(pair.chosen.split()) for pair in pairs]
+    rejected = [len(pair.rejected.split()) for pair in pairs]
+    margins = [pair.margin or 0.0 for pair in pairs]
     summary = {
         "pairs": len(pairs),
+        "pair_yield": len(pairs) / (len(pairs) + dropped.total()),
         "dropped": dict(sorted(dropped.items())),
-        "mean_margin": mean([pair.margin or 0.0 for pair in pairs]),
-        "mean_words_chosen": mean([len(pair.chosen.split()) for pair in pairs]),
-        "mean_words_rejected": mean([len(pair.rejected.split()) for pair in pairs]),
-        "accepted": len(accepted),
+        "mean_margin": mean(margins),
+        "mean_words_chosen": mean(chosen),
+        "mean_words_rejected": mean(rejected),
+        "chosen_longer_share": mean([float(c > r) for c, r in zip(chosen, rejected, strict=True)]),
+        "margin_length_correlation": spearman(margins, [c - r for c, r in zip(chosen, rejected, strict=True)]),
+        "accepted": outcomes["accepted"],
+        "not_accepted": {reason: n for reason, n in sorted(outcomes.items()) if reason != "accepted"},
+        "ift": len(ift),
     }
-    write_json(Path("data/metrics") / model / "preferences.json", summary)
+    write_json(metrics_dir / "preferences.json", summary)
     click.echo(
-        f"build_preferences@{model}: {len(pairs)} pairs, dropped {dict(dropped)}, {len(accepted)} accepted into IFT"
+        f"build_preferences@{model}: {len(pairs)} pairs, dropped {dict(dropped)}, IFT data {len(parent_ift)} -> "
+        f"{len(ift)} rows (good responses: {dict(outcomes)})"
     )
 
 

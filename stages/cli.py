@@ -1,4 +1,4 @@
-"""The `align` command: look into what the pipeline made."""
+"""The `align` command: look into what the pipeline made, and make the loop longer."""
 
 import json
 import re
@@ -11,6 +11,8 @@ import jsonlines
 
 from stages.lib.diff import Diff, JsonRow, diff_rows
 from stages.lib.errors import InputError
+from stages.lib.iterate import WIN_RATE, Goal
+from stages.lib.iterate import iterate as add_iterations
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
@@ -55,6 +57,19 @@ def diff(a: str, b: str, what: str | None, keys: tuple[str, ...], limit: int, as
             click.echo("\n".join(map(_printable, _table(name, result, a, b, limit))))
     if exit_code and not all(result.same for result in results.values()):
         raise SystemExit(1)
+
+
+@main.command()
+@click.option("--until", "metric", metavar="METRIC", default=WIN_RATE, show_default=True, help="Column of models.csv.")
+@click.option("--max", "limit", metavar="N", type=int, required=True, help="The most iterations to add.")
+@click.option("--min-delta", default=0.0, show_default=True, help="How much better than the best so far is better.")
+@click.option("--lower-is-better", is_flag=True, help="The metric is to fall.")
+def iterate(metric: str, limit: int, min_delta: float, lower_is_better: bool) -> None:
+    """Add iterations to the self-rewarding loop one at a time, for as long as METRIC gets better.
+
+    Each is written into params.yaml and reproduced. One that is no better stays; one that fails is taken out again.
+    """
+    add_iterations(Goal(metric, min_delta, lower_is_better), limit, click.echo)
 
 
 def _sources(a: str, b: str, what: str | None, keys: tuple[str, ...]) -> dict[str, tuple[Path, Path, Sequence[str]]]:

@@ -1,23 +1,31 @@
 """Direct preference optimization (arXiv 2305.18290): models/<parent> + preferences -> models/<model>.
 
-The model continues its parent's adapter, and the reference is a frozen copy of that adapter.
+The model continues its parent's adapter. The reference is a frozen copy of what DPO starts from, or m0.
 Run with `python -m stages.dpo m1 m0` (the new model, its parent).
 """
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
 from pydantic import Field
 from trl import DPOConfig, DPOTrainer
 
 from stages.lib.files import replacing
-from stages.lib.models import copy_tokenizer, load_base, load_tokenizer, save_adapter, write_model_card
+from stages.lib.instruction_tuning import SFTSettings, encode_instruction, instruction_tune
+from stages.lib.models import (
+    copy_tokenizer,
+    load_adapter_weights,
+    load_base,
+    load_tokenizer,
+    save_adapter,
+    write_model_card,
+)
 from stages.lib.params import Params
-from stages.lib.records import PreferencePair, read_rows
+from stages.lib.records import Instruction, PreferencePair, read_rows
 from stages.lib.runtime import RuntimeSettings, start
 from stages.lib.tokenization import drop_too_long, encode_completion, encode_prompt
 from stages.lib.training import TrainingSettings, train
@@ -27,6 +35,9 @@ class DPOSettings(TrainingSettings):
     """Section `dpo` of params.yaml."""
 
     beta: float = Field(gt=0)
+    nll_coef: float = Field(ge=0)
+    reference: Literal["previous", "m0"]
+    sft_on_accepted: bool
 
 
 class TokenizedDPOTrainer(DPOTrainer):
@@ -43,9 +54,11 @@ def main(model_name: str, parent: str) -> None:
     params = Params.read()
     runtime = params.section("runtime", RuntimeSettings)
     settings = params.section("dpo", DPOSettings)
+    sft_settings = params.section("sft", SFTSettings)
     start(runtime, params.seed)
     base, parent_dir, out = Path("models/base"), Path("models") / parent, Path("models") / model_name
-    preferences = Path("data") / model_name / "preferences.jsonl"
+    data = Path("data") / model_name
+    preferences, ift, use_cpu = data / "preferences.jsonl", data / "ift.jsonl", runtime.torch_device.type == "cpu"
     tokenizer = load_tokenizer(base)
     rows = [
         {
@@ -58,23 +71,43 @@ def main(model_name: str, parent: str) -> None:
     lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows]
     rows, dropped = drop_too_long(rows, lengths, settings.max_length, "dpo.max_length")
 
+    accepted = [
+        encode_instruction(tokenizer, row.prompt, row.completion)
+        for row in read_rows(ift, Instruction)
+        if settings.sft_on_accepted and row.iteration == model_name
+    ]
+
     model = PeftModel.from_pretrained(load_base(base, runtime), parent_dir, is_trainable=True)
     with tempfile.TemporaryDirectory() as scratch:
+        if accepted:
+            arguments = sft_settings.arguments(Path(scratch), params.seed, use_cpu)
+            instruction_tune(model, tokenizer, accepted, arguments, Path(scratch) / "sft_history.csv")
         # Grouping by length needs one length a row; a pair has two.
-        arguments = settings.arguments(Path(scratch), params.seed, runtime.torch_device.type == "cpu", order="random")
+        arguments = settings.arguments(Path(scratch), params.seed, use_cpu, order="random")
+        if settings.nll_coef:
+            arguments |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings.nll_coef]}
         trainer = TokenizedDPOTrainer(
             model=model,
             args=DPOConfig(**arguments, max_length=None, beta=settings.beta),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
-        train(trainer, Path("data") / model_name / "dpo_history.csv")
+        reference_dir = parent_dir
+        if settings.reference == "m0":  # in place of the trainer's copy of what it starts from
+            reference_dir = Path("models/m0")
+            set_peft_model_state_dict(model, load_adapter_weights(reference_dir), adapter_name="ref")
+        train(trainer, data / "dpo_history.csv")
     with replacing(out) as temporary:
         save_adapter(model, temporary)
         copy_tokenizer(base, temporary)
-        parents = {"base": base, "parent": parent_dir, "reference": parent_dir}
-        write_model_card(temporary, "dpo", parents, {"preferences": preferences}, settings.model_dump(), params.seed)
-    click.echo(f"dpo@{model_name}: {len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens")
+        parents = {"base": base, "parent": parent_dir, "reference": reference_dir}
+        sources = {"preferences": preferences} | ({"accepted": ift} if accepted else {})
+        config = {"dpo": settings.model_dump()} | ({"sft": sft_settings.model_dump()} if accepted else {})
+        write_model_card(temporary, "dpo", parents, sources, config, params.seed)
+    click.echo(
+        f"dpo@{model_name}: {len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens"
+        + (f"; SFT on {len(accepted)} accepted rows before" if settings.sft_on_accepted else "")
+    )
 
 
 if __name__ == "__main__":

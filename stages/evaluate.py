@@ -1,4 +1,4 @@
-"""Measure one model on the held-out prompts and judgements -> data/eval/<model>.jsonl and data/eval/<model>.json.
+"""Measure one model on the held-out prompts and judgements -> data/eval/<model>.{jsonl,anchors.jsonl,json}.
 
 The judge of the answers is m0 for every model; the judge that is measured on the held-out judgements is the model
 itself. Run with `python -m stages.evaluate m1`.
@@ -11,8 +11,10 @@ import click
 import torch
 from pydantic import Field
 
+from stages.lib.eft import off_topic_rows
 from stages.lib.files import write_json
 from stages.lib.generation import Completion, SamplingParams, generate, like_lengths
+from stages.lib.judge_report import anchor_scores, relevance
 from stages.lib.judging import JudgeSettings
 from stages.lib.losses import kl_divergence
 from stages.lib.metrics import agreement, distinct_2, mean
@@ -126,16 +128,18 @@ def main(name: str, judge: str) -> None:
                 )
             )
 
+    off_topic = off_topic_rows(judgements, 1, params.seed)
     with stack.using("subject") as causal_lm:
         own = judge_responses(
             causal_lm,
             stack.tokenizer,
-            [(row.prompt, row.response) for row in judgements],
+            [(row.prompt, row.response) for row in [*judgements, *off_topic]],
             judge_settings,
             params.seed,
             batch_size=runtime.batch_size,
             description=f"{name} as a judge",
         )
+    own, foreign = own[: len(judgements)], own[len(judgements) :]
     as_judge = agreement(
         [verdict.score for verdict in own], [row.score for row in judgements], [row.question_id for row in judgements]
     )
@@ -152,13 +156,14 @@ def main(name: str, judge: str) -> None:
         "distinct_2": distinct_2([words(row.response) for row in answers]),
         "kl_to_base": mean([row.kl_to_base for row in answers]),
         "as_judge": as_judge,
+        "relevance": relevance(judgements, own, off_topic, foreign),
     }
     write_rows(Path("data/eval") / f"{name}.jsonl", answers)
+    write_rows(Path("data/eval") / f"{name}.anchors.jsonl", anchor_scores(judgements, own))
     write_json(Path("data/eval") / f"{name}.json", summary)
-    score = f"{mean(scores):.2f}" if scores else "none"
-    click.echo(
-        f"evaluate@{name}: judge score {score}, pairwise accuracy as a judge {as_judge['pairwise_accuracy']:.2f}"
-    )
+    found = [mean(scores), as_judge["pairwise_accuracy"]]
+    score, accuracy = ("none" if value is None else f"{value:.2f}" for value in found)
+    click.echo(f"evaluate@{name}: judge score {score}, pairwise accuracy as a judge {accuracy}")
 
 
 if __name__ == "__main__":

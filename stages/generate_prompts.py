@@ -1,11 +1,14 @@
-"""The parent model writes new prompts from examples: models/<parent> + its IFT data -> data/<model>/prompts.jsonl.
+"""A model writes new prompts from examples: models/base or models/<parent> -> data/<model>/prompts.jsonl.
 
-Run with `python -m stages.generate_prompts m1 m0` (the new model, its parent).
+The examples are seed prompts and, as in Self-Instruct (arXiv 2212.10560), some that the loop wrote before. Run with
+`python -m stages.generate_prompts m1 m0` (the new model, its parent).
 """
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import click
 from pydantic import Field
@@ -13,10 +16,11 @@ from pydantic import Field
 from stages.lib.errors import InputError
 from stages.lib.files import write_json
 from stages.lib.generation import SamplingParams, generate
+from stages.lib.metrics import corpus_distinct_2, mean
 from stages.lib.models import AdapterStack
-from stages.lib.novelty import NoveltyFilter
+from stages.lib.novelty import PromptFilter, nearest_similarity, words
 from stages.lib.params import Params, Settings
-from stages.lib.records import EvalPrompt, Instruction, Message, Prompt, read_rows, write_rows
+from stages.lib.records import EvalPrompt, Judgement, KnownPrompt, Message, Prompt, read_rows, write_rows
 from stages.lib.runtime import RuntimeSettings, row_seed, start
 from stages.lib.templates import render
 from stages.lib.tokenization import encode_user
@@ -25,25 +29,41 @@ from stages.lib.tokenization import encode_user
 class GeneratePromptsSettings(Settings):
     """Section `generate_prompts` of params.yaml."""
 
+    writer: Literal["base", "parent"]
     num_prompts: int = Field(ge=1)
-    num_examples: int = Field(ge=1)
+    num_seed_examples: int = Field(ge=1)
+    num_generated_examples: int = Field(ge=0)
     max_rounds: int = Field(ge=1)
     max_new_tokens: int = Field(ge=1)
     temperature: float = Field(gt=0)
     top_p: float = Field(gt=0, le=1)
     min_words: int = Field(ge=1)
     max_words: int = Field(ge=1)
+    language: str | None
+    blocked_words: list[str]
     max_rouge_l: float = Field(gt=0, le=1)
 
 
 REPLY_PREFIX = "Request:"
+MEASURED = 200  # prompts whose similarity to the known ones is measured: it takes their product
 
 
-def extract_prompt(completion: str) -> str:
-    """Return the one request in what the model wrote: all up to where it starts another example or a reply to it."""
-    for stop in ("\nRequest:", "\nResponse:", "\nAnswer:", "\n\n"):
-        completion = completion.split(stop)[0]
-    return completion.strip()
+def extract_prompt(completion: str) -> str | None:
+    """Return the one request in what the model wrote, or None if it was cut off within: the first line, as examples."""
+    text, newline, _ = completion.lstrip().partition("\n")
+    return text.strip() if newline else None
+
+
+def pick_examples(
+    seeds: Sequence[str], generated: Sequence[str], settings: GeneratePromptsSettings, seed: int
+) -> list[str]:
+    """Return the few-shot examples of one request, mixed; seeds stand in for generated prompts while these are few."""
+    generator = random.Random(seed)
+    own = generator.sample(generated, min(settings.num_generated_examples, len(generated)))
+    total = settings.num_seed_examples + settings.num_generated_examples
+    examples = own + generator.sample(seeds, total - len(own))
+    generator.shuffle(examples)
+    return examples
 
 
 @click.command(help=__doc__)
@@ -54,23 +74,33 @@ def main(model: str, parent: str) -> None:
     runtime = params.section("runtime", RuntimeSettings)
     settings = params.section("generate_prompts", GeneratePromptsSettings)
     start(runtime, params.seed)
-    out_dir = Path("data") / model
-    seeds = read_rows(Path("data") / parent / "ift.jsonl", Instruction)
-    held_out = read_rows(Path("data/prepared/eval/prompts.jsonl"), EvalPrompt)
-    examples = [row for row in seeds if len(row.prompt.split()) <= settings.max_words and "\n" not in row.prompt]
-    if len(examples) < settings.num_examples:
+    out_dir, held_out = Path("data") / model, Path("data/prepared/eval")
+    known = read_rows(Path("data") / parent / "known_prompts.jsonl", KnownPrompt)
+    evaluation = [turn for row in read_rows(held_out / "prompts.jsonl", EvalPrompt) for turn in row.turns]
+    evaluation += dict.fromkeys(row.prompt for row in read_rows(held_out / "judgements.jsonl", Judgement))
+    usable = [row for row in known if len(words(row.prompt)) <= settings.max_words and "\n" not in row.prompt]
+    seeds = [row.prompt for row in usable if row.source == "seed"]
+    generated = [row.prompt for row in usable if row.source == "generated"]
+    if len(seeds) < settings.num_seed_examples + settings.num_generated_examples:
         raise InputError(
-            f"params.yaml: generate_prompts.num_examples: only {len(examples)} one-line prompts of at most "
-            f"{settings.max_words} words in data/{parent}/ift.jsonl; lower it, or raise generate_prompts.max_words"
+            f"params.yaml: generate_prompts.num_seed_examples: only {len(seeds)} one-line seed prompts of at most "
+            f"{settings.max_words} words in data/{parent}/known_prompts.jsonl, and they stand in for generated ones at "
+            "first; lower it or num_generated_examples, or raise generate_prompts.max_words"
         )
-    known = [row.prompt for row in seeds] + [turn for row in held_out for turn in row.turns]
-    novelty = NoveltyFilter(
-        known, min_words=settings.min_words, max_words=settings.max_words, max_rouge_l=settings.max_rouge_l
+    prompt_filter = PromptFilter(
+        {"a known prompt": [row.prompt for row in known], "an evaluation prompt": evaluation},
+        contained=["an evaluation prompt"],
+        min_words=settings.min_words,
+        max_words=settings.max_words,
+        max_rouge_l=settings.max_rouge_l,
+        language=settings.language,
+        blocked_words=settings.blocked_words,
     )
+    writer = parent if settings.writer == "parent" else "base"
     stack = AdapterStack(Path("models/base"), runtime)
-    stack.add(parent, Path("models") / parent)
+    stack.add(writer, Path("models") / writer)
 
-    accepted: list[Prompt] = []
+    accepted: list[str] = []
     dropped = Counter[str]()
     for number in range(settings.max_rounds):
         missing = settings.num_prompts - len(accepted)
@@ -79,14 +109,9 @@ def main(model: str, parent: str) -> None:
         # Part of what a model writes is cut off or not new, so more is asked for than is missing; the rest goes unused.
         asked = min(settings.num_prompts, 2 * missing)
         row_seeds = [row_seed(params.seed, "generate_prompts", model, number, i) for i in range(asked)]
-        requests = [
-            render(
-                "new_prompt.jinja",
-                examples=[row.prompt for row in random.Random(s).sample(examples, settings.num_examples)],
-            )
-            for s in row_seeds
-        ]
-        with stack.using(parent) as causal_lm:
+        pool = generated + accepted
+        requests = [render("new_prompt.jinja", examples=pick_examples(seeds, pool, settings, s)) for s in row_seeds]
+        with stack.using(writer) as causal_lm:
             completions = generate(
                 causal_lm,
                 stack.tokenizer,
@@ -97,28 +122,38 @@ def main(model: str, parent: str) -> None:
                 description=f"{model} prompts, round {number + 1}",
             )
         for [completion] in completions:
-            text = extract_prompt(completion.text)
-            if completion.finish_reason == "length" and text == completion.text.strip():
+            ended = "\n" if completion.finish_reason == "stop" else ""
+            text = extract_prompt(completion.text + ended)
+            if text is None:
                 reason: str | None = "cut off"
             elif len(accepted) == settings.num_prompts:
                 reason = "not needed"
             else:
-                reason = novelty.reason_to_drop(text)
-            if reason is not None:
-                dropped[reason] += 1
-                continue
-            row_id = f"{model}-{len(accepted):04d}"
-            accepted.append(Prompt(id=row_id, messages=[Message(role="user", content=text)]))
+                reason = prompt_filter.reason_to_drop(text)
+            if text is None or reason is not None:
+                dropped[str(reason)] += 1
+            else:
+                accepted.append(text)
     if len(accepted) < settings.num_prompts:
         raise InputError(
-            f"generate_prompts: {parent} wrote {len(accepted)} usable prompts of {settings.num_prompts} in "
+            f"generate_prompts: {writer} wrote {len(accepted)} usable prompts of {settings.num_prompts} in "
             f"{settings.max_rounds} rounds (dropped: {dict(dropped)}); raise generate_prompts.max_rounds or temperature"
         )
-    write_rows(out_dir / "prompts.jsonl", accepted)
-    write_json(
-        Path("data/metrics") / model / "prompts.json",
-        {"accepted": len(accepted), "dropped": dict(sorted(dropped.items()))},
-    )
+    prompts = [
+        Prompt(id=f"{model}-{i:04d}", messages=[Message(role="user", content=text)]) for i, text in enumerate(accepted)
+    ]
+    write_rows(out_dir / "prompts.jsonl", prompts)
+    new = [KnownPrompt(prompt=text, source="generated", iteration=model) for text in accepted]
+    write_rows(out_dir / "known_prompts.jsonl", [*known, *new])
+    texts = [words(text) for text in accepted]
+    summary = {
+        "accepted": len(accepted),
+        "dropped": dict(sorted(dropped.items())),
+        "mean_words": mean([len(text) for text in texts]),
+        "nearest_known_rouge_l": nearest_similarity(texts[:MEASURED], [words(row.prompt) for row in known]),
+        "distinct_2": corpus_distinct_2(texts),
+    }
+    write_json(Path("data/metrics") / model / "prompts.json", summary)
     click.echo(f"generate_prompts@{model}: {len(accepted)} accepted, dropped {dict(dropped)}")
 
 

@@ -11,10 +11,10 @@ import click
 from stages.lib.errors import InputError
 from stages.lib.files import write_json
 from stages.lib.judging import JudgeSettings
-from stages.lib.metrics import mean
+from stages.lib.metrics import agreement, mean, mode_share, spearman, standard_deviation
 from stages.lib.models import AdapterStack
 from stages.lib.params import Params
-from stages.lib.records import Response, ScoredResponse, read_rows, write_rows
+from stages.lib.records import Judgement, Response, ScoredResponse, read_rows, write_rows
 from stages.lib.runtime import RuntimeSettings, start
 from stages.lib.scoring import judge_responses
 
@@ -28,13 +28,15 @@ def main(model: str, parent: str) -> None:
     settings = params.section("judge", JudgeSettings)
     start(runtime, params.seed)
     responses = read_rows(Path("data") / model / "responses.jsonl", Response, unique=["id", "sample"])
+    # A judge that cannot order these must not choose what the next model learns: build_preferences has the gate.
+    judgements = read_rows(Path("data/prepared/eval/judgements.jsonl"), Judgement) if settings.checker is None else []
     stack = AdapterStack(Path("models/base"), runtime)
     stack.add(parent, Path("models") / parent)
     with stack.using(parent) as causal_lm:
         verdicts = judge_responses(
             causal_lm,
             stack.tokenizer,
-            [(row.prompt, row.response) for row in responses],
+            [(r.prompt, r.response) for r in responses] + [(r.prompt, r.response) for r in judgements],
             settings,
             params.seed,
             batch_size=runtime.batch_size,
@@ -49,16 +51,28 @@ def main(model: str, parent: str) -> None:
             entropy=verdict.entropy,
             judgements=list(verdict.judgements),
         )
-        for row, verdict in zip(responses, verdicts, strict=True)
+        for row, verdict in zip(responses, verdicts, strict=False)  # those of the held-out judgements follow
     ]
+    own = [verdict.score for verdict in verdicts[len(responses) :]]
     scores = [row.score for row in rows if row.score is not None]
     failures = Counter(row.failure for row in rows if row.failure is not None)
     if not scores:
         raise InputError(f"judge@{model}: all {len(rows)} judgements failed ({dict(failures)}); try another judge.mode")
     write_rows(Path("data") / model / "scores.jsonl", rows)
-    summary = {"rows": len(rows), "mean_score": mean(scores), "failures": dict(sorted(failures.items()))}
+    summary = {
+        "rows": len(rows),
+        "mean_score": mean(scores),
+        "std": standard_deviation(scores),
+        "mode_share": mode_share(scores),
+        "failure_rate": 1 - len(scores) / len(rows),
+        "failures": dict(sorted(failures.items())),
+        "score_length_correlation": spearman(scores, [row.num_tokens for row in rows if row.score is not None]),
+        "as_judge": agreement(own, [row.score for row in judgements], [row.question_id for row in judgements])
+        if judgements
+        else None,
+    }
     write_json(Path("data/metrics") / model / "scores.json", summary)
-    click.echo(f"judge@{model}: {len(scores)} judged, mean {mean(scores):.2f}, failed {sum(failures.values())}")
+    click.echo(f"judge@{model}: {len(scores)} judged, mean {mean(scores):.2f}, failed {failures.total()}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 import click
 from pydantic import Field
 
+from stages.lib.eft import MessageTree, cap_scores, judgements_of_tree, keep_consistent, off_topic_rows
 from stages.lib.errors import InputError
 from stages.lib.files import write_json
 from stages.lib.params import Params, Settings
@@ -19,6 +20,7 @@ from stages.lib.records import (
     EvalPrompt,
     Instruction,
     Judgement,
+    KnownPrompt,
     PreferencePair,
     Prompt,
     Transcript,
@@ -35,6 +37,10 @@ class PrepareDataSettings(Settings):
 
     instructions: str
     judgements: str
+    judgements_format: Literal["scores", "message_trees"]
+    language: str | None
+    max_score_share: float = Field(gt=0, le=1)
+    off_topic_negatives: int = Field(ge=0)
     preferences: str
     unusable_preferences: Literal["error", "drop"]
     eval_prompts: str
@@ -82,13 +88,24 @@ def read_preferences(path: Path, drop: bool = False) -> tuple[list[PreferencePai
     return pairs, dict(sorted(dropped.items()))
 
 
+def read_judgements(settings: PrepareDataSettings) -> tuple[list[Judgement], Counter[str]]:
+    """Read scored responses, or trees with ranked replies; what gives no judgements is counted by reason."""
+    path = Path(settings.judgements)
+    if settings.judgements_format == "scores":
+        rows, contradictions = keep_consistent(read_rows(path, Judgement, unique=["question_id", "response"]))
+        return rows, +Counter({"scores against the ranking": contradictions})
+    found = [judgements_of_tree(tree, language=settings.language) for tree in read_rows(path, MessageTree)]
+    judgements = [row for rows in found if not isinstance(rows, str) for row in rows]
+    return judgements, Counter(reason for reason in found if isinstance(reason, str))
+
+
 @click.command(help=__doc__)
 @click.option("--data-dir", type=click.Path(path_type=Path), default="data", show_default=True)
 def main(data_dir: Path) -> None:
     params = Params.read()
     settings = params.section("prepare_data", PrepareDataSettings)
     instructions = read_rows(Path(settings.instructions), Instruction, unique=["id"])
-    judgements = read_rows(Path(settings.judgements), Judgement, unique=["question_id", "response"])
+    judgements, dropped_questions = read_judgements(settings)
     preferences, dropped = read_preferences(Path(settings.preferences), settings.unusable_preferences == "drop")
     eval_prompts = read_rows(Path(settings.eval_prompts), EvalPrompt, unique=["id"])
 
@@ -102,6 +119,8 @@ def main(data_dir: Path) -> None:
     eft, eval_judgements = split_by_group(
         judgements, lambda r: r.prompt, settings.judgements_test_fraction, params.seed
     )
+    off_topic = off_topic_rows(eft, settings.off_topic_negatives, params.seed)
+    eft, over_frequent = cap_scores([*eft, *off_topic], settings.max_score_share, params.seed)
     train, test = split_by_group(preferences, conversation_key, settings.preferences_test_fraction, params.seed)
     # One prompt for each conversation, for PPO: from the training pairs alone.
     prompts = {tuple(pair.messages): Prompt(id=pair.id, messages=pair.messages) for pair in reversed(train)}
@@ -109,6 +128,8 @@ def main(data_dir: Path) -> None:
     prepared = data_dir / "prepared"
     write_rows(data_dir / "m0" / "ift.jsonl", instructions)
     write_rows(data_dir / "m0" / "eft.jsonl", eft)
+    known = [KnownPrompt(prompt=row.prompt, source="seed") for row in instructions]
+    write_rows(data_dir / "m0" / "known_prompts.jsonl", known)
     write_rows(prepared / "preferences" / "train.jsonl", train)
     write_rows(prepared / "preferences" / "test.jsonl", test)
     write_rows(prepared / "prompts.jsonl", reversed(prompts.values()))
@@ -117,7 +138,10 @@ def main(data_dir: Path) -> None:
     counts = {
         "ift": len(instructions),
         "eft": len(eft),
+        "eft_off_topic_added": len(off_topic),
         "eft_scores": {str(score): n for score, n in sorted(Counter(row.score for row in eft).items())},
+        "eft_over_frequent_dropped": over_frequent,
+        "judgements_dropped": dict(sorted(dropped_questions.items())),
         "preferences_train": len(train),
         "preferences_test": len(test),
         "preferences_dropped": dropped,
@@ -128,6 +152,7 @@ def main(data_dir: Path) -> None:
     write_json(data_dir / "metrics" / "prepare_data.json", counts)
     told = [f"{n} {name}" for name, n in counts.items() if isinstance(n, int)]
     told += [f"{n} preferences dropped ({reason})" for reason, n in dropped.items()]
+    told += [f"{n} judged questions dropped ({reason})" for reason, n in dropped_questions.items()]
     click.echo("prepare_data: " + ", ".join(told))
 
 

@@ -3,25 +3,25 @@
 Run with `python -m stages.sft`.
 """
 
+import random
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
-from datasets import Dataset
 from peft import get_peft_model
 from pydantic import Field
-from transformers import PreTrainedTokenizerBase, TrainingArguments
-from trl import SFTConfig, SFTTrainer
+from transformers import TrainingArguments
 
 from stages.lib.files import replacing
+from stages.lib.instruction_tuning import SFTSettings, encode_instruction, instruction_tune
 from stages.lib.judge_trainer import JudgeTrainer, judged_questions
 from stages.lib.judging import judge_reply, judge_request
 from stages.lib.models import LoraSettings, copy_tokenizer, load_base, load_tokenizer, save_adapter, write_model_card
 from stages.lib.params import Params
 from stages.lib.records import Instruction, Judgement, read_rows
 from stages.lib.runtime import RuntimeSettings, start
-from stages.lib.tokenization import drop_too_long, encode_completion, encode_user
+from stages.lib.tokenization import drop_too_long
 from stages.lib.training import TrainingSettings, train
 
 
@@ -31,17 +31,10 @@ class EFTSettings(TrainingSettings):
     ranking_coef: float = Field(ge=0)
 
 
-class SFTSettings(TrainingSettings):
-    """Section `sft` of params.yaml."""
-
-    judge_replies: bool
-
-
-def encode_row(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> dict[str, Any]:
-    """Return a row as TRL takes it; the loss is on the completion alone, its EOS included."""
-    prompt_ids, completion_ids = encode_user(tokenizer, prompt), encode_completion(tokenizer, completion)
-    mask = [0] * len(prompt_ids) + [1] * len(completion_ids)
-    return {"input_ids": prompt_ids + completion_ids, "completion_mask": mask, "length": len(mask)}
+def judge_replies(judgements: Sequence[Judgement], instructions: int, share: float, seed: int) -> list[Judgement]:
+    """Return judgements, drawn at random, that make up `share` of the rows beside `instructions` others (or all)."""
+    wanted = round(share / (1 - share) * instructions)
+    return random.Random(seed).sample(list(judgements), min(wanted, len(judgements)))
 
 
 @click.command(help=__doc__)
@@ -65,11 +58,10 @@ def main(base: Path, ift: Path, eft: Path, out: Path, history_dir: Path) -> None
     questions, dropped_questions = drop_too_long(
         questions, [question["length"] for question in questions], eft_settings.max_length, "eft.max_length"
     )
-    rows = [encode_row(tokenizer, row.prompt, row.completion) for row in read_rows(ift, Instruction)]
-    if settings.judge_replies:
-        for judged in judgements:
-            reply = judge_reply(judged.score, judged.justification)
-            rows.append(encode_row(tokenizer, judge_request(judged.prompt, judged.response), reply))
+    rows = [encode_instruction(tokenizer, row.prompt, row.completion) for row in read_rows(ift, Instruction)]
+    for judged in judge_replies(judgements, len(rows), settings.eft_share, params.seed):
+        request = judge_request(judged.prompt, judged.response)
+        rows.append(encode_instruction(tokenizer, request, judge_reply(judged.score, judged.justification)))
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "sft.max_length")
 
     model = get_peft_model(load_base(base, runtime), lora.config(task_type="CAUSAL_LM"))
@@ -78,13 +70,7 @@ def main(base: Path, ift: Path, eft: Path, out: Path, history_dir: Path) -> None
         judge_trainer = JudgeTrainer(model, TrainingArguments(**arguments), questions, eft_settings.ranking_coef)
         train(judge_trainer, history_dir / "eft_history.csv")
         arguments = settings.arguments(Path(scratch), params.seed, use_cpu)
-        trainer = SFTTrainer(
-            model=model,
-            args=SFTConfig(**arguments, max_length=None, completion_only_loss=True),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-        )
-        train(trainer, history_dir / "sft_history.csv")
+        instruction_tune(model, tokenizer, rows, arguments, history_dir / "sft_history.csv")
     with replacing(out) as temporary:
         save_adapter(model, temporary)
         copy_tokenizer(base, temporary)

@@ -1,6 +1,6 @@
 """Put every model side by side: data/eval, stage metrics and histories -> data/summary/.
 
-Writes metrics.json (headline numbers), models.csv and loop.csv (for `dvc plots`) and report.md.
+Writes metrics.json (headline numbers), models.csv, loop.csv and scores.csv (for `dvc plots`) and report.md.
 Run with `python -m stages.summary`.
 """
 
@@ -14,9 +14,11 @@ import click
 
 from stages.lib.errors import InputError
 from stages.lib.files import read_json, write_csv, write_json, write_text
+from stages.lib.judge_report import drift
+from stages.lib.loop_report import loop_row, score_histogram, score_rows
 from stages.lib.metrics import bootstrap_interval, mean, win_rate
 from stages.lib.params import Params
-from stages.lib.records import Answer, TrainingSample, read_rows
+from stages.lib.records import AnchorScore, Answer, TrainingSample, read_rows
 from stages.lib.templates import render
 
 SAMPLE_PROMPTS = 5
@@ -37,54 +39,44 @@ def trend(history: Sequence[Mapping[str, float]], key: str) -> tuple[float | Non
     return mean([row[key] for row in history[:third]]), mean([row[key] for row in history[-third:]])
 
 
-def compare(answers: Mapping[str, Sequence[Answer]], model: str, baseline: str) -> dict[str, float | int | None]:
-    """Return the win rate of `model` against `baseline` by judge score, with a 95% bootstrap interval over prompts.
+def compare(answers: Mapping[str, Sequence[Answer]], model: str, baseline: str, key: str) -> dict[str, Any]:
+    """Return the win rate of `model` against `baseline` by `key`, with a 95% bootstrap interval over prompts.
 
-    Prompts where either judgement failed take no part and are counted.
+    Args:
+        answers: every model's answers to the same prompts, in the same order.
+        model, baseline: whose answers are compared.
+        key: `judge_score` or `reward`; prompts where either has none (a failed judgement) take no part.
     """
     pairs = [
-        (ours.judge_score, theirs.judge_score)
+        (getattr(ours, key), getattr(theirs, key))
         for ours, theirs in zip(answers[model], answers[baseline], strict=True)
-        if ours.judge_score is not None and theirs.judge_score is not None
+        if getattr(ours, key) is not None and getattr(theirs, key) is not None
     ]
     wins = win_rate([ours for ours, _ in pairs], [theirs for _, theirs in pairs])
     low, high = bootstrap_interval([[win] for win in wins]) or (None, None)
-    return {
-        "win_rate": mean(wins),
-        "low": low,
-        "high": high,
-        "prompts": len(wins),
-        "failed": len(answers[model]) - len(wins),
-    }
+    return {"": mean(wins), "_low": low, "_high": high}
 
 
-def model_row(name: str, metrics: Mapping[str, Any], versus: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model's row of models.csv."""
-    judge = metrics["as_judge"]
+def model_row(
+    name: str,
+    metrics: Mapping[str, Any],
+    answers: Mapping[str, Sequence[Answer]],
+    anchors: Mapping[str, Sequence[AnchorScore]],
+) -> dict[str, Any]:
+    """Return a model's row of models.csv; the win rates are against m0, and so is its drift as a judge."""
+    judge, moved = metrics["as_judge"], drift(anchors["m0"], anchors[name])
+    by_judge, by_reward = (compare(answers, name, "m0", key) for key in ("judge_score", "reward"))
+    own = ("judge_score", "reward", "reward_of_ended", "response_tokens", "ended_share", "distinct_2", "kl_to_base")
+    measures = ("pairwise_accuracy", "pairwise_accuracy_low", "pairwise_accuracy_high", "exact_match", "five_best")
     return {
         "model": name,
-        "judge_score": metrics["judge_score"],
-        "reward": metrics["reward"],
-        "reward_of_ended": metrics["reward_of_ended"],
-        "win_rate_vs_m0": versus["win_rate"],
-        "win_rate_low": versus["low"],
-        "win_rate_high": versus["high"],
-        **{
-            key: metrics[key]
-            for key in ("response_tokens", "ended_share", "distinct_2", "kl_to_base", "judge_failures")
-        },
-        **{
-            f"as_judge_{key}": judge[key]
-            for key in (
-                "pairwise_accuracy",
-                "pairwise_accuracy_low",
-                "pairwise_accuracy_high",
-                "exact_match",
-                "spearman",
-                "kendall",
-                "failures",
-            )
-        },
+        **{key: metrics[key] for key in (*own, "judge_failures")},
+        **{f"win_rate_vs_m0{suffix}": value for suffix, value in by_judge.items()},
+        **{f"reward_win_rate_vs_m0{suffix}": value for suffix, value in by_reward.items()},
+        **{f"as_judge_{key}": judge[key] for key in (*measures, "spearman", "kendall", "failures")},
+        "as_judge_relevance": metrics["relevance"]["accuracy"],
+        "as_judge_shift": moved["shift"],
+        "as_judge_same_order": moved["spearman"],
     }
 
 
@@ -97,27 +89,14 @@ def main(data_dir: Path) -> None:
     models = ["base", "m0", *iterations, "ppo"]
     metrics = {name: read_json(data_dir / "eval" / f"{name}.json") for name in models}
     answers = {name: read_rows(data_dir / "eval" / f"{name}.jsonl", Answer, unique=["id", "turn"]) for name in models}
-    rows = [model_row(name, metrics[name], compare(answers, name, "m0")) for name in models]
+    anchors = {name: read_rows(data_dir / "eval" / f"{name}.anchors.jsonl", AnchorScore) for name in models}
+    rows = [model_row(name, metrics[name], answers, anchors) for name in models]
     loop = []
-    for name in iterations:
-        prompts, scores, pairs = (
+    for name, parent in params.iterations.items():
+        counts = (
             read_json(data_dir / "metrics" / name / f"{part}.json") for part in ("prompts", "scores", "preferences")
         )
-        loop.append(
-            {
-                "model": name,
-                "prompts": prompts["accepted"],
-                "prompts_dropped": sum(prompts["dropped"].values()),
-                "responses": scores["rows"],
-                "mean_score": scores["mean_score"],
-                "judge_failures": sum(scores["failures"].values()),
-                "pairs": pairs["pairs"],
-                "mean_margin": pairs["mean_margin"],
-                "words_chosen": pairs["mean_words_chosen"],
-                "words_rejected": pairs["mean_words_rejected"],
-                "accepted": pairs["accepted"],
-            }
-        )
+        loop.append(loop_row(name, parent, *counts))
     reward = read_json(data_dir / "metrics" / "reward.json")
     calibration = read_csv(data_dir / "reward" / "calibration.csv")
     ppo = read_csv(data_dir / "ppo" / "history.csv")
@@ -129,6 +108,7 @@ def main(data_dir: Path) -> None:
     last = iterations[-1]
     headline = {
         "loop_win_rate_vs_m0": by_name[last]["win_rate_vs_m0"],
+        "loop_reward_win_rate_vs_m0": by_name[last]["reward_win_rate_vs_m0"],
         "loop_judge_score": by_name[last]["judge_score"],
         "ppo_win_rate_vs_m0": by_name["ppo"]["win_rate_vs_m0"],
         "ppo_reward": by_name["ppo"]["reward"],
@@ -142,6 +122,7 @@ def main(data_dir: Path) -> None:
         "reward_model_test_pairs": reward["pairs"],
         "base_judge_accuracy": by_name["base"]["as_judge_pairwise_accuracy"],
         "m0_judge_accuracy": by_name["m0"]["as_judge_pairwise_accuracy"],
+        "m0_judge_relevance": by_name["m0"]["as_judge_relevance"],
     }
     first_turns = [row for row in answers["m0"] if row.turn == 1]
     picked = random.Random(params.seed).sample(first_turns, min(SAMPLE_PROMPTS, len(first_turns)))
@@ -151,10 +132,12 @@ def main(data_dir: Path) -> None:
     write_json(out / "metrics.json", headline)
     write_csv(out / "models.csv", rows)
     write_csv(out / "loop.csv", loop)
+    write_csv(out / "scores.csv", score_rows(answers))
     report = render(
         "report.md.jinja",
         rows=rows,
         loop=loop,
+        histogram=score_histogram(answers),
         reward=reward,
         calibration=calibration,
         ppo=ppo,

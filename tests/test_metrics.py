@@ -2,7 +2,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.lib.metrics import agreement, bootstrap_interval, distinct_2, mean, wilson_interval, win_rate
+from stages.lib.metrics import (
+    agreement,
+    bootstrap_interval,
+    corpus_distinct_2,
+    distinct_2,
+    histogram,
+    mean,
+    mode_share,
+    spearman,
+    standard_deviation,
+    wilson_interval,
+    win_rate,
+)
 
 numbers = st.floats(-100, 100)
 groups = st.lists(st.lists(numbers, min_size=1, max_size=4), min_size=1, max_size=6)
@@ -117,6 +129,7 @@ def test_a_perfect_judge_agrees_in_everything() -> None:
         "failures": 0,
         "pairs": 4,
         "exact_match": 1.0,
+        "five_best": 1.0,
         "pairwise_accuracy": 1.0,
         "pairwise_accuracy_low": 1.0,
         "pairwise_accuracy_high": 1.0,
@@ -165,3 +178,35 @@ def test_a_judge_that_always_fails_has_no_figures() -> None:
     result = agreement([None, None], [1, 2], ["a", "a"])
     assert (result.pop("rows"), result.pop("failures"), result.pop("pairs")) == (0, 2, 0)
     assert set(result.values()) == {None}
+
+
+def test_five_best_asks_whether_what_the_judge_gives_a_five_is_the_best_of_its_question() -> None:
+    # Fives: a's best, a's second, b's best with a human 3; the 4.4 of b is no five.
+    result = agreement([5.0, 4.6, 4.5, 4.4], [5, 4, 3, 2], ["a", "a", "b", "b"])
+    assert result["five_best"] == pytest.approx(2 / 3)
+    assert agreement([4.4, 1.0], [5, 4], ["a", "a"])["five_best"] is None
+
+
+def test_the_mode_share_counts_scores_that_agree_to_one_decimal() -> None:
+    assert mode_share([1.01, 1.04, 0.96, 2.0]) == pytest.approx(0.75)
+    assert mode_share([]) is None
+
+
+def test_the_standard_deviation_is_the_populations() -> None:
+    assert standard_deviation([1.0, 3.0]) == pytest.approx(1.0)
+    assert standard_deviation([]) is None
+
+
+def test_a_histogram_counts_every_value_once_and_the_upper_edge_in_the_last_bin() -> None:
+    assert histogram([0.0, 0.5, 0.99, 4.9, 5.0], [0.0, 0.5, 1.0, 4.5, 5.0]) == [1, 2, 0, 2]
+
+
+def test_word_pairs_that_two_texts_share_lower_the_diversity_of_both() -> None:
+    texts = [["a", "b", "c"], ["a", "b", "d"]]
+    assert corpus_distinct_2(texts) == pytest.approx(3 / 4)
+    assert corpus_distinct_2([["a"], []]) is None
+
+
+def test_spearman_of_a_constant_is_none() -> None:
+    assert spearman([1.0, 1.0], [1.0, 2.0]) is None
+    assert spearman([1.0, 2.0, 3.0], [1.0, 4.0, 9.0]) == pytest.approx(1.0)

@@ -15,14 +15,16 @@ prompts = st.dictionaries(st.sampled_from(["p1", "p2", "p3", "p4"]), st.lists(sa
 Prompts = dict[str, list[tuple[float | None, str]]]
 
 
-def scored(score: float | None, response: str, sample: int = 0, prompt_id: str = "p") -> ScoredResponse:
+def scored(
+    score: float | None, response: str, sample: int = 0, prompt_id: str = "p", num_tokens: int = 1
+) -> ScoredResponse:
     return ScoredResponse(
         id=prompt_id,
         sample=sample,
         prompt=f"question of {prompt_id}",
         response=response,
         finish_reason="stop",
-        num_tokens=1,
+        num_tokens=num_tokens,
         score=score,
         failure=None if score is not None else "digit mass under 0.5",
         digit_mass=None,
@@ -132,3 +134,41 @@ def test_rows_of_one_prompt_need_not_stand_together() -> None:
     rows = [scored(3.0, "a", 0, "p1"), scored(3.0, "b", 0, "p2"), scored(1.0, "c", 1, "p1"), scored(5.0, "d", 1, "p2")]
     pairs, _ = build_pairs(rows, MIN_MARGIN)
     assert [(pair.id, pair.chosen, pair.rejected) for pair in pairs] == [("p1", "a", "c"), ("p2", "d", "b")]
+
+
+lengths = st.lists(st.tuples(st.sampled_from([0.0, 1.0, 2.0, 2.5, 3.0]), st.integers(1, 5)), min_size=2, max_size=6)
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(lengths, st.sampled_from([0.25, 0.5, 1.0, 5.0]))
+def test_length_control_chooses_a_shortest_of_those_within_rho_of_the_best(
+    members: list[tuple[float, int]], rho: float
+) -> None:
+    rows = [scored(score, f"text {i}", i, num_tokens=tokens) for i, (score, tokens) in enumerate(members)]
+    found = best_and_worst(rows, 0.0, rho)
+    if isinstance(found, str):
+        return
+    chosen, rejected = found
+    near = [tokens for score, tokens in members if score >= max(score for score, _ in members) - rho]
+    assert chosen.num_tokens == min(near)
+    assert chosen.score is not None
+    assert chosen.score >= max(score for score, _ in members) - rho
+    assert rejected.score == min(score for score, _ in members) < chosen.score
+
+
+def test_without_length_control_the_longest_may_be_chosen() -> None:
+    rows = [scored(3.0, "long", 0, num_tokens=9), scored(2.9, "short", 1, num_tokens=2), scored(1.0, "bad", 2)]
+    for rho, chosen in ((0.0, "long"), (0.2, "short")):
+        (pair,), _ = build_pairs(rows, MIN_MARGIN, rho)
+        assert (pair.chosen, pair.rejected) == (chosen, "bad")
+
+
+def test_the_margin_is_that_of_the_pair_and_not_of_the_best_response() -> None:
+    rows = [scored(3.0, "long", 0, num_tokens=9), scored(2.5, "short", 1, num_tokens=2), scored(1.0, "bad", 2)]
+    (pair,), _ = build_pairs(rows, MIN_MARGIN, 1.0)
+    assert pair.margin == 1.5
+
+
+def test_length_control_that_would_choose_the_rejected_makes_no_pair() -> None:
+    rows = [scored(3.0, "long", 0, num_tokens=9), scored(2.0, "short", 1, num_tokens=2)]
+    assert best_and_worst(rows, 0.0, 1.0) == "identical responses"

@@ -1,14 +1,20 @@
 """The split of the raw data: by whole prompts, and for good."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from stages.lib.errors import InputError
-from stages.prepare_data import read_preferences, split_by_group
+from stages.lib.records import Instruction, Judgement, KnownPrompt, read_rows
+from stages.prepare_data import main, read_preferences, split_by_group
+from tests.conftest import REPOSITORY
 
 prompts = st.lists(st.text(max_size=3), min_size=2, max_size=40).filter(lambda rows: len(set(rows)) > 1)
 
@@ -84,3 +90,87 @@ def test_such_a_pair_is_an_error_with_its_line_unless_dropping_is_asked_for(tmp_
     path = write_transcripts(tmp_path / "pairs.jsonl", [(f"{TURN} good", f"{TURN} bad"), UNUSABLE[reason]])
     with pytest.raises(InputError, match=r"pairs.jsonl:2: .*prepare_data\.unusable_preferences"):
         read_preferences(path)
+
+
+def tree(number: int, *replies: str, lang: str = "en") -> dict[str, Any]:
+    ranked = [{"text": text, "role": "assistant", "rank": rank} for rank, text in enumerate(replies)]
+    prompt = {"text": f"Question {number}?", "role": "prompter", "lang": lang, "replies": ranked}
+    return {"message_tree_id": f"t{number}", "tree_state": "ready_for_export", "prompt": prompt}
+
+
+@pytest.fixture
+def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Return a function that runs the stage on judge data of its own and returns what it counted."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/seed").symlink_to(REPOSITORY / "data/seed", target_is_directory=True)
+
+    def stage(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+        Path("judged.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+        params = YAML(typ="safe").load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+        params["prepare_data"] |= {"judgements": "judged.jsonl", "max_score_share": 1.0, **changes}
+        with Path("params.yaml").open("w", encoding="utf-8") as stream:
+            YAML().dump(params, stream)
+        result = CliRunner().invoke(main, [], catch_exceptions=False)
+        assert result.exit_code == 0, result.stderr
+        counts: dict[str, Any] = json.loads(Path("data/metrics/prepare_data.json").read_text(encoding="utf-8"))
+        return counts
+
+    return stage
+
+
+def test_ranked_replies_become_judge_rows_whose_scores_fall_with_the_rank(prepare: Callable[..., Any]) -> None:
+    trees = [tree(i, f"best of {i}", f"fair of {i}", f"poor of {i}") for i in range(20)]
+    trees += [tree(20, "alone"), tree(21, "gut", "schlecht", lang="de")]
+    counts = prepare(trees, judgements_format="message_trees", off_topic_negatives=0)
+    assert counts["eft"] + counts["eval_judgements"] == 60
+    assert counts["judgements_dropped"] == {"another language": 1, "fewer than two ranked replies": 1}
+    for name in ("data/m0/eft.jsonl", "data/prepared/eval/judgements.jsonl"):
+        rows = read_rows(Path(name), Judgement)
+        assert {(row.rank, row.score) for row in rows} == {(0, 5), (1, 3), (2, 0)}
+
+
+def test_each_question_gets_a_good_response_to_another_and_none_from_the_held_out_side(
+    prepare: Callable[..., Any],
+) -> None:
+    counts = prepare(
+        [tree(i, f"best of {i}", f"poor of {i}") for i in range(20)],
+        judgements_format="message_trees",
+        off_topic_negatives=1,
+    )
+    rows = read_rows(Path("data/m0/eft.jsonl"), Judgement)
+    foreign = [row for row in rows if row.justification == "Answers another question."]
+    assert len(foreign) == counts["eft_off_topic_added"] == len({row.question_id for row in rows})
+    held_out = {row.response for row in read_rows(Path("data/prepared/eval/judgements.jsonl"), Judgement)}
+    assert not held_out & {row.response for row in rows}
+    assert all(row.response.startswith("best of") and row.score == 0 for row in foreign)
+
+
+def test_a_question_whose_scores_contradict_its_ranking_is_dropped_and_counted(prepare: Callable[..., Any]) -> None:
+    rows = [
+        {"question_id": f"q{i}", "category": "c", "prompt": f"Q {i}?", "response": f"{i} {rank}"}
+        | {"score": score, "rank": rank}
+        for i in range(10)
+        for rank, score in enumerate([5, 2] if i else [2, 5])
+    ]
+    counts = prepare(rows, off_topic_negatives=0)
+    assert counts["judgements_dropped"] == {"scores against the ranking": 1}
+    assert counts["eft"] + counts["eval_judgements"] == 18
+
+
+def test_scores_that_are_too_frequent_are_down_sampled_and_counted(prepare: Callable[..., Any]) -> None:
+    rows = [
+        {"question_id": f"q{i}", "category": "c", "prompt": f"Q {i}?", "response": f"{i} {k}", "score": score}
+        for i in range(20)
+        for k, score in enumerate([4, 4, 4, 1])
+    ]
+    counts = prepare(rows, max_score_share=0.5, off_topic_negatives=0)
+    assert counts["eft_scores"]["4"] == counts["eft_scores"]["1"]
+    assert counts["eft_over_frequent_dropped"] > 0
+
+
+def test_the_prompts_that_the_loop_knows_at_first_are_the_seeds(prepare: Callable[..., Any]) -> None:
+    prepare([tree(i, f"best of {i}", f"poor of {i}") for i in range(5)], judgements_format="message_trees")
+    known = read_rows(Path("data/m0/known_prompts.jsonl"), KnownPrompt)
+    assert [row.prompt for row in known] == [row.prompt for row in read_rows(Path("data/m0/ift.jsonl"), Instruction)]
+    assert {row.source for row in known} == {"seed"}

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from stages.lib.metrics import mean
 from stages.lib.models import AdapterStack
 from stages.lib.params import Params
-from stages.lib.records import Answer, PreferencePair, ScoredPair, read_rows
+from stages.lib.records import Answer, Instruction, KnownPrompt, PreferencePair, Prompt, ScoredPair, read_rows
 from stages.lib.runtime import RuntimeSettings
 from stages.reward_model import CENTERING_ROWS, score_pairs
 from tests.conftest import REPOSITORY, build_tiny_source
@@ -27,10 +27,13 @@ SMALL = {
     "lora": {"r": 4, "layers_to_transform": None},
     "eft": {"num_train_epochs": 0.02, "max_length": 1024},
     "sft": {"num_train_epochs": 0.1, "max_length": 1024},
-    "generate_prompts": {"num_prompts": 6, "min_words": 1, "max_words": 60, "max_rounds": 100, "temperature": 1.5},
-    "generate_responses": {"num_responses": 3, "max_new_tokens": 12},
+    "generate_prompts": {"num_prompts": 6, "min_words": 1, "max_words": 60, "max_rounds": 100, "temperature": 1.5}
+    | {"language": None, "writer": "parent"},
+    "generate_responses": {"num_responses": 3, "max_new_tokens": 48, "temperature": 1.5, "top_p": 1.0},
     "judge": {"min_digit_mass": 0.0},
-    "build_preferences": {"min_margin": 0.0},
+    # A random judge on random text: everything passes, and every response that ends is accepted.
+    "gates": {"max_mode_share": 1.0, "min_score_std": 0.0, "min_pairwise_accuracy": 0.0, "min_pair_yield": 0.0},
+    "build_preferences": {"min_margin": 0.0, "accept_score": 0.0},
     "dpo": {"num_train_epochs": 1, "max_length": 512},
     "reward_model": {"num_train_epochs": 0.5, "max_length": 1024},
     "ppo": {"num_updates": 2, "rollout_batch_size": 8, "mini_batch_size": 4, "per_device_train_batch_size": 4}
@@ -132,6 +135,46 @@ def test_dpo_starts_at_log_2_since_the_reference_is_the_parent(clone: Clone) -> 
         with (clone.path / f"data/{model}/dpo_history.csv").open() as stream:
             first = next(csv.DictReader(stream))
         assert float(first["loss"]) == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_what_one_iteration_wrote_and_accepted_is_in_the_data_of_the_next(clone: Clone) -> None:
+    prompts = {}
+    for model in ("m1", "m2"):
+        rows = read_rows(clone.path / f"data/{model}/prompts.jsonl", Prompt)
+        prompts[model] = {row.messages[0].content for row in rows}
+    known = read_rows(clone.path / "data/m2/known_prompts.jsonl", KnownPrompt)
+    assert {row.prompt for row in known if row.iteration == "m1"} == prompts["m1"]
+    assert {row.prompt for row in known if row.iteration == "m2"} == prompts["m2"]
+    assert not prompts["m1"] & prompts["m2"]
+
+    generated = [row for row in read_rows(clone.path / "data/m2/ift.jsonl", Instruction) if row.source == "generated"]
+    accepted = {
+        model: json.loads((clone.path / f"data/metrics/{model}/preferences.json").read_text())["accepted"]
+        for model in ("m1", "m2")
+    }
+    assert sum(accepted.values()) > 0
+    for model, judge in (("m1", "m0"), ("m2", "m1")):
+        rows_of_it = [row for row in generated if row.iteration == model]
+        assert len(rows_of_it) == accepted[model]
+        assert {row.prompt for row in rows_of_it} <= prompts[model]
+        assert all(row.judge == judge and row.score is not None for row in rows_of_it)
+
+
+def test_a_gate_stops_the_loop_keeps_the_scores_and_a_lower_threshold_goes_on_from_there(clone: Clone) -> None:
+    scores = (clone.path / "data/m1/scores.jsonl").read_bytes()
+    params = (clone.path / "params.yaml").read_text(encoding="utf-8")
+    strict = params.replace("min_score_std: 0.0", "min_score_std: 4.0")
+    assert strict != params
+    (clone.path / "params.yaml").write_text(strict, encoding="utf-8")
+    try:
+        result = clone.run("dvc", "repro", "build_preferences@m1", check=False)
+        assert result.returncode != 0
+        assert "under gates.min_score_std 4.0" in result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
+        assert (clone.path / "data/m1/scores.jsonl").read_bytes() == scores
+    finally:
+        (clone.path / "params.yaml").write_text(params, encoding="utf-8")
+    assert clone.stages_run("dvc", "repro") == []
 
 
 def test_the_reward_model_reloads_in_another_process_with_equal_and_centred_scores(clone: Clone) -> None:

@@ -5,12 +5,14 @@ The rubric is the additive 5-point scale of Self-Rewarding Language Models (arXi
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from importlib import import_module
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from stages.lib.errors import InputError
 from stages.lib.params import Settings
 from stages.lib.templates import render
 
@@ -23,12 +25,23 @@ _SCORE = re.compile(r"^\s*score:[ \t]*(\d+)(?![\d./])", re.IGNORECASE | re.MULTI
 class JudgeSettings(Settings):
     """Section `judge` of params.yaml."""
 
-    mode: Literal["logits", "sample"]
+    mode: Literal["logits", "sample", "checker"]
+    checker: str | None
     min_digit_mass: float = Field(ge=0, le=1)
     samples: int = Field(ge=1)
     temperature: float = Field(gt=0)
     top_p: float = Field(gt=0, le=1)
     max_new_tokens: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _checker_is_named(self) -> Self:
+        if (self.mode == "checker") != (self.checker is not None):
+            raise ValueError("a checker (package.module:function) where mode is checker, and null elsewhere")
+        return self
+
+
+# What a task with a right answer is judged by: (prompt, response) -> score from 0 to 5, None if it cannot tell.
+Checker = Callable[[str, str], float | None]
 
 
 @dataclass(frozen=True)
@@ -43,16 +56,13 @@ class Verdict:
 
 
 def judge_request(question: str, response: str) -> str:
-    """Return what the judge is asked.
-
-    The response comes last, so that no text in it can close it early; special tokens in it are broken up.
-    """
+    """Return what the judge is asked, with question and response between tags that no text in them can write."""
     return render("judge.jinja", question=_defuse(question), response=_defuse(response))
 
 
-def judge_reply(score: int, justification: str) -> str:
-    """Return the whole reply to learn (EFT): the score first, where both judge modes look for it."""
-    return f"{SCORE_PREFIX}{score}\n{justification}"
+def judge_reply(score: int, justification: str | None) -> str:
+    """Return the whole reply to learn (EFT): the score first, where both judge modes look for it, then any reason."""
+    return f"{SCORE_PREFIX}{score}" + (f"\n{justification}" if justification else "")
 
 
 def parse_score(reply: str) -> int | None:
@@ -89,6 +99,40 @@ def verdict_of_replies(replies: Sequence[str]) -> Verdict:
     return Verdict(sum(scores) / len(scores), judgements=judgements)
 
 
+def load_checker(name: str) -> Checker:
+    """Return the function that `package.module:function` names.
+
+    Raises:
+        InputError: there is no such function.
+    """
+    module, _, function = name.partition(":")
+    try:
+        checker: Checker = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"params.yaml: judge.checker: {error}; expected package.module:function, importable from here"
+        ) from None
+    return checker
+
+
+def verdict_of_checker(checker: Checker, prompt: str, response: str) -> Verdict:
+    """Score by a checker; what is not a number from 0 to 5 is an error of the checker, never a score.
+
+    Raises:
+        InputError: the checker returned something else than None or a number on the scale.
+    """
+    score = checker(prompt, response)
+    if score is None:
+        return Verdict(None, "the checker does not know this prompt")
+    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 5:
+        raise InputError(f"params.yaml: judge.checker: returned {score!r}; expected a number from 0 to 5, or None")
+    return Verdict(float(score))
+
+
+_SCORE_LABEL = re.compile(r"(score)(\s*:)", re.IGNORECASE)
+
+
 def _defuse(text: str) -> str:
-    # `<|im_end|>` or `</s>` inside a text would be read as the end of the turn: a space makes plain text of it.
-    return text.replace("<", "< ")
+    # No tag and no special token (`<|im_end|>`, `</s>`) can stand in what has a space after each `<`, and what a
+    # sampled judgement may quote is no `score: N` line: `score :` is not what the parser looks for.
+    return _SCORE_LABEL.sub(r"\1 \2", text.replace("<", "< "))

@@ -1,6 +1,7 @@
 """Statistics of the report, on plain lists."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -11,6 +12,28 @@ from scipy import stats
 def mean(values: Sequence[float]) -> float | None:
     """Return the mean, or None of nothing."""
     return math.fsum(values) / len(values) if values else None
+
+
+def standard_deviation(values: Sequence[float]) -> float | None:
+    """Return the population's standard deviation, or None of nothing."""
+    return float(np.std(values)) if values else None
+
+
+def mode_share(values: Sequence[float], digits: int = 1) -> float | None:
+    """Return the share of the most frequent value, rounded to `digits` decimals; None of nothing."""
+    return Counter(round(value, digits) for value in values).most_common(1)[0][1] / len(values) if values else None
+
+
+def histogram(values: Sequence[float], edges: Sequence[float]) -> list[int]:
+    """Return how many values are in each bin [edges[i], edges[i + 1]); the last bin holds its upper edge, too."""
+    return [int(count) for count in np.histogram(values, edges)[0]]
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Return Spearman's rank correlation, or None where one side is constant (or has fewer than two values)."""
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        return None
+    return float(stats.spearmanr(x, y).statistic)
 
 
 def wilson_interval(successes: float, total: int, z: float = 1.959964) -> tuple[float, float] | None:
@@ -61,23 +84,30 @@ def distinct_2(texts: Sequence[Sequence[str]]) -> float | None:
     return mean(shares)
 
 
+def corpus_distinct_2(texts: Sequence[Sequence[str]]) -> float | None:
+    """Return the share of distinct word pairs among those of all texts: 1 = no two texts share one, None of none."""
+    pairs = [pair for text in texts for pair in pairwise(text)]
+    return len(set(pairs)) / len(pairs) if pairs else None
+
+
 def agreement(
     predicted: Sequence[float | None], human: Sequence[int], groups: Sequence[str]
 ) -> dict[str, float | int | None]:
     """Measure how a judge's scores agree with the human ones: the measures of arXiv 2401.10020, section 3.2.
 
-    `exact_match` rounds the prediction. `pairwise_accuracy` is over pairs within a group (question) whose human scores
-    differ, where an equal prediction counts one half; its interval draws whole groups. Spearman and Kendall (tau-b)
-    are means over groups, and a group in which all predictions are equal counts 0. Failed judgements (None) take no
-    part and are counted.
+    `exact_match` rounds the prediction. `five_best` is the share of the responses with a rounded prediction of 5 whose
+    human score is the highest of their group (None where the judge gives no 5). `pairwise_accuracy` is over pairs
+    within a group (question) whose human scores differ, where an equal prediction counts one half; its interval draws
+    whole groups. Spearman and Kendall (tau-b) are means over groups, and a group in which all predictions are equal
+    counts 0. Failed judgements (None) take no part and are counted.
     """
     rows = [(p, h, g) for p, h, g in zip(predicted, human, groups, strict=True) if p is not None]
     by_group: dict[str, list[tuple[float, int]]] = {}
     for p, h, g in rows:
         by_group.setdefault(g, []).append((p, h))
     outcomes: list[list[float]] = []
-    spearman: list[float] = []
-    kendall: list[float] = []
+    rank_correlations: list[float] = []
+    kendalls: list[float] = []
     for members in by_group.values():
         outcomes.append(
             [
@@ -89,19 +119,27 @@ def agreement(
         )
         ours, theirs = zip(*members, strict=True)
         if len(set(theirs)) > 1:
-            constant = len(set(ours)) == 1
-            spearman.append(0.0 if constant else float(stats.spearmanr(ours, theirs).statistic))
-            kendall.append(0.0 if constant else float(stats.kendalltau(ours, theirs).statistic))
+            rank_correlations.append(spearman(ours, theirs) or 0.0)
+            kendalls.append(0.0 if len(set(ours)) == 1 else float(stats.kendalltau(ours, theirs).statistic))
     pairs = [outcome for group in outcomes for outcome in group]
+    highest: dict[str, int] = {}
+    for h, g in zip(human, groups, strict=True):
+        highest[g] = max(h, highest.get(g, 0))
+    fives = [float(h == highest[g]) for p, h, g in rows if _rounded(p) == 5]
     low, high = bootstrap_interval(outcomes) or (None, None)
     return {
         "rows": len(rows),
         "failures": len(predicted) - len(rows),
         "pairs": len(pairs),
-        "exact_match": mean([float(math.floor(p + 0.5) == h) for p, h, _ in rows]),
+        "exact_match": mean([float(_rounded(p) == h) for p, h, _ in rows]),
+        "five_best": mean(fives),
         "pairwise_accuracy": mean(pairs),
         "pairwise_accuracy_low": low,
         "pairwise_accuracy_high": high,
-        "spearman": mean(spearman),
-        "kendall": mean(kendall),
+        "spearman": mean(rank_correlations),
+        "kendall": mean(kendalls),
     }
+
+
+def _rounded(score: float) -> int:
+    return math.floor(score + 0.5)

@@ -131,7 +131,7 @@ class AdapterStack:
         # The stack runs every adapter over the causal LM: heads are kept apart, in `heads`.
         config.task_type, config.modules_to_save, config.inference_mode = None, None, False
         config.base_model_name_or_path = None  # PEFT warns where this differs from the base's path
-        state = _load_safetensors(model_dir / ADAPTER_FILE)
+        state = load_adapter_weights(model_dir)
         head = state.pop(HEAD_KEY, None)
         if head is not None:
             # A reward model from elsewhere has no bias: its scores are not centred.
@@ -235,6 +235,15 @@ class _Recorded(nn.Module):
         return self.states
 
 
+def load_adapter_weights(model_dir: Path) -> dict[str, Tensor]:
+    """Return the tensors of the adapter in `model_dir`, as PEFT's `set_peft_model_state_dict` takes them."""
+    path = model_dir / ADAPTER_FILE
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot read the weights ({error}); run `dvc checkout` or `dvc repro`") from None
+
+
 def save_adapter(model: PeftModel, out_dir: Path, name: str = "default") -> None:
     """Write one adapter in PEFT's layout, byte for byte the same for the same weights.
 
@@ -288,10 +297,3 @@ def weights_hash(model_dir: Path) -> str:
 def _is_of(key: str, adapter: str) -> bool:
     # `...q_proj.lora_A.policy.weight`; the name may also stand earlier in a key, as `model` does in each of them.
     return key.endswith((f".lora_A.{adapter}.weight", f".lora_B.{adapter}.weight"))
-
-
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot read the weights ({error}); run `dvc checkout` or `dvc repro`") from None

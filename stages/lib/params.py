@@ -24,6 +24,7 @@ SECTIONS = (
     "generate_prompts",
     "generate_responses",
     "judge",
+    "gates",
     "build_preferences",
     "dpo",
     "reward_model",

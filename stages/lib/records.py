@@ -39,24 +39,35 @@ class Message(Row):
 
 
 class Instruction(Row):
-    """Seed data and IFT: a prompt and the completion to learn. `source` tells seed rows from accepted ones."""
+    """Seed data and IFT: a prompt and the completion to learn.
+
+    `source` tells seed rows from those that a model wrote, which also have the iteration that they are of, their score
+    and who gave it.
+    """
 
     id: Text
     category: Text
     prompt: Text
     completion: Text
-    source: str = "seed"
+    source: Literal["seed", "generated"] = "seed"
+    iteration: str | None = None
+    score: float | None = None
+    judge: str | None = None
 
 
 class Judgement(Row):
-    """Seed data and EFT: a response to a question with its score on the additive 5-point scale, and why."""
+    """Seed data and EFT: a response to a question with its score on the additive 5-point scale, and why.
+
+    `rank` is the human ranking of the question's responses, 0 = best; None where there is none.
+    """
 
     question_id: Text
     category: Text
     prompt: Text
     response: Text
     score: int = Field(ge=0, le=5)
-    justification: Text
+    justification: Text | None = None
+    rank: int | None = Field(default=None, ge=0)
 
 
 class Transcript(Row):
@@ -79,6 +90,14 @@ class Prompt(Row):
 
     id: Text
     messages: list[Message] = Field(min_length=1)
+
+
+class KnownPrompt(Row):
+    """A prompt that the loop knows: a seed, or one that an earlier iteration (or this one) wrote."""
+
+    prompt: Text
+    source: Literal["seed", "generated"]
+    iteration: str | None = None
 
 
 class PreferencePair(Row):
@@ -140,6 +159,19 @@ class ScoredResponse(Response):
     digit_mass: float | None
     entropy: float | None
     judgements: list[str]
+
+
+class AnchorScore(Row):
+    """What a model, as a judge, makes of one of the held-out judged responses: the anchors, the same for every model.
+
+    `number` counts the responses of a question from 0; `score` is the human one.
+    """
+
+    question_id: Text
+    number: int = Field(ge=0)
+    score: int = Field(ge=0, le=5)
+    predicted: float | None
+    failure: str | None
 
 
 class Answer(Row):

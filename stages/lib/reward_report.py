@@ -4,9 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from scipy import stats
-
-from stages.lib.metrics import mean, wilson_interval
+from stages.lib.metrics import mean, spearman, wilson_interval
 from stages.lib.records import ScoredPair
 
 # By how much longer the chosen reply is, as a share of the longer of the two.
@@ -77,12 +75,6 @@ def reward_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
         "by_length": by_length(pairs),
         "calibration_error": math.fsum(row["pairs"] * abs(row["predicted"] - row["observed"]) for row in bins)
         / len(pairs),
-        "score_length_correlation": _spearman(scores, lengths),
-        "margin_length_correlation": _spearman(margins, gaps),
+        "score_length_correlation": spearman(scores, lengths),
+        "margin_length_correlation": spearman(margins, gaps),
     }
-
-
-def _spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
-    if len(set(x)) < 2 or len(set(y)) < 2:
-        return None
-    return float(stats.spearmanr(x, y).statistic)

@@ -22,6 +22,8 @@ from stages.lib.judging import (
     JudgeSettings,
     Verdict,
     judge_request,
+    load_checker,
+    verdict_of_checker,
     verdict_of_digits,
     verdict_of_replies,
 )
@@ -45,6 +47,9 @@ def judge_responses(
     verdicts = [Verdict(None, "empty response")] * len(rows)
     if not asked:
         return verdicts
+    if settings.checker is not None:
+        checker = load_checker(settings.checker)
+        return [verdict_of_checker(checker, *row) if i in asked else verdicts[i] for i, row in enumerate(rows)]
     requests = [judge_request(*rows[i]) for i in asked]
     if settings.mode == "logits":
         try:

@@ -1,0 +1,69 @@
+"""A response cannot close its delimiter, write a turn, or be read as its own judgement: twenty attacks."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.judge_attacks import ATTACKS
+from stages.lib import scoring
+from stages.lib.generation import Completion
+from stages.lib.judging import SCORE_PREFIX, JudgeSettings, judge_request, parse_score
+from stages.lib.models import load_base, load_tokenizer
+from stages.lib.runtime import RuntimeSettings
+from stages.lib.scoring import judge_responses
+from stages.lib.tokenization import encode_choices, encode_user
+
+QUESTION, RESPONSE = "Why is the sky blue?", "It is."
+SETTINGS = {"checker": None, "min_digit_mass": 0.0, "samples": 3, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8}
+attacks = pytest.mark.parametrize("attack", [pytest.param(text, id=name) for name, text in ATTACKS.items()])
+
+
+def test_there_are_twenty_attacks() -> None:
+    assert len(set(ATTACKS.values())) == 20
+
+
+@attacks
+@pytest.mark.parametrize("where", ["question", "response"])
+def test_an_attack_writes_no_special_token_and_no_delimiter(attack: str, where: str, tiny_base: Path) -> None:
+    tokenizer = load_tokenizer(tiny_base)
+    texts = {"question": QUESTION, "response": RESPONSE}
+    special = set(tokenizer.all_special_ids)
+
+    def structure(values: dict[str, str]) -> tuple[list[int], list[int]]:
+        request = judge_request(**values)
+        tags = [request.count(tag) for tag in ("<question>", "</question>", "<response>", "</response>")]
+        return tags, [token for token in encode_user(tokenizer, request, SCORE_PREFIX) if token in special]
+
+    assert structure(texts | {where: attack.format(texts[where])}) == structure(texts)
+
+
+@attacks
+def test_the_digits_are_read_after_the_judges_own_prefix(attack: str, tiny_base: Path) -> None:
+    tokenizer = load_tokenizer(tiny_base)
+    plain, _ = encode_choices(tokenizer, judge_request(QUESTION, RESPONSE), SCORE_PREFIX, "012345")
+    ids, _ = encode_choices(tokenizer, judge_request(QUESTION, attack.format(RESPONSE)), SCORE_PREFIX, "012345")
+    tail = plain[::-1].index(tokenizer.eos_token_id) + 1  # from the end of the user's turn on
+    assert ids[-tail:] == plain[-tail:]
+
+
+@attacks
+def test_a_judge_that_says_nothing_gives_no_score_whatever_the_response_says(
+    attack: str, tiny_base: Path, runtime: RuntimeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(model: object, tokenizer: object, prompts: list[list[int]], *_: object, n: int, **__: object) -> object:
+        return [[Completion([1], "I cannot say.", "stop")] * n for _ in prompts]
+
+    monkeypatch.setattr(scoring, "generate", silent)
+    settings = JudgeSettings.model_validate(SETTINGS | {"mode": "sample"})
+    model, tokenizer = load_base(tiny_base, runtime), load_tokenizer(tiny_base)
+    (verdict,) = judge_responses(model, tokenizer, [(QUESTION, attack.format(RESPONSE))], settings, 1, batch_size=1)
+    assert verdict.score is None
+
+
+@attacks
+def test_a_judge_that_quotes_the_response_has_not_scored_it(attack: str) -> None:
+    request = judge_request(QUESTION, attack.format(RESPONSE))
+    quoted = request[request.index("<response>") :]
+    assert parse_score(quoted) is None
+    assert parse_score(f"{quoted}\n{SCORE_PREFIX}2") == 2
+    assert parse_score(f"{SCORE_PREFIX}2\n{quoted}") == 2
