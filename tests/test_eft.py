@@ -159,7 +159,7 @@ def test_trees_are_read_as_rows_whatever_other_keys_they_have(tmp_path: Path) ->
         ({"prompt": tree_row([])["prompt"]}, '"message_tree_id" is missing'),
         ({"message_tree_id": "t"}, '"prompt" is missing'),
         (tree_row([], role="assistant"), '"prompt.role" should be'),
-        (tree_row([reply("x", "1")]), '"prompt.replies.0.rank" should be a valid integer'),  # type: ignore[arg-type]
+        (tree_row([reply("x", 0) | {"rank": "1"}]), '"prompt.replies.0.rank" should be a valid integer'),
         (tree_row([reply("x", -1)]), '"prompt.replies.0.rank" should be greater than or equal to 0'),
         (tree_row([reply("x", 0, deleted="no")]), '"prompt.replies.0.deleted" should be a valid boolean'),
         (tree_row([{"role": "assistant", "rank": 0}]), '"prompt.replies.0.text" is missing'),
