@@ -76,6 +76,11 @@ def main(model_name: str, parent: str) -> None:
         for row in read_rows(ift, Instruction)
         if settings.sft_on_accepted and row.iteration == model_name
     ]
+    dropped_accepted = 0
+    if accepted:
+        accepted, dropped_accepted = drop_too_long(
+            accepted, [row["length"] for row in accepted], sft_settings.max_length, "sft.max_length"
+        )
 
     model = PeftModel.from_pretrained(load_base(base, runtime), parent_dir, is_trainable=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -106,7 +111,12 @@ def main(model_name: str, parent: str) -> None:
         write_model_card(temporary, "dpo", parents, sources, config, params.seed)
     click.echo(
         f"dpo@{model_name}: {len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens"
-        + (f"; SFT on {len(accepted)} accepted rows before" if settings.sft_on_accepted else "")
+        + (
+            f"; SFT on {len(accepted)} accepted rows before, {dropped_accepted} dropped as longer than "
+            f"{sft_settings.max_length}"
+            if settings.sft_on_accepted
+            else ""
+        )
     )
 
 

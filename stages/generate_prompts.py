@@ -7,6 +7,8 @@ The examples are seed prompts and, as in Self-Instruct (arXiv 2212.10560), some 
 import random
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +35,7 @@ class GeneratePromptsSettings(Settings):
     num_prompts: int = Field(ge=1)
     num_seed_examples: int = Field(ge=1)
     num_generated_examples: int = Field(ge=0)
+    samples_per_request: int = Field(ge=1)
     max_rounds: int = Field(ge=1)
     max_new_tokens: int = Field(ge=1)
     temperature: float = Field(gt=0)
@@ -107,7 +110,7 @@ def main(model: str, parent: str) -> None:
         if missing == 0:
             break
         # Part of what a model writes is cut off or not new, so more is asked for than is missing; the rest goes unused.
-        asked = min(settings.num_prompts, 2 * missing)
+        asked = ceil(min(settings.num_prompts, 2 * missing) / settings.samples_per_request)
         row_seeds = [row_seed(params.seed, "generate_prompts", model, number, i) for i in range(asked)]
         pool = generated + accepted
         requests = [render("new_prompt.jinja", examples=pick_examples(seeds, pool, settings, s)) for s in row_seeds]
@@ -118,10 +121,11 @@ def main(model: str, parent: str) -> None:
                 [encode_user(stack.tokenizer, request, REPLY_PREFIX) for request in requests],
                 SamplingParams(settings.max_new_tokens, settings.temperature, settings.top_p),
                 row_seeds,
+                n=settings.samples_per_request,
                 batch_size=runtime.batch_size,
                 description=f"{model} prompts, round {number + 1}",
             )
-        for [completion] in completions:
+        for completion in chain.from_iterable(completions):
             ended = "\n" if completion.finish_reason == "stop" else ""
             text = extract_prompt(completion.text + ended)
             if text is None:

@@ -57,7 +57,10 @@ def main(model: str, parent: str) -> None:
     scores = [row.score for row in rows if row.score is not None]
     failures = Counter(row.failure for row in rows if row.failure is not None)
     if not scores:
-        raise InputError(f"judge@{model}: all {len(rows)} judgements failed ({dict(failures)}); try another judge.mode")
+        raise InputError(
+            f"judge@{model}: all {len(rows)} judgements failed ({dict(failures)}); try another judge.mode (a judge has "
+            "learned to write its judgements, for mode sample, if sft.eft_share was above 0)"
+        )
     write_rows(Path("data") / model / "scores.jsonl", rows)
     summary = {
         "rows": len(rows),

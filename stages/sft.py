@@ -29,6 +29,7 @@ class EFTSettings(TrainingSettings):
     """Section `eft` of params.yaml."""
 
     ranking_coef: float = Field(ge=0)
+    loraplus_lr_ratio: float = Field(ge=1)
 
 
 def judge_replies(judgements: Sequence[Judgement], instructions: int, share: float, seed: int) -> list[Judgement]:
@@ -67,7 +68,9 @@ def main(base: Path, ift: Path, eft: Path, out: Path, history_dir: Path) -> None
     model = get_peft_model(load_base(base, runtime), lora.config(task_type="CAUSAL_LM"))
     with tempfile.TemporaryDirectory() as scratch:
         arguments = eft_settings.arguments(Path(scratch), params.seed, use_cpu, order="random")
-        judge_trainer = JudgeTrainer(model, TrainingArguments(**arguments), questions, eft_settings.ranking_coef)
+        judge_trainer = JudgeTrainer(
+            model, TrainingArguments(**arguments), questions, eft_settings.ranking_coef, eft_settings.loraplus_lr_ratio
+        )
         train(judge_trainer, history_dir / "eft_history.csv")
         arguments = settings.arguments(Path(scratch), params.seed, use_cpu)
         instruction_tune(model, tokenizer, rows, arguments, history_dir / "sft_history.csv")

@@ -61,11 +61,11 @@ def dpo(
     write_rows(Path("data/m2/preferences.jsonl"), PAIRS)
     write_rows(Path("data/m2/ift.jsonl"), [OLD, ACCEPTED])
 
-    def stage(**changes: Any) -> tuple[float, dict[str, Any]]:
+    def stage(max_sft_length: int = 512, **changes: Any) -> tuple[float, dict[str, Any]]:
         params = YAML(typ="safe").load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
         params["runtime"] |= {"num_threads": 1, "device": "cpu"}
         params["dpo"] |= {"beta": BETA, "per_device_train_batch_size": 2, "num_train_epochs": 1, **changes}
-        params["sft"] |= {"learning_rate": 1e-2, "warmup_ratio": 0.0}
+        params["sft"] |= {"learning_rate": 1e-2, "warmup_ratio": 0.0, "max_length": max_sft_length}
         with Path("params.yaml").open("w", encoding="utf-8") as stream:
             YAML().dump(params, stream)
         result = CliRunner().invoke(main, ["m2", "m1"], catch_exceptions=False)
@@ -146,6 +146,16 @@ def test_sft_on_accepted_rows_takes_those_of_this_iteration_alone_and_the_refere
     assert "accepted" not in card["data"]
     again = load_file(Path("models/m2") / ADAPTER_FILE)
     assert all(torch.equal(weights[key], again[key]) for key in weights)
+
+
+def test_an_accepted_row_longer_than_sft_takes_is_left_out(dpo: Callable[..., Any]) -> None:
+    dpo(sft_on_accepted=True)
+    short = load_file(Path("models/m2") / ADAPTER_FILE)
+    longer = ACCEPTED.model_copy(update={"id": "m2-1", "completion": "An oak. " * 60})
+    write_rows(Path("data/m2/ift.jsonl"), [OLD, ACCEPTED, longer])
+    dpo(sft_on_accepted=True, max_sft_length=60)
+    again = load_file(Path("models/m2") / ADAPTER_FILE)
+    assert all(torch.equal(short[key], again[key]) for key in short)
 
 
 def test_the_tokenizer_of_the_model_is_the_bases(dpo: Callable[..., Any], tiny_base: Path) -> None:

@@ -31,6 +31,7 @@ def test_a_healthy_judge_passes() -> None:
         ({"mode_share": 0.81}, "gates.max_mode_share"),
         ({"std": 0.19}, "gates.min_score_std"),
         ({"failure_rate": 0.11}, "gates.max_failure_rate"),
+        ({"failure_rate": 0.11, "as_judge": None}, "gates.max_failure_rate"),  # a checker
         ({"as_judge": GUESSING}, "gates.min_pairwise_accuracy"),
         ({"as_judge": dict.fromkeys(GUESSING)}, "gates.min_pairwise_accuracy"),
     ],
@@ -53,6 +54,12 @@ def test_the_threshold_itself_passes(scores: dict[str, float]) -> None:
 
 def test_a_checker_has_no_held_out_judgements_and_needs_none() -> None:
     assert judge_problems(GATES, HEALTHY | {"as_judge": None}) == []
+
+
+def test_a_checker_that_fails_is_not_told_to_learn() -> None:
+    (problem,) = judge_problems(GATES, HEALTHY | {"failure_rate": 0.5, "as_judge": None})
+    assert "judge.checker" in problem
+    assert "eft." not in problem
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:

@@ -40,7 +40,8 @@ def run(
         (models / "base").symlink_to(tiny_base, target_is_directory=True)
         (models / "m0").symlink_to(adapter, target_is_directory=True)
         params = YAML(typ="safe").load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
-        params["generate_prompts"] |= {"num_prompts": 3, "num_seed_examples": 2, "max_rounds": 2} | changes
+        few = {"num_prompts": 3, "num_seed_examples": 2, "max_rounds": 2, "samples_per_request": 1}
+        params["generate_prompts"] |= few | changes
         with Path("params.yaml").open("w", encoding="utf-8") as stream:
             YAML().dump(params, stream)
         write_rows(Path("data/m0/known_prompts.jsonl"), [KnownPrompt(prompt=text, source="seed") for text in SEEDS])
@@ -50,10 +51,10 @@ def run(
         write_rows(held_out / "judgements.jsonl", [judged])
         written = 0
 
-        def generate(model: Any, tokenizer: Any, prompts: Sequence[list[int]], *_: Any, **__: Any) -> Any:
+        def generate(model: Any, tokenizer: Any, prompts: Sequence[list[int]], *_: Any, n: int, **__: Any) -> Any:
             nonlocal written
-            completions = [[reply(written + i)] for i in range(len(prompts))]
-            written += len(prompts)
+            completions = [[reply(written + n * i + k) for k in range(n)] for i in range(len(prompts))]
+            written += n * len(prompts)
             return completions
 
         monkeypatch.setattr(generate_prompts, "generate", generate)
@@ -126,6 +127,12 @@ def test_a_model_that_yields_too_little_stops_with_what_to_change_and_writes_not
         "generate_prompts.max_rounds or temperature"
     )
     assert not Path("data/m1").exists()
+
+
+@pytest.mark.parametrize(("samples", "asked"), [(1, 6), (2, 6), (4, 8)])
+def test_every_sample_of_a_request_is_a_prompt_of_its_own(samples: int, asked: int, run: Callable[..., Any]) -> None:
+    result = run(says("Why?"), samples_per_request=samples, num_prompts=6, max_rounds=1)
+    assert f"of 6 in 1 rounds (dropped: {{'too short': {asked}}})" in result.stderr
 
 
 @pytest.mark.parametrize(

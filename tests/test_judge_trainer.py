@@ -54,6 +54,7 @@ def make_trainer(tokenizer: PreTrainedTokenizerBase, base: Path, runtime: Runtim
         TrainingArguments(**arguments),
         judged_questions(tokenizer, judgements()),
         1.0,
+        2.0,
     )
 
 
@@ -120,6 +121,19 @@ def test_training_ranks_the_responses_it_is_trained_on(
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == 8
     assert losses[-1] < losses[0] - 1
+
+
+def test_the_b_matrices_learn_at_their_multiple_of_the_rate_and_everything_trainable_learns(
+    tokenizer: PreTrainedTokenizerBase, tiny_base: Path, runtime: RuntimeSettings, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tokenizer, tiny_base, runtime, tmp_path)
+    groups = trainer.create_optimizer().param_groups
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert trainer.model is not None
+    trainable = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert len(rates) == len(trainable) > 0
+    for name, parameter in trainable.items():
+        assert rates[id(parameter)] == pytest.approx(2e-2 if "lora_B" in name else 1e-2)
 
 
 def test_without_ranking_the_loss_is_the_cross_entropy_of_the_scores() -> None:

@@ -2,18 +2,21 @@
 
 import re
 
-_SUM = re.compile(r"(\d{1,9})\s*\+\s*(\d{1,9})")
-_NUMBER = re.compile(r"(?<![\d.])-?\d+(?:,\d{3})*(?:\.\d+)?")
+_QUOTED = re.compile(r'"([a-z]+)"')
+_SENTENCE = re.compile(r'[A-Z][^.!?"\n]*[.!?]')  # one, without a quotation: the prompt's own list is no answer
+MAX_WORDS = 30
 
 
-def sums(prompt: str, response: str) -> float | None:
-    """Return 5 if the last number in the response is the sum that the prompt asks for, else 0.
+def sentence_with_words(prompt: str, response: str) -> float | None:
+    """Score one sentence that shall hold the words that the prompt names in quotes: 5 times the share that it holds.
 
-    A prompt that does not hold exactly one sum of two whole numbers is not this checker's: None.
+    Anything else than one sentence of at most 30 words scores 0. A prompt that does not ask for a sentence with two or
+    more different words is not this checker's: None.
     """
-    found = _SUM.findall(prompt)
-    if len(found) != 1 or len(_NUMBER.findall(prompt)) != 2:
+    wanted = set(_QUOTED.findall(prompt))
+    if "sentence" not in prompt.lower() or len(wanted) < 2:
         return None
-    numbers = _NUMBER.findall(response)
-    right = int(found[0][0]) + int(found[0][1])
-    return 5.0 if numbers and float(numbers[-1].replace(",", "")) == right else 0.0
+    used = re.findall(r"[a-z]+", response.lower())
+    if _SENTENCE.fullmatch(response.strip()) is None or len(used) > MAX_WORDS:
+        return 0.0
+    return 5 * len(wanted & set(used)) / len(wanted)

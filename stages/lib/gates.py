@@ -26,11 +26,18 @@ def judge_problems(gates: GateSettings, scores: Mapping[str, Any]) -> list[str]:
         scores: what stage judge counted (data/metrics/<model>/scores.json).
     """
     problems = []
+    judge = scores["as_judge"]  # None if the judge is a checker
     if scores["failure_rate"] > gates.max_failure_rate:
+        if judge is None:
+            advice = "the checker (judge.checker) must know what generate_prompts writes; mend it or the seed prompts"
+        else:
+            advice = (
+                "lower judge.min_digit_mass or raise judge.max_new_tokens, whichever the reasons name, or train the "
+                "judge longer (eft.num_train_epochs; for judge.mode sample on its replies too, sft.eft_share)"
+            )
         problems.append(
             f"{scores['failure_rate']:.2f} of the judgements failed ({scores['failures']}), over "
-            f"gates.max_failure_rate {gates.max_failure_rate}: lower judge.min_digit_mass or raise "
-            "judge.max_new_tokens, whichever the reasons name, or train the judge longer (eft.num_train_epochs)"
+            f"gates.max_failure_rate {gates.max_failure_rate}: {advice}"
         )
     if scores["mode_share"] is not None and scores["mode_share"] > gates.max_mode_share:
         problems.append(
@@ -43,7 +50,6 @@ def judge_problems(gates: GateSettings, scores: Mapping[str, Any]) -> list[str]:
             f"the scores' standard deviation is {scores['std']:.3f}, under gates.min_score_std {gates.min_score_std}: "
             "train the judge longer (eft.num_train_epochs), or raise generate_responses.temperature"
         )
-    judge = scores["as_judge"]
     if judge is not None and (judge["pairwise_accuracy"] or 0.0) < gates.min_pairwise_accuracy:
         problems.append(
             f"the judge orders {_number(judge['pairwise_accuracy'])} [{_number(judge['pairwise_accuracy_low'])}, "

@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor
+from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from stages.lib.errors import InputError
@@ -69,14 +72,32 @@ def judged_questions(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Judgemen
 class JudgeTrainer(Trainer):
     """Trains a causal LM to put the right digit after `score: `, and to rank the responses of a question.
 
-    Examples come from `judged_questions`; `per_device_train_batch_size` counts questions.
+    Examples come from `judged_questions`; `per_device_train_batch_size` counts questions. The adapter's B matrices,
+    which start at zero, learn at `loraplus_lr_ratio` times the rate of its A matrices (LoRA+, arXiv 2402.12354).
     """
 
-    def __init__(self, model: Any, args: TrainingArguments, questions: list[dict[str, Any]], ranking_coef: float):
+    def __init__(
+        self,
+        model: PeftModel,
+        args: TrainingArguments,
+        questions: list[dict[str, Any]],
+        ranking_coef: float,
+        loraplus_lr_ratio: float,
+    ):
         super().__init__(
             model=model, args=args, train_dataset=Dataset.from_list(questions), data_collator=_keep_questions
         )
         self.ranking_coef = ranking_coef
+        self.loraplus_lr_ratio = loraplus_lr_ratio
+
+    def create_optimizer(self, model: Any = None) -> Optimizer:
+        """Return AdamW with the two rates."""
+        if self.optimizer is None:
+            assert isinstance(self.model, PeftModel)
+            self.optimizer = create_loraplus_optimizer(
+                self.model, AdamW, lr=self.args.learning_rate, loraplus_lr_ratio=self.loraplus_lr_ratio
+            )
+        return self.optimizer
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -130,9 +130,28 @@ def verdict_of_checker(checker: Checker, prompt: str, response: str) -> Verdict:
 
 
 _SCORE_LABEL = re.compile(r"(score)(\s*:)", re.IGNORECASE)
+# What can only mean to pass for the request or for a judgement of it: a control token (and the role after it), a tag of
+# the request, a line that holds a score and nothing else.
+_FORGED = re.compile(
+    r"<\|[^<>|]*\|>(?:(?:system|user|assistant)\b)?|</?\s*(?:question|response)\s*>"
+    r"|^[^\w\n]*score[^\w\n]*:[^\w\n]*\d+[^\w\n]*(?:\d+[^\w\n]*)?$",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def without_forgery(text: str) -> str:
+    """Return a text without what can only mean to pass for the judge's request or reply, until nothing of it is left.
+
+    A response with `</response>`, `<|im_end|>` or a line `score: 5` put around it is thus judged as if they were not
+    there: they cannot move its score.
+    """
+    found = 1
+    while found:
+        text, found = _FORGED.subn("", text)
+    return text.strip()
 
 
 def _defuse(text: str) -> str:
-    # No tag and no special token (`<|im_end|>`, `</s>`) can stand in what has a space after each `<`, and what a
-    # sampled judgement may quote is no `score: N` line: `score :` is not what the parser looks for.
-    return _SCORE_LABEL.sub(r"\1 \2", text.replace("<", "< "))
+    # No tag and no special token (`</s>`) can stand in what has a space after each `<`, and what a sampled judgement
+    # may quote is no `score: N` line: `score :` is not what the parser looks for.
+    return _SCORE_LABEL.sub(r"\1 \2", without_forgery(text).replace("<", "< "))

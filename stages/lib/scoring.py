@@ -26,6 +26,7 @@ from stages.lib.judging import (
     verdict_of_checker,
     verdict_of_digits,
     verdict_of_replies,
+    without_forgery,
 )
 from stages.lib.models import AdapterStack
 from stages.lib.runtime import row_seed
@@ -43,13 +44,14 @@ def judge_responses(
     description: str | None = None,
 ) -> list[Verdict]:
     """Judge each (question, response); an empty response is a failure, not a score."""
-    asked = [i for i, (_, response) in enumerate(rows) if response.strip()]
-    verdicts = [Verdict(None, "empty response")] * len(rows)
-    if not asked:
-        return verdicts
+    empty = Verdict(None, "empty response")
     if settings.checker is not None:
         checker = load_checker(settings.checker)
-        return [verdict_of_checker(checker, *row) if i in asked else verdicts[i] for i, row in enumerate(rows)]
+        return [verdict_of_checker(checker, *row) if row[1].strip() else empty for row in rows]
+    verdicts = [empty] * len(rows)
+    asked = [i for i, (_, response) in enumerate(rows) if without_forgery(response)]
+    if not asked:
+        return verdicts
     requests = [judge_request(*rows[i]) for i in asked]
     if settings.mode == "logits":
         try:
