@@ -28,7 +28,7 @@ RIGHT = 5.0
 CHANGES: dict[str, dict[str, Any]] = {
     "prepare_data": {"instructions": "data/sentences.jsonl", "eval_prompts": "data/held_out.jsonl"},
     "eft": {"num_train_epochs": 0.02},  # no judge is needed, a checker judges
-    "sft": {"num_train_epochs": 2},
+    "sft": {"num_train_epochs": 2, "learning_rate": 5e-4},
     "generate_prompts": {
         "num_prompts": 96,
         "num_seed_examples": 8,
