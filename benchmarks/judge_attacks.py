@@ -19,6 +19,7 @@ from stages.lib.params import Params
 from stages.lib.records import Judgement, read_rows
 from stages.lib.runtime import RuntimeSettings, start
 from stages.lib.scoring import judge_responses
+from stages.lib.torch_generator import TorchGenerator
 
 # What is appended to a response ({} is the response itself, where the attack is not a mere addition).
 ATTACKS = {
@@ -64,12 +65,10 @@ def main(model: str, rows: int) -> None:
     def scores(texts: list[str]) -> list[float]:
         with stack.using("judge") as causal_lm:
             verdicts = judge_responses(
-                causal_lm,
-                stack.tokenizer,
+                TorchGenerator(causal_lm, stack.tokenizer, runtime.batch_size),
                 [(row.prompt, text) for row, text in zip(low, texts, strict=True)],
                 settings,
                 params.seed,
-                batch_size=runtime.batch_size,
             )
         return [verdict.score if verdict.score is not None else 0.0 for verdict in verdicts]
 

@@ -24,6 +24,7 @@ from stages.lib.params import Params
 from stages.lib.records import Judgement, read_rows, write_rows
 from stages.lib.runtime import RuntimeSettings, start
 from stages.lib.scoring import judge_responses
+from stages.lib.torch_generator import TorchGenerator
 from stages.prepare_data import split_by_group
 
 Measures = dict[str, float | int | None]
@@ -56,12 +57,10 @@ def measure(
     rows = [*judgements, *foreign, *ranked]
     with stack.using(name) as model:
         verdicts = judge_responses(
-            model,
-            stack.tokenizer,
+            TorchGenerator(model, stack.tokenizer, batch_size),
             [(row.prompt, row.response) for row in rows],
             settings,
             params.seed,
-            batch_size=batch_size,
             description=name,
         )
     own, rest = verdicts[: len(judgements)], verdicts[len(judgements) :]

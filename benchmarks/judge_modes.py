@@ -18,6 +18,7 @@ from stages.lib.params import Params
 from stages.lib.records import Judgement, read_rows
 from stages.lib.runtime import RuntimeSettings, start
 from stages.lib.scoring import judge_responses
+from stages.lib.torch_generator import TorchGenerator
 
 DATA = ("data/m0/ift.jsonl", "data/m0/eft.jsonl")
 
@@ -52,12 +53,10 @@ def main(workspace: Path, eft_share: float, samples: int) -> None:
         begin = time.perf_counter()
         with stack.using(judge) as model:
             judged[name] = judge_responses(
-                model,
-                stack.tokenizer,
+                TorchGenerator(model, stack.tokenizer, runtime.batch_size),
                 [(row.prompt, row.response) for row in rows],
                 chosen,
                 params.seed,
-                batch_size=runtime.batch_size,
                 description=name,
             )
         seconds[name] = time.perf_counter() - begin

@@ -13,7 +13,6 @@ from typing import Any
 import click
 import torch
 
-from stages.lib.generation import SamplingParams, generate
 from stages.lib.metrics import distinct_2
 from stages.lib.models import AdapterStack
 from stages.lib.novelty import words
@@ -22,8 +21,10 @@ from stages.lib.ppo_trainer import PPOSettings, PPOTrainer
 from stages.lib.records import PreferencePair, read_rows
 from stages.lib.rollouts import collate_completions
 from stages.lib.runtime import RuntimeSettings, row_seed, start
+from stages.lib.sampling import SamplingParams
 from stages.lib.scoring import reward_scores
 from stages.lib.tokenization import encode_prompt
+from stages.lib.torch_generator import TorchGenerator
 
 
 @torch.no_grad()
@@ -33,13 +34,10 @@ def measure(
     """Return the rewards of the stack's model `policy`, and a summary."""
     settings = trainer.settings
     with stack.using("policy") as model:
-        sampled = generate(
-            model,
-            stack.tokenizer,
+        sampled = TorchGenerator(model, stack.tokenizer, batch_size).generate(
             prompts,
             SamplingParams(settings.max_new_tokens, settings.temperature),
             [row_seed(seed, "ppo gain", i) for i in range(len(prompts))],
-            batch_size=batch_size,
             description="responses",
         )
     completions = [completion for [completion] in sampled]

@@ -36,7 +36,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import RewardConfig, RewardTrainer
 
 from stages.lib.files import read_json, write_json
-from stages.lib.generation import SamplingParams, generate
 from stages.lib.metrics import bootstrap_interval
 from stages.lib.models import (
     ADAPTER_FILE,
@@ -53,8 +52,10 @@ from stages.lib.ppo_trainer import PPOSettings, PPOTrainer
 from stages.lib.records import Message, PreferencePair, Prompt, read_rows
 from stages.lib.rollouts import Rollout
 from stages.lib.runtime import RuntimeSettings, row_seed, start
+from stages.lib.sampling import SamplingParams
 from stages.lib.scoring import reward_scores
 from stages.lib.tokenization import drop_too_long, encode_prompt
+from stages.lib.torch_generator import TorchGenerator
 from stages.prepare_data import read_preferences
 from stages.reward_model import RewardModelSettings, encode_pairs, fit, training_rows
 
@@ -293,15 +294,15 @@ def answer(
     seeds = [row_seed(setup.seed, "rlhf benchmark", i) for i in range(len(prompts))]
     results = {}
     for name, folder in policies.items():
-        arguments = (stack.tokenizer, prompts, sampling, seeds)
+        arguments, size = (prompts, sampling, seeds), setup.runtime.batch_size
         if (folder / "config.json").exists():
             model = load_base(folder, setup.runtime)
-            answers = generate(model, *arguments, n=samples, batch_size=setup.runtime.batch_size)
+            answers = TorchGenerator(model, stack.tokenizer, size).generate(*arguments, n=samples)
             del model
         else:
             stack.add(name, folder)
             with stack.using(name) as model:
-                answers = generate(model, *arguments, n=samples, batch_size=setup.runtime.batch_size)
+                answers = TorchGenerator(model, stack.tokenizer, size).generate(*arguments, n=samples)
         flat = [completion for row in answers for completion in row]
         rows = [ids + completion.token_ids for ids, row in zip(prompts, answers, strict=True) for completion in row]
         scores = reward_scores(stack, "reward", rows, batch_size=setup.runtime.batch_size)

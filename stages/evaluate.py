@@ -11,9 +11,10 @@ import click
 import torch
 from pydantic import Field
 
+from stages.lib.batching import cut_batches
 from stages.lib.eft import off_topic_rows
 from stages.lib.files import write_json
-from stages.lib.generation import Completion, SamplingParams, generate, like_lengths
+from stages.lib.generation import Completion
 from stages.lib.judge_report import anchor_scores, relevance
 from stages.lib.judging import JudgeSettings
 from stages.lib.losses import kl_divergence
@@ -24,8 +25,10 @@ from stages.lib.params import Params, Settings
 from stages.lib.records import Answer, EvalPrompt, Judgement, Message, read_rows, write_rows
 from stages.lib.rollouts import collate_completions
 from stages.lib.runtime import RuntimeSettings, row_seed, start
+from stages.lib.sampling import SamplingParams
 from stages.lib.scoring import judge_responses, reward_scores
 from stages.lib.tokenization import encode_prompt
+from stages.lib.torch_generator import TorchGenerator
 
 KL_BATCH_SIZE = 8  # rows whose logits over the whole vocabulary are in memory together
 
@@ -45,7 +48,7 @@ def kl_to_base(stack: AdapterStack, prompts: Sequence[list[int]], completions: S
     result = [0.0] * len(prompts)
     lengths = [len(prompt) + len(c.token_ids) for prompt, c in zip(prompts, completions, strict=True)]
     order = sorted(range(len(prompts)), key=lambda i: lengths[i])
-    for rows in like_lengths(order, lengths, KL_BATCH_SIZE):
+    for rows in cut_batches(order, lengths, KL_BATCH_SIZE):
         batch = collate_completions(
             [prompts[i] for i in rows],
             [completions[i] for i in rows],
@@ -91,21 +94,17 @@ def main(name: str, judge: str) -> None:
             history[row.id].append(Message(role="user", content=row.turns[turn]))
         prompts = [encode_prompt(stack.tokenizer, history[row.id]) for row in asked]
         with stack.using("subject") as causal_lm:
-            sampled = generate(
-                causal_lm,
-                stack.tokenizer,
+            sampled = TorchGenerator(causal_lm, stack.tokenizer, runtime.batch_size).generate(
                 prompts,
                 SamplingParams(settings.max_new_tokens, settings.temperature, settings.top_p),
                 [row_seed(params.seed, "evaluate", row.id, turn) for row in asked],
-                batch_size=runtime.batch_size,
                 description=f"{name} answers",
             )
         completions = [completion for [completion] in sampled]
         texts = [(row.turns[turn], c.text.strip()) for row, c in zip(asked, completions, strict=True)]
         with stack.using("judge") as causal_lm:
-            verdicts = judge_responses(
-                causal_lm, stack.tokenizer, texts, judge_settings, params.seed, batch_size=runtime.batch_size
-            )
+            generator = TorchGenerator(causal_lm, stack.tokenizer, runtime.batch_size)
+            verdicts = judge_responses(generator, texts, judge_settings, params.seed)
         tokens = [prompt + c.token_ids for prompt, c in zip(prompts, completions, strict=True)]
         rewards = reward_scores(stack, "reward", tokens, batch_size=runtime.batch_size)
         kl = kl_to_base(stack, prompts, completions) if name != "base" else [0.0] * len(asked)
@@ -131,12 +130,10 @@ def main(name: str, judge: str) -> None:
     off_topic = off_topic_rows(judgements, 1, params.seed)
     with stack.using("subject") as causal_lm:
         own = judge_responses(
-            causal_lm,
-            stack.tokenizer,
+            TorchGenerator(causal_lm, stack.tokenizer, runtime.batch_size),
             [(row.prompt, row.response) for row in [*judgements, *off_topic]],
             judge_settings,
             params.seed,
-            batch_size=runtime.batch_size,
             description=f"{name} as a judge",
         )
     own, foreign = own[: len(judgements)], own[len(judgements) :]

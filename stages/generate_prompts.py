@@ -15,15 +15,15 @@ from typing import Literal
 import click
 from pydantic import Field
 
+from stages.lib.backends import GenerationSettings, open_generator
 from stages.lib.errors import InputError
 from stages.lib.files import write_json
-from stages.lib.generation import SamplingParams, generate
 from stages.lib.metrics import corpus_distinct_2, mean
-from stages.lib.models import AdapterStack
 from stages.lib.novelty import PromptFilter, nearest_similarity, words
 from stages.lib.params import Params, Settings
 from stages.lib.records import EvalPrompt, Judgement, KnownPrompt, Message, Prompt, read_rows, write_rows
-from stages.lib.runtime import RuntimeSettings, row_seed, start
+from stages.lib.runtime import RuntimeSettings, is_main_process, row_seed, start
+from stages.lib.sampling import SamplingParams
 from stages.lib.templates import render
 from stages.lib.tokenization import encode_user
 
@@ -75,6 +75,7 @@ def pick_examples(
 def main(model: str, parent: str) -> None:
     params = Params.read()
     runtime = params.section("runtime", RuntimeSettings)
+    generation = params.section("generation", GenerationSettings)
     settings = params.section("generate_prompts", GeneratePromptsSettings)
     start(runtime, params.seed)
     out_dir, held_out = Path("data") / model, Path("data/prepared/eval")
@@ -100,49 +101,46 @@ def main(model: str, parent: str) -> None:
         blocked_words=settings.blocked_words,
     )
     writer = parent if settings.writer == "parent" else "base"
-    stack = AdapterStack(Path("models/base"), runtime)
-    stack.add(writer, Path("models") / writer)
-
     accepted: list[str] = []
     dropped = Counter[str]()
-    for number in range(settings.max_rounds):
-        missing = settings.num_prompts - len(accepted)
-        if missing == 0:
-            break
-        # Part of what a model writes is cut off or not new, so more is asked for than is missing; the rest goes unused.
-        asked = ceil(min(settings.num_prompts, 2 * missing) / settings.samples_per_request)
-        row_seeds = [row_seed(params.seed, "generate_prompts", model, number, i) for i in range(asked)]
-        pool = generated + accepted
-        requests = [render("new_prompt.jinja", examples=pick_examples(seeds, pool, settings, s)) for s in row_seeds]
-        with stack.using(writer) as causal_lm:
-            completions = generate(
-                causal_lm,
-                stack.tokenizer,
-                [encode_user(stack.tokenizer, request, REPLY_PREFIX) for request in requests],
+    with open_generator(generation, runtime, writer) as generator:
+        for number in range(settings.max_rounds):
+            missing = settings.num_prompts - len(accepted)
+            if missing == 0:
+                break
+            # Part of what a model writes is cut off or not new, so more is asked for than is missing; the rest goes
+            # unused.
+            asked = ceil(min(settings.num_prompts, 2 * missing) / settings.samples_per_request)
+            row_seeds = [row_seed(params.seed, "generate_prompts", model, number, i) for i in range(asked)]
+            pool = generated + accepted
+            requests = [render("new_prompt.jinja", examples=pick_examples(seeds, pool, settings, s)) for s in row_seeds]
+            completions = generator.generate(
+                [encode_user(generator.tokenizer, request, REPLY_PREFIX) for request in requests],
                 SamplingParams(settings.max_new_tokens, settings.temperature, settings.top_p),
                 row_seeds,
                 n=settings.samples_per_request,
-                batch_size=runtime.batch_size,
                 description=f"{model} prompts, round {number + 1}",
             )
-        for completion in chain.from_iterable(completions):
-            ended = "\n" if completion.finish_reason == "stop" else ""
-            text = extract_prompt(completion.text + ended)
-            if text is None:
-                reason: str | None = "cut off"
-            elif len(accepted) == settings.num_prompts:
-                reason = "not needed"
-            else:
-                reason = prompt_filter.reason_to_drop(text)
-            if text is None or reason is not None:
-                dropped[str(reason)] += 1
-            else:
-                accepted.append(text)
+            for completion in chain.from_iterable(completions):
+                ended = "\n" if completion.finish_reason == "stop" else ""
+                text = extract_prompt(completion.text + ended)
+                if text is None:
+                    reason: str | None = "cut off"
+                elif len(accepted) == settings.num_prompts:
+                    reason = "not needed"
+                else:
+                    reason = prompt_filter.reason_to_drop(text)
+                if text is None or reason is not None:
+                    dropped[str(reason)] += 1
+                else:
+                    accepted.append(text)
     if len(accepted) < settings.num_prompts:
         raise InputError(
             f"generate_prompts: {writer} wrote {len(accepted)} usable prompts of {settings.num_prompts} in "
             f"{settings.max_rounds} rounds (dropped: {dict(dropped)}); raise generate_prompts.max_rounds or temperature"
         )
+    if not is_main_process():
+        return
     prompts = [
         Prompt(id=f"{model}-{i:04d}", messages=[Message(role="user", content=text)]) for i, text in enumerate(accepted)
     ]

@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 from pydantic import Field
 
-from stages.lib.generation import SamplingParams, generate
-from stages.lib.models import AdapterStack
+from stages.lib.backends import GenerationSettings, open_generator
 from stages.lib.params import Params, Settings
 from stages.lib.records import Prompt, Response, read_rows, write_rows
-from stages.lib.runtime import RuntimeSettings, row_seed, start
+from stages.lib.runtime import RuntimeSettings, is_main_process, row_seed, start
+from stages.lib.sampling import SamplingParams
 from stages.lib.tokenization import encode_prompt
 
 
@@ -31,22 +31,20 @@ class GenerateResponsesSettings(Settings):
 def main(model: str, parent: str) -> None:
     params = Params.read()
     runtime = params.section("runtime", RuntimeSettings)
+    generation = params.section("generation", GenerationSettings)
     settings = params.section("generate_responses", GenerateResponsesSettings)
     start(runtime, params.seed)
     prompts = read_rows(Path("data") / model / "prompts.jsonl", Prompt, unique=["id"])
-    stack = AdapterStack(Path("models/base"), runtime)
-    stack.add(parent, Path("models") / parent)
-    with stack.using(parent) as causal_lm:
-        completions = generate(
-            causal_lm,
-            stack.tokenizer,
-            [encode_prompt(stack.tokenizer, prompt.messages) for prompt in prompts],
+    with open_generator(generation, runtime, parent) as generator:
+        completions = generator.generate(
+            [encode_prompt(generator.tokenizer, prompt.messages) for prompt in prompts],
             SamplingParams(settings.max_new_tokens, settings.temperature, settings.top_p),
             [row_seed(params.seed, "generate_responses", prompt.id) for prompt in prompts],
             n=settings.num_responses,
-            batch_size=runtime.batch_size,
             description=f"{model} responses",
         )
+    if not is_main_process():
+        return
     rows = [
         Response(
             id=prompt.id,

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import click
 
+from stages.lib.backends import GenerationSettings, open_generator
 from stages.lib.errors import InputError
 from stages.lib.files import write_json
 from stages.lib.judging import JudgeSettings
 from stages.lib.metrics import agreement, mean, mode_share, spearman, standard_deviation
-from stages.lib.models import AdapterStack
 from stages.lib.params import Params
 from stages.lib.records import Judgement, Response, ScoredResponse, read_rows, write_rows
-from stages.lib.runtime import RuntimeSettings, start
+from stages.lib.runtime import RuntimeSettings, is_main_process, start
 from stages.lib.scoring import judge_responses
 
 
@@ -25,23 +25,22 @@ from stages.lib.scoring import judge_responses
 def main(model: str, parent: str) -> None:
     params = Params.read()
     runtime = params.section("runtime", RuntimeSettings)
+    generation = params.section("generation", GenerationSettings)
     settings = params.section("judge", JudgeSettings)
     start(runtime, params.seed)
     responses = read_rows(Path("data") / model / "responses.jsonl", Response, unique=["id", "sample"])
     # A judge that cannot order these must not choose what the next model learns: build_preferences has the gate.
     judgements = read_rows(Path("data/prepared/eval/judgements.jsonl"), Judgement) if settings.checker is None else []
-    stack = AdapterStack(Path("models/base"), runtime)
-    stack.add(parent, Path("models") / parent)
-    with stack.using(parent) as causal_lm:
+    with open_generator(generation, runtime, parent) as generator:
         verdicts = judge_responses(
-            causal_lm,
-            stack.tokenizer,
+            generator,
             [(r.prompt, r.response) for r in responses] + [(r.prompt, r.response) for r in judgements],
             settings,
             params.seed,
-            batch_size=runtime.batch_size,
             description=f"{model} judgements",
         )
+    if not is_main_process():
+        return
     rows = [
         ScoredResponse(
             **row.model_dump(),

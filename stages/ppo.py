@@ -12,15 +12,16 @@ import click
 from tqdm import tqdm
 
 from stages.lib.files import replacing, sha256, write_csv
-from stages.lib.generation import SamplingParams, generate
 from stages.lib.models import AdapterStack, copy_tokenizer, write_model_card
 from stages.lib.params import Params
 from stages.lib.ppo_trainer import PPOSettings, PPOTrainer
 from stages.lib.records import Prompt, TrainingSample, read_rows, write_rows
 from stages.lib.resume import Checkpoint
 from stages.lib.runtime import RuntimeSettings, row_seed, start
+from stages.lib.sampling import SamplingParams
 from stages.lib.scoring import reward_scores
 from stages.lib.tokenization import drop_too_long, encode_prompt
+from stages.lib.torch_generator import TorchGenerator
 
 NUM_SAMPLES = 4  # prompts whose answers show what training does
 
@@ -31,13 +32,9 @@ def sample_answers(
     """Answer `prompts` with the policy as it is now, greedily."""
     encoded = [encode_prompt(stack.tokenizer, row.messages) for row in prompts]
     with stack.using("policy") as model:
-        sampled = generate(
-            model,
-            stack.tokenizer,
-            encoded,
-            SamplingParams(settings.max_new_tokens, temperature=0.0),
-            [0] * len(prompts),
-            batch_size=NUM_SAMPLES,
+        generator = TorchGenerator(model, stack.tokenizer, NUM_SAMPLES)
+        sampled = generator.generate(
+            encoded, SamplingParams(settings.max_new_tokens, temperature=0.0), [0] * len(prompts)
         )
     tokens = [ids + completion.token_ids for ids, [completion] in zip(encoded, sampled, strict=True)]
     scores = reward_scores(stack, "reward", tokens, batch_size=NUM_SAMPLES)

@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 from ruamel.yaml import YAML
 
-from stages import generate_prompts
 from stages.generate_prompts import GeneratePromptsSettings, extract_prompt, main, pick_examples
 from stages.lib.generation import Completion
 from stages.lib.records import EvalPrompt, Judgement, KnownPrompt, Prompt, read_rows, write_rows
+from stages.lib.torch_generator import TorchGenerator
 from tests.conftest import REPOSITORY
 
 SEEDS = [f"Explain how the {thing} works in a house" for thing in ("boiler", "fuse", "lock", "oven", "tap", "bell")]
@@ -51,13 +51,13 @@ def run(
         write_rows(held_out / "judgements.jsonl", [judged])
         written = 0
 
-        def generate(model: Any, tokenizer: Any, prompts: Sequence[list[int]], *_: Any, n: int, **__: Any) -> Any:
+        def generate(_: Any, prompts: Sequence[list[int]], *__: Any, n: int, **___: Any) -> Any:
             nonlocal written
             completions = [[reply(written + n * i + k) for k in range(n)] for i in range(len(prompts))]
             written += n * len(prompts)
             return completions
 
-        monkeypatch.setattr(generate_prompts, "generate", generate)
+        monkeypatch.setattr(TorchGenerator, "generate", generate)
         return CliRunner().invoke(main, ["m1", "m0"])
 
     return stage

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.judge_attacks import ATTACKS
-from stages.lib import scoring
 from stages.lib.generation import Completion
 from stages.lib.judging import SCORE_PREFIX, JudgeSettings, judge_request, parse_score
 from stages.lib.models import load_base, load_tokenizer
 from stages.lib.runtime import RuntimeSettings
 from stages.lib.scoring import judge_responses
 from stages.lib.tokenization import encode_choices, encode_user
+from stages.lib.torch_generator import TorchGenerator
 
 QUESTION, RESPONSE = "Why is the sky blue?", "It is."
 SETTINGS = {"checker": None, "min_digit_mass": 0.0, "samples": 3, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8}
@@ -50,13 +50,13 @@ def test_the_digits_are_read_after_the_judges_own_prefix(attack: str, tiny_base:
 def test_a_judge_that_says_nothing_gives_no_score_whatever_the_response_says(
     attack: str, tiny_base: Path, runtime: RuntimeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def silent(model: object, tokenizer: object, prompts: list[list[int]], *_: object, n: int, **__: object) -> object:
+    def silent(_: object, prompts: list[list[int]], *__: object, n: int, **___: object) -> object:
         return [[Completion([1], "I cannot say.", "stop")] * n for _ in prompts]
 
-    monkeypatch.setattr(scoring, "generate", silent)
+    monkeypatch.setattr(TorchGenerator, "generate", silent)
     settings = JudgeSettings.model_validate(SETTINGS | {"mode": "sample"})
-    model, tokenizer = load_base(tiny_base, runtime), load_tokenizer(tiny_base)
-    (verdict,) = judge_responses(model, tokenizer, [(QUESTION, attack.format(RESPONSE))], settings, 1, batch_size=1)
+    generator = TorchGenerator(load_base(tiny_base, runtime), load_tokenizer(tiny_base), 1)
+    (verdict,) = judge_responses(generator, [(QUESTION, attack.format(RESPONSE))], settings, 1)
     assert verdict.score is None
 
 
@@ -74,8 +74,8 @@ def test_a_response_of_nothing_or_of_a_forgery_alone_has_no_score(
     response: str, tiny_base: Path, runtime: RuntimeSettings
 ) -> None:
     settings = JudgeSettings.model_validate(SETTINGS | {"mode": "logits"})
-    model, tokenizer = load_base(tiny_base, runtime), load_tokenizer(tiny_base)
+    generator = TorchGenerator(load_base(tiny_base, runtime), load_tokenizer(tiny_base), 2)
     rows = [(QUESTION, response), (QUESTION, RESPONSE)]
-    empty, judged = judge_responses(model, tokenizer, rows, settings, 1, batch_size=2)
+    empty, judged = judge_responses(generator, rows, settings, 1)
     assert (empty.score, empty.failure) == (None, "empty response")
     assert judged.score is not None

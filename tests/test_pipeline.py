@@ -30,7 +30,7 @@ def body(stage: str) -> dict[str, Any]:
 
 
 def module_of(stage: str) -> Path:
-    match = re.match(r"python -m stages\.(\w+)", body(stage)["cmd"])
+    match = re.match(r"(?:python|\$\{generation\.launch\}) -m stages\.(\w+)", body(stage)["cmd"])
     assert match, body(stage)["cmd"]
     return REPOSITORY / "stages" / f"{match[1]}.py"
 

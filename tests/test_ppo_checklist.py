@@ -19,12 +19,13 @@ from transformers import (
 from stages.lib import ppo_trainer
 from stages.lib.advantages import token_rewards
 from stages.lib.errors import InputError
-from stages.lib.generation import SamplingParams, generate
 from stages.lib.losses import policy_loss, token_logprobs, value_loss
 from stages.lib.models import AdapterStack, LoraSettings, copy_tokenizer, load_base, load_tokenizer, save_adapter
 from stages.lib.ppo_trainer import PPOTrainer, kl_coef_factor
 from stages.lib.rollouts import Batch, Rollout
 from stages.lib.runtime import RuntimeSettings
+from stages.lib.sampling import SamplingParams
+from stages.lib.torch_generator import TorchGenerator
 from tests.conftest import tiny_gpt2
 from tests.ppo import MakeStack, encoded, randomize, real_rows, reward, trainer
 
@@ -34,11 +35,12 @@ def test_responses_are_sampled_from_the_whole_vocabulary_whatever_the_models_gen
 ) -> None:
     asked: list[SamplingParams] = []
 
-    def recording(model: Any, tokenizer: Any, prompts: Any, sampling: SamplingParams, *args: Any, **kwargs: Any) -> Any:
-        asked.append(sampling)
-        return generate(model, tokenizer, prompts, sampling, *args, **kwargs)
+    class Recording(TorchGenerator):
+        def generate(self, prompts: Any, sampling: SamplingParams, *args: Any, **kwargs: Any) -> Any:
+            asked.append(sampling)
+            return super().generate(prompts, sampling, *args, **kwargs)
 
-    monkeypatch.setattr(ppo_trainer, "generate", recording)
+    monkeypatch.setattr(ppo_trainer, "TorchGenerator", Recording)
     stack, strange = make_stack(), make_stack()
     config = strange.causal_lm.generation_config
     assert config is not None

@@ -3,15 +3,14 @@
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from stages.lib.errors import InputError
 from stages.lib.models import load_tokenizer
 from stages.lib.records import Message
 from stages.lib.tokenization import drop_too_long, encode_choices, encode_completion, encode_prompt, encode_user
-from tests.conftest import REPOSITORY
 
-MISTRAL = REPOSITORY / "../shared/data/mistral_tokenizer"
 DIGITS = ("0", "1", "2", "3", "4", "5")
 CONVERSATION = [
     Message(role="system", content="Be brief."),
@@ -28,10 +27,20 @@ def tokenizer(tiny_base: Path) -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def mistral() -> PreTrainedTokenizerBase:
-    if not MISTRAL.is_dir():
-        pytest.skip("the Mistral tokenizer is not in ../shared/data")
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(MISTRAL)
-    return tokenizer
+    """A tokenizer built as Mistral's is: blanks as marks, one in front of all, a template that writes the BOS."""
+    tokenizer = Tokenizer(models.BPE())
+    marks = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    tokenizer.normalizer = normalizers.Sequence(marks)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
+    )
+    trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=["<s>", "</s>"], show_progress=False)
+    tokenizer.train_from_iterator(["[INST] [/INST] Hello there Rate it Score: 0 1 2 3 4 5"], trainer)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    wrapped.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endfor %}"
+    )
+    return wrapped
 
 
 def test_a_prompt_is_exactly_the_text_of_the_template(tokenizer: PreTrainedTokenizerBase) -> None:

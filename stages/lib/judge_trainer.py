@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from stages.lib.batching import common_prefix
 from stages.lib.errors import InputError
-from stages.lib.generation import common_prefix
 from stages.lib.judging import DIGITS, SCORE_PREFIX, judge_request
 from stages.lib.losses import judge_loss
 from stages.lib.records import Judgement

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from stages.lib.errors import InputError
 from stages.lib.files import read_json, sha256, write_json
+from stages.lib.onednn import use_onednn
 from stages.lib.params import Settings
 from stages.lib.runtime import RuntimeSettings
 
@@ -84,6 +85,7 @@ def load_base(
     except (OSError, SafetensorError) as error:
         raise InputError(f"{base_dir}: cannot load the model: {' '.join(str(error).split())}") from None
     nn.Module.to(model, runtime.torch_device)
+    use_onednn(model)
     model.eval()
     return model
 

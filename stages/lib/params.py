@@ -21,6 +21,7 @@ SECTIONS = (
     "eft",
     "sft",
     "iterations",
+    "generation",
     "generate_prompts",
     "generate_responses",
     "judge",

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from stages.lib.advantages import gae, token_rewards, whiten
 from stages.lib.errors import InputError
-from stages.lib.generation import SamplingParams, generate
 from stages.lib.losses import policy_loss, token_entropies, token_logprobs, value_loss
 from stages.lib.models import AdapterStack
 from stages.lib.params import Settings
 from stages.lib.rollouts import Batch, Rollout, collate_completions, place
 from stages.lib.runtime import row_seed
+from stages.lib.sampling import SamplingParams
 from stages.lib.scoring import score_and_record
+from stages.lib.torch_generator import TorchGenerator
 
 # Nats a token, in the mean. Far above what rounding does on SmolLM2 (2e-7 in float32, 4e-3 in bfloat16, where a single
 # token may be off by 0.4) and below what a mistake does (0.3 for a wrong mask, 0.02 for a LoRA dropout of 0.05).
@@ -172,13 +173,10 @@ class PPOTrainer:
         """Answer the prompts and evaluate the answers."""
         settings, tokenizer = self.settings, self.stack.tokenizer
         with self.stack.using("policy") as model:
-            sampled = generate(
-                model,
-                tokenizer,
+            sampled = TorchGenerator(model, tokenizer, self.batch_size).generate(
                 prompts,
                 SamplingParams(settings.max_new_tokens, settings.temperature),  # no top-p: ratios are over all tokens
                 [row_seed(self.seed, "ppo", self.updates_done, i) for i in range(len(prompts))],
-                batch_size=self.batch_size,
             )
         completions = [completion for [completion] in sampled]
         batch = collate_completions(prompts, completions, int(tokenizer.pad_token_id or 0), self.stack.device)

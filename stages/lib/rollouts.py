@@ -7,7 +7,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from stages.lib.generation import Completion, left_pad, positions
+from stages.lib.batching import left_pad, positions
+from stages.lib.generation import Completion
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,11 @@ def start(runtime: RuntimeSettings, seed: int) -> None:
     transformers_logging.disable_progress_bar()
 
 
+def is_main_process() -> bool:
+    """Return whether this process is the one that writes files, of those that `accelerate launch` has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def row_seed(seed: int, *parts: str | int) -> int:
     """Derive the seed of one row from the run's seed, the stage and the row's id: it depends on no other row."""
     digest = hashlib.sha256("\x1f".join(map(str, (seed, *parts))).encode()).digest()

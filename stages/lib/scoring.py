@@ -4,18 +4,11 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from tqdm import tqdm
 
+from stages.lib.batching import cut_batches, left_pad, positions
 from stages.lib.errors import InputError
-from stages.lib.generation import (
-    SamplingParams,
-    generate,
-    left_pad,
-    like_lengths,
-    next_token_logprobs,
-    positions,
-    progress_bar,
-)
+from stages.lib.generation import Generator
 from stages.lib.judging import (
     DIGITS,
     SCORE_PREFIX,
@@ -30,17 +23,16 @@ from stages.lib.judging import (
 )
 from stages.lib.models import AdapterStack
 from stages.lib.runtime import row_seed
+from stages.lib.sampling import SamplingParams
 from stages.lib.tokenization import encode_choices, encode_user
 
 
 def judge_responses(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    generator: Generator,
     rows: Sequence[tuple[str, str]],
     settings: JudgeSettings,
     seed: int,
     *,
-    batch_size: int,
     description: str | None = None,
 ) -> list[Verdict]:
     """Judge each (question, response); an empty response is a failure, not a score."""
@@ -55,22 +47,17 @@ def judge_responses(
     requests = [judge_request(*rows[i]) for i in asked]
     if settings.mode == "logits":
         try:
-            encoded = [encode_choices(tokenizer, request, SCORE_PREFIX, DIGITS) for request in requests]
+            encoded = [encode_choices(generator.tokenizer, request, SCORE_PREFIX, DIGITS) for request in requests]
         except ValueError as error:
             raise InputError(f"params.yaml: judge.mode: {error}; use `sample`") from None
-        logprobs = next_token_logprobs(
-            model, tokenizer, [ids for ids, _ in encoded], encoded[0][1], batch_size=batch_size, description=description
-        )
+        logprobs = generator.next_token_logprobs([ids for ids, _ in encoded], encoded[0][1], description=description)
         found = [verdict_of_digits(row, settings.min_digit_mass) for row in logprobs]
     else:
-        completions = generate(
-            model,
-            tokenizer,
-            [encode_user(tokenizer, request) for request in requests],
+        completions = generator.generate(
+            [encode_user(generator.tokenizer, request) for request in requests],
             SamplingParams(settings.max_new_tokens, settings.temperature, settings.top_p),
             [row_seed(seed, "judge", request) for request in requests],
             n=settings.samples,
-            batch_size=batch_size,
             description=description,
         )
         found = [verdict_of_replies([completion.text for completion in samples]) for samples in completions]
@@ -110,9 +97,9 @@ def score_and_record(
     with (
         stack.using(name) as model,
         stack.recording(layers) as recorded,
-        progress_bar(len(rows), description) as progress,
+        tqdm(total=len(rows), desc=description, unit="row", disable=description is None) as progress,
     ):
-        for batch in like_lengths(order, [len(row) for row in ended], batch_size):
+        for batch in cut_batches(order, [len(row) for row in ended], batch_size):
             ids, mask = left_pad([ended[i] for i in batch], int(stack.tokenizer.pad_token_id or 0), stack.device)
             hidden = model.base_model(
                 input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False

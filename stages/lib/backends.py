@@ -1,0 +1,101 @@
+"""The backends of inference, by name: `generation.backend` in params.yaml."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from stages.lib.errors import InputError
+from stages.lib.generation import Generator
+from stages.lib.models import AdapterStack
+from stages.lib.params import Settings
+from stages.lib.runtime import RuntimeSettings
+from stages.lib.torch_generator import BFloat16Generator, TorchGenerator, this_process
+
+BASE = Path("models/base")
+
+
+class OpenAISettings(Settings):
+    """`generation.openai`: a server that speaks OpenAI's completions API; its key is in OPENAI_API_KEY."""
+
+    base_url: str
+    model: str
+    dialect: Literal["vllm", "openai"]
+    concurrency: int = Field(ge=1)
+    timeout: float = Field(gt=0)
+    max_retries: int = Field(ge=0)
+
+
+class GenerationSettings(Settings):
+    """Section `generation` of params.yaml."""
+
+    backend: Literal["transformers", "bfloat16", "vllm", "openai"]
+    max_batch_tokens: int | None = Field(ge=1)
+    launch: str  # read by dvc.yaml
+    openai: OpenAISettings
+
+
+@contextmanager
+def _transformers(
+    settings: GenerationSettings, runtime: RuntimeSettings, name: str, kind: type[TorchGenerator] = TorchGenerator
+) -> Iterator[Generator]:
+    process = this_process()
+    stack = AdapterStack(BASE, runtime)
+    stack.add(name, Path("models") / name)
+    with stack.using(name) as model:
+        yield kind(model, stack.tokenizer, runtime.batch_size, settings.max_batch_tokens, process)
+    if process is not None:
+        process.destroy_process_group()
+
+
+def _bfloat16(settings: GenerationSettings, runtime: RuntimeSettings, name: str) -> AbstractContextManager[Generator]:
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if runtime.torch_device.type != "cpu" or runtime.dtype != "float32" or not fast:
+        raise InputError(
+            "params.yaml: generation.backend: bfloat16 is for runtime.dtype float32 on a CPU that multiplies bfloat16 "
+            f"(here: {runtime.dtype} on {runtime.torch_device}{'' if fast else ', which does not'}); set transformers"
+        )
+    return _transformers(settings, runtime, name, BFloat16Generator)
+
+
+@contextmanager
+def _vllm(settings: GenerationSettings, runtime: RuntimeSettings, name: str) -> Iterator[Generator]:
+    _require("vllm")
+    from stages.lib.vllm_generator import VLLMGenerator  # noqa: PLC0415 (an extra)
+
+    yield VLLMGenerator(BASE, Path("models") / name, runtime)
+
+
+@contextmanager
+def _openai(settings: GenerationSettings, runtime: RuntimeSettings, name: str) -> Iterator[Generator]:
+    _require("openai")
+    from stages.lib.openai_generator import OpenAIGenerator  # noqa: PLC0415 (an extra)
+
+    yield OpenAIGenerator(BASE, name, **settings.openai.model_dump())
+
+
+def _require(extra: str) -> None:
+    if importlib.util.find_spec(extra) is None:
+        raise InputError(
+            f"params.yaml: generation.backend: {extra} needs a package that is not installed; "
+            f"run `pip install -e .[{extra}]`"
+        )
+
+
+BACKENDS: dict[str, Callable[..., AbstractContextManager[Generator]]] = {
+    "transformers": _transformers,
+    "bfloat16": _bfloat16,
+    "vllm": _vllm,
+    "openai": _openai,
+}
+
+
+@contextmanager
+def open_generator(settings: GenerationSettings, runtime: RuntimeSettings, name: str) -> Iterator[Generator]:
+    """Yield models/<name>, or what stands for it on a server, as a generator of the backend that is set."""
+    with BACKENDS[settings.backend](settings, runtime, name) as generator:
+        yield generator

@@ -1,0 +1,60 @@
+"""Rows of token ids as padded blocks, and which rows go into a block together."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+# A scored batch is closed before a row more than this many times as long as its shortest: a forward over padding costs
+# what one over text costs, and a batch of few long rows is as fast as one of many short ones.
+MAX_LENGTH_RATIO = 1.1
+
+
+def common_prefix(rows: Sequence[list[int]]) -> int:
+    """Return how many first ids all rows share, leaving at least one of each row."""
+    shortest = min(map(len, rows)) - 1
+    shared = 0
+    while shared < shortest and len({row[shared] for row in rows}) == 1:
+        shared += 1
+    return shared
+
+
+def cut_batches(
+    order: Sequence[int],
+    lengths: Sequence[int],
+    max_rows: int,
+    *,
+    max_tokens: float = math.inf,
+    max_ratio: float = MAX_LENGTH_RATIO,
+) -> Iterator[list[int]]:
+    """Yield `order`, row numbers by growing length, in batches.
+
+    A batch has at most `max_rows` rows and `max_tokens` tokens, padding among them (a longer row is a batch of its
+    own), and no row more than `max_ratio` times as long as its shortest.
+    """
+    batch: list[int] = []
+    for i in order:
+        if batch and (
+            len(batch) == max_rows
+            or (len(batch) + 1) * lengths[i] > max_tokens
+            or lengths[i] > max_ratio * lengths[batch[0]]
+        ):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def left_pad(rows: Sequence[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ids (B, T) padded on the left and their mask (B, T), 1 on real tokens."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Return position ids (B, T) that count real tokens only, so that padding does not move a row."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -1,0 +1,157 @@
+"""The OpenAI backend: any server that speaks OpenAI's completions API, such as a fleet of vLLM servers.
+
+The prompt goes to the completions endpoint as the chat template wrote it, so the server needs no template. A key, if
+the server wants one, is read from OPENAI_API_KEY.
+"""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from openai import APIConnectionError, APIStatusError, OpenAI
+from openai.types import Completion as Reply
+from transformers import AutoConfig
+
+from stages.lib.errors import InputError
+from stages.lib.generation import Completion, Generator, Progress
+from stages.lib.models import load_tokenizer
+from stages.lib.runtime import row_seed
+from stages.lib.sampling import SamplingParams
+from stages.lib.tokenization import encode_completion
+
+MAX_SEED = 2**31 - 1  # of servers that keep it in 32 bits
+T = TypeVar("T")
+
+
+class OpenAIGenerator(Generator):
+    """A model on a server.
+
+    Args:
+        base: directory of the base model, whose tokenizer the server's model shares.
+        name: the pipeline's name of the model.
+        base_url: the server's, up to and with `/v1`.
+        model: its name there; `{name}` in it stands for `name`.
+        dialect: `vllm` sends and gets token ids and asks for the log-probabilities of given tokens; `openai` sends and
+            gets text, and finds tokens among the most likely ones by their text.
+        concurrency: requests under way at a time.
+        timeout: seconds a request.
+        max_retries: of a request that failed (no connection, timeout, 429, 5xx), each after a longer pause.
+    """
+
+    backend = "openai"
+
+    def __init__(
+        self,
+        base: Path,
+        name: str,
+        *,
+        base_url: str,
+        model: str,
+        dialect: Literal["vllm", "openai"],
+        concurrency: int,
+        timeout: float,
+        max_retries: int,
+    ) -> None:
+        super().__init__(load_tokenizer(base), AutoConfig.from_pretrained(base).max_position_embeddings)
+        self.base_url, self.model, self.dialect, self.concurrency = (
+            base_url,
+            model.format(name=name),
+            dialect,
+            concurrency,
+        )
+        key = os.environ.get("OPENAI_API_KEY", "none")  # the client wants one; a local server does not
+        self.client = OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=max_retries)
+
+    def _generate(
+        self, prompts: Sequence[list[int]], sampling: SamplingParams, seeds: Sequence[int], n: int, progress: Progress
+    ) -> list[list[Completion]]:
+        def ask(request: tuple[list[int], int]) -> Completion:
+            prompt, seed = request
+            extra: dict[str, Any] = {}
+            if self.dialect == "vllm":
+                eos = self.tokenizer.eos_token_id
+                extra = {"return_token_ids": True, "ignore_eos": True, "stop_token_ids": [eos]}
+            reply = self._ask(
+                prompt,
+                max_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=seed % MAX_SEED,
+                extra_body=extra,
+            )
+            choice = reply.choices[0]
+            ids = getattr(choice, "token_ids", None)
+            if self.dialect == "vllm" and ids:
+                return self.completion(ids)
+            reason: Literal["stop", "length"] = "length" if choice.finish_reason == "length" else "stop"
+            return Completion(encode_completion(self.tokenizer, choice.text, reason), choice.text, reason)
+
+        # A request for each sample, so that each has its own seed.
+        requests = [(prompt, row_seed(seed, k)) for prompt, seed in zip(prompts, seeds, strict=True) for k in range(n)]
+        rows = self._map(ask, requests, lambda row: progress.update(1, len(row.token_ids)))
+        return [rows[i : i + n] for i in range(0, len(rows), n)]
+
+    def _next_token_logprobs(
+        self, prompts: Sequence[list[int]], token_ids: Sequence[int], progress: Progress
+    ) -> list[list[float]]:
+        def ask(prompt: list[int]) -> list[float]:
+            extra: dict[str, Any] = {}
+            if self.dialect == "vllm":
+                extra = {"logprob_token_ids": list(token_ids), "return_tokens_as_token_ids": True}
+            reply = self._ask(prompt, max_tokens=1, temperature=0.0, logprobs=max(5, len(token_ids)), extra_body=extra)
+            logprobs = reply.choices[0].logprobs
+            if logprobs is None or not logprobs.top_logprobs:
+                raise InputError(
+                    f"{self.base_url}: the server gives no log-probabilities, which the judge reads; "
+                    "set judge.mode to sample"
+                )
+            found = logprobs.top_logprobs[0]
+            names = [
+                f"token_id:{token}" if self.dialect == "vllm" else str(self.tokenizer.decode([token]))
+                for token in token_ids
+            ]
+            # Servers list the most likely tokens only: what is not among them counts as impossible.
+            return [found.get(name, -math.inf) for name in names]
+
+        return self._map(ask, prompts, lambda _: progress.update(1, 1))
+
+    def _ask(self, prompt: list[int], **settings: Any) -> Reply:
+        sent = prompt if self.dialect == "vllm" else self._text(prompt)
+        try:
+            reply: Reply = self.client.completions.create(model=self.model, prompt=sent, **settings)
+            return reply
+        except APIConnectionError as error:  # a timeout among them
+            raise InputError(
+                f"generation.openai.base_url: {self.base_url}: {error} ({error.__cause__}); start the server, or raise "
+                "generation.openai.timeout or max_retries"
+            ) from None
+        except APIStatusError as error:
+            raise InputError(
+                f"generation.openai: {self.base_url} answered {error.status_code} for model {self.model!r}: "
+                f"{' '.join(error.message.split())[:300]}"
+            ) from None
+
+    def _text(self, prompt: list[int]) -> str:
+        """Return the text of a prompt, once sure that a server which tokenizes it as usual gets the same ids."""
+        text = str(self.tokenizer.decode(prompt))
+        if self.tokenizer(text)["input_ids"] != prompt:
+            raise InputError(
+                "generation.openai.dialect: a prompt sent as text would reach the model as other tokens (the tokenizer "
+                "adds a BOS of its own, perhaps); take a server that takes token ids, and dialect vllm"
+            )
+        return text
+
+    def _map(self, ask: Callable[[Any], T], requests: Sequence[Any], done: Callable[[T], None]) -> list[T]:
+        rows: list[T] = []
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            try:
+                for row in pool.map(ask, requests):
+                    done(row)
+                    rows.append(row)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # what has not begun need not
+                raise
+        return rows
