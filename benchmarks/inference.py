@@ -262,10 +262,10 @@ def main(
             "decode_vs_generate_best": decode.seconds[best_name] / decoded,
             "judge_vs_reference_scripts": judge.seconds["generate, 1 row"] / scored,
             "decode_vs_ctranslate2": ct2 / decoded if ct2 else None,
-            "roofline_share": step / rows / decoded,
+            "roofline_share": step / rows / decoded if kind is TorchGenerator else None,  # it is of float32
         }
         suffix = "" if kind is TorchGenerator else f"_{kind.backend}"
-        result |= {key + suffix: None if value is None else round(value, 3) for key, value in found.items()}
+        result |= {key + suffix: round(value, 3) for key, value in found.items() if value is not None}
     click.echo(json.dumps(result))
 
 

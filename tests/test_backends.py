@@ -224,7 +224,20 @@ def test_a_roomy_layer_holds_what_a_dynamic_one_holds() -> None:
         assert roomy.get_seq_length() == plain.get_seq_length()
 
 
-def test_two_processes_write_the_same_rows_as_one(project: Path) -> None:
+# Starts a stage in a process that has less free memory than the one before it.
+STAGE_SHORT_OF_MEMORY = """
+import os, runpy, sys
+import psutil
+
+class Memory:
+    available = 512 * (400 - 250 * int(os.environ["RANK"]))  # keys and values of 400 tokens, of 150
+
+psutil.virtual_memory = Memory
+runpy.run_module(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+def test_two_processes_with_unequal_memory_write_the_same_rows_as_one(project: Path) -> None:
     params = YAML(typ="safe").load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
     params["runtime"] |= {"device": "cpu", "num_threads": 1, "batch_size": 6}
     params["generate_responses"] |= {"num_responses": 3, "max_new_tokens": 12, "temperature": 1.0}
@@ -234,10 +247,11 @@ def test_two_processes_write_the_same_rows_as_one(project: Path) -> None:
     out = project / "data/m1/responses.jsonl"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    (project / "launched.py").write_text(STAGE_SHORT_OF_MEMORY)
     found = []
-    for command in ([sys.executable], launch):
+    for command in ([sys.executable, "-m"], [*launch, "launched.py"]):
         subprocess.run(
-            [*command, "-m", "stages.generate_responses", "m1", "m0"], cwd=project, check=True, capture_output=True
+            [*command, "stages.generate_responses", "m1", "m0"], cwd=project, check=True, capture_output=True
         )
         found.append(out.read_bytes())
         out.unlink()

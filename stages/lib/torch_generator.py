@@ -55,8 +55,10 @@ class TorchGenerator(Generator):
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         super().__init__(tokenizer, limit)
         self.model, self.batch_size = model, batch_size
-        self.max_batch_tokens = max_batch_tokens or tokens_in_memory(model)
         self.process = process
+        budgets: list[int] = [max_batch_tokens or tokens_in_memory(model)]
+        # All processes must cut the same batches, whatever memory each of them has.
+        self.max_batch_tokens = min(gather_object(budgets) if process is not None else budgets)
         assert tokenizer.pad_token_id is not None
         self.pad_id = int(tokenizer.pad_token_id)
 
@@ -83,9 +85,9 @@ class TorchGenerator(Generator):
     ) -> list[list[float]]:
         shared = common_prefix(prompts)
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
-        batches = cut_batches(
-            order, [len(prompt) - shared for prompt in prompts], self.batch_size, max_tokens=self.max_batch_tokens
-        )
+        # The shared part is copied for each row, so the budget holds whole prompts; padding is of the rest alone.
+        rows = max(1, min(self.batch_size, self.max_batch_tokens // len(prompts[order[-1]])))
+        batches = cut_batches(order, [len(prompt) - shared for prompt in prompts], rows)
         prefix = self._new_cache()
 
         def score(batch: list[int]) -> list[list[float]]:
@@ -102,8 +104,8 @@ class TorchGenerator(Generator):
                 logits_to_keep=1,
             ).logits[:, -1]
             progress.update(len(batch), sum(len(prompts[i]) - shared for i in batch))
-            rows: list[list[float]] = logits.float().log_softmax(-1)[:, list(token_ids)].tolist()
-            return rows
+            found: list[list[float]] = logits.float().log_softmax(-1)[:, list(token_ids)].tolist()
+            return found
 
         with frozen_linears(self.model, self.dtype):
             if shared:
