@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import pytest
@@ -64,7 +64,7 @@ def prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 
 
 def test_every_backend_that_can_be_set_is_registered() -> None:
-    assert set(GenerationSettings.model_fields["backend"].annotation.__args__) == set(BACKENDS)  # type: ignore[union-attr]
+    assert set(get_args(GenerationSettings.model_fields["backend"].annotation)) == set(BACKENDS)
 
 
 def test_a_backend_writes_with_the_models_adapter_and_leaves_a_line_in_the_log(
