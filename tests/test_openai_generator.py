@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -133,8 +133,8 @@ class Dialect(BaseHTTPRequestHandler):
     local: TorchGenerator
     failures = 0
     status = 503
-    seen: list[dict[str, Any]] = []  # noqa: RUF012 (emptied by each test)
-    keys: list[str | None] = []  # noqa: RUF012
+    seen: ClassVar[list[dict[str, Any]]] = []  # of the requests; each test begins with none
+    keys: ClassVar[list[str | None]] = []
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
