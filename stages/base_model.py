@@ -93,7 +93,7 @@ def main(out: Path) -> None:
     with replacing(out) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        write_model_card(temporary, "base_model", {}, {}, settings.model_dump(), params.seed)
+        write_model_card(temporary, "base_model", {}, {}, params, runtime)
     size = sum(parameter.numel() for parameter in model.parameters())
     click.echo(f"base_model: {settings.source}, {size / 1e6:.0f}M parameters, {runtime.dtype}")
 

@@ -107,8 +107,7 @@ def main(model_name: str, parent: str) -> None:
         copy_tokenizer(base, temporary)
         parents = {"base": base, "parent": parent_dir, "reference": reference_dir}
         sources = {"preferences": preferences} | ({"accepted": ift} if accepted else {})
-        config = {"dpo": settings.model_dump()} | ({"sft": sft_settings.model_dump()} if accepted else {})
-        write_model_card(temporary, "dpo", parents, sources, config, params.seed)
+        write_model_card(temporary, "dpo", parents, sources, params, runtime)
     click.echo(
         f"dpo@{model_name}: {len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens"
         + (

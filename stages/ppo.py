@@ -102,7 +102,7 @@ def main(base: Path, reward: Path, prompts: Path, out: Path, report: Path) -> No
         stack.save("policy", temporary)
         copy_tokenizer(base, temporary)
         parents = {"base": base, "parent": init, "reference": init, "reward": reward}
-        write_model_card(temporary, "ppo", parents, {"prompts": prompts}, settings.model_dump(), params.seed)
+        write_model_card(temporary, "ppo", parents, {"prompts": prompts}, params, runtime)
     write_csv(report / "history.csv", history)
     write_rows(report / "samples.jsonl", samples)
     checkpoint.clear()

@@ -162,8 +162,7 @@ def main(base: Path, train_path: Path, test_path: Path, out: Path, report: Path,
     with replacing(out) as temporary:
         save_adapter(trainer.model, temporary)
         copy_tokenizer(base, temporary)
-        config = settings.model_dump() | {"lora": lora.model_dump()}
-        write_model_card(temporary, "reward_model", {"base": base}, {"preferences": train_path}, config, params.seed)
+        write_model_card(temporary, "reward_model", {"base": base}, {"preferences": train_path}, params, runtime)
         del trainer
         # What follows measures what was written, not what was in memory.
         stack = AdapterStack(base, runtime)

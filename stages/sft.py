@@ -77,8 +77,7 @@ def main(base: Path, ift: Path, eft: Path, out: Path, history_dir: Path) -> None
     with replacing(out) as temporary:
         save_adapter(model, temporary)
         copy_tokenizer(base, temporary)
-        config = {"eft": eft_settings.model_dump(), "sft": settings.model_dump(), "lora": lora.model_dump()}
-        write_model_card(temporary, "sft", {"base": base}, {"ift": ift, "eft": eft}, config, params.seed)
+        write_model_card(temporary, "sft", {"base": base}, {"ift": ift, "eft": eft}, params, runtime)
     click.echo(
         f"sft: {len(questions)} judged questions, {dropped_questions} dropped as longer than "
         f"{eft_settings.max_length} tokens; {len(rows)} rows, {dropped} dropped as longer than {settings.max_length}"

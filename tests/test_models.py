@@ -20,6 +20,7 @@ from stages.lib.models import (
     ADAPTER_FILE,
     SCORE_FILE,
     AdapterStack,
+    LoraSettings,
     check_tokenizer,
     copy_tokenizer,
     load_base,
@@ -28,6 +29,7 @@ from stages.lib.models import (
     weights_hash,
     write_model_card,
 )
+from stages.lib.params import Params
 from stages.lib.runtime import RuntimeSettings
 from stages.lib.scoring import reward_scores
 from stages.lib.tokenization import encode_user
@@ -300,19 +302,24 @@ def test_a_copied_tokenizer_encodes_the_same_conversation(tiny_base: Path, tmp_p
     assert (copied.pad_token_id, copied.eos_token_id) == (original.pad_token_id, original.eos_token_id)
 
 
-def test_the_model_card_tells_data_and_parents_by_their_hashes(tiny_base: Path, tmp_path: Path) -> None:
+def test_the_model_card_tells_data_and_parents_by_their_hashes_and_the_params_that_were_read(
+    tiny_base: Path, runtime: RuntimeSettings, tmp_path: Path
+) -> None:
     data = tmp_path / "ift.jsonl"
+    params = Params.read(REPOSITORY / "params.yaml")
+    params.section("lora", LoraSettings)
+    assert params.seed == 17
     cards = []
     for text in ("one\n", "two\n", "one\n"):
         data.write_text(text)
-        write_model_card(tmp_path, "sft", {"base": tiny_base}, {"ift": data}, {"learning_rate": 1e-4}, 17)
+        write_model_card(tmp_path, "sft", {"base": tiny_base}, {"ift": data}, params, runtime)
         cards.append(json.loads((tmp_path / "model_card.json").read_text()))
     first, second, third = cards
     assert first == third
     assert first["data"]["ift"]["sha256"] != second["data"]["ift"]["sha256"]
     assert first["parents"] == {"base": {"path": tiny_base.as_posix(), "sha256": weights_hash(tiny_base)}}
-    assert (first["stage"], first["params"], first["seed"]) == ("sft", {"learning_rate": 1e-4}, 17)
-    assert {"torch", "transformers", "peft", "trl"} <= first["versions"].keys()
+    assert (first["stage"], first["params"]) == ("sft", {"lora": params.values["lora"], "seed": 17})
+    assert {"torch", "transformers", "peft", "trl", "num_threads", "device"} <= first["environment"].keys()
 
 
 def test_the_weights_hash_changes_with_the_weights(make_adapter: MakeAdapter, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,18 @@ def sha256(path: Path) -> str:
             if file.is_file()
         ]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+    stat = path.stat()
+    # A model's weights are asked for more than once in a process. A small file may change within a tick of the clock.
+    hashed = _remembered_sha256 if stat.st_size >= 2**24 else _file_sha256
+    return hashed(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+def _file_sha256(path: Path, *_: int) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+_remembered_sha256 = cache(_file_sha256)  # the other arguments tell whether the file is the same
 
 
 def _remove(path: Path) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,13 +24,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from stages.lib.errors import InputError
 from stages.lib.files import read_json, sha256, write_json
 from stages.lib.onednn import use_onednn
-from stages.lib.params import Settings
+from stages.lib.params import Params, Settings
+from stages.lib.provenance import code_hash, environment
 from stages.lib.runtime import RuntimeSettings
 
 HEAD_KEY = "base_model.model.score.weight"
 ADAPTER_FILE = "adapter_model.safetensors"
 SCORE_FILE = "score_bias.json"
-LIBRARIES = ("torch", "transformers", "peft", "trl", "tokenizers")
 
 
 class LoraSettings(Settings):
@@ -273,17 +272,17 @@ def write_model_card(
     stage: str,
     parents: Mapping[str, Path],
     data: Mapping[str, Path],
-    params: Mapping[str, Any],
-    seed: int,
+    params: Params,
+    runtime: RuntimeSettings,
 ) -> None:
-    """Write `model_card.json`, the lineage: what this model was made from, with hashes, params, versions and seed."""
+    """Write `model_card.json`, the lineage: what this model was made from, with hashes, params, code and versions."""
     card = {
         "stage": stage,
         "parents": {role: {"path": path.as_posix(), "sha256": weights_hash(path)} for role, path in parents.items()},
         "data": {role: {"path": path.as_posix(), "sha256": sha256(path)} for role, path in data.items()},
-        "params": dict(params),
-        "seed": seed,
-        "versions": {name: version(name) for name in LIBRARIES},
+        "params": params.used,
+        "code": code_hash(),
+        "environment": environment(runtime),
     }
     write_json(out_dir / "model_card.json", card)
 

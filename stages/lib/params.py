@@ -44,10 +44,14 @@ S = TypeVar("S", bound=Settings)
 
 
 class Params:
-    """The parsed params.yaml. A stage asks for the sections it declares in dvc.yaml, and for no others."""
+    """The parsed params.yaml. A stage asks for the sections it declares in dvc.yaml, and for no others.
+
+    `used` holds what it has asked for: all the params that its result follows from.
+    """
 
     def __init__(self, values: dict[str, Any], path: Path = PARAMS_FILE) -> None:
         self.values, self.path = values, path
+        self.used: dict[str, Any] = {}
         _check_keys(path, "", values, SECTIONS, required=SECTIONS)
 
     @classmethod
@@ -66,7 +70,7 @@ class Params:
     @property
     def seed(self) -> int:
         """The run's seed, from which every other seed is derived."""
-        seed = self.values["seed"]
+        seed = self.used["seed"] = self.values["seed"]
         if type(seed) is not int or not 0 <= seed < 2**32:
             raise InputError(f"{self.path}: seed: expected an integer from 0 to 4294967295, got {seed!r}")
         return seed
@@ -74,7 +78,7 @@ class Params:
     @property
     def iterations(self) -> dict[str, str]:
         """The chain of the self-rewarding loop, {model: parent}, in order: it starts at m0 and has no gap."""
-        chain = self.values["iterations"]
+        chain = self.used["iterations"] = self.values["iterations"]
         if not isinstance(chain, dict) or not chain:
             raise InputError(f"{self.path}: iterations: expected at least one `m1: m0` entry, got {chain!r}")
         known = ["m0"]
@@ -90,7 +94,7 @@ class Params:
 
     def section(self, name: str, settings: type[S]) -> S:
         """Return section `name` as `settings`."""
-        values = self.values[name]
+        values = self.used[name] = self.values[name]
         if not isinstance(values, dict):
             raise InputError(
                 f"{self.path}: {name}: expected keys such as {', '.join(settings.model_fields)}, got {values!r}"

@@ -1,37 +1,209 @@
-"""Checkpoints of a long stage: a run that was killed goes on from the last one, if all it depends on is the same."""
+"""Finished work of a long stage, kept while it runs: a run that was killed goes on from there.
 
+It lies at .align/resume/<stage>/<identity>/ under DVC's root (that of the main workspace, in an experiment's temporary
+one too): rows that were generated, in `rows-<process>.jsonl`, and checkpoints of training. The identity is a hash of all
+that the result follows from (params, inputs, code, versions), so that a run with anything changed starts anew.
+"""
+
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any, Self
 
+import click
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from stages.lib.errors import InputError
-from stages.lib.files import replacing, sha256
+from stages.lib.files import replacing, sha256, write_json
+from stages.lib.params import Params
+from stages.lib.provenance import code_hash, environment
+from stages.lib.runtime import RuntimeSettings, is_main_process
 
-CODE = Path(__file__).parents[1]
+IDENTITY_FILE = "identity.json"
+COST_SHARE = 0.01  # of the time, for checkpoints
+
+
+def resume_root() -> Path:
+    """Return the folder of all unfinished work."""
+    return Path(os.environ.get("DVC_ROOT", ".")) / ".align" / "resume"
+
+
+class Rows(dict[int, Any]):
+    """Finished rows of one request, by number; values are what JSON holds."""
+
+    def __init__(self, record: Callable[[Mapping[int, Any]], None] | None = None) -> None:
+        self.record = record
+
+    def finish(self, rows: Mapping[int, Any]) -> None:
+        """Add rows; they are on disk when this returns, if they are recorded at all."""
+        if self.record is not None:
+            self.record(rows)
+        self.update(rows)
+
+
+class Work:
+    """The finished work of one stage. `with Work(...) as work:` deletes it once the block has succeeded.
+
+    Nothing is read or written before the first `rows`, `checkpoint` or `folder`: by then all code is imported.
+
+    Args:
+        stage: its name, with the model's (`judge@m1`).
+        params: what the stage has read of them by then is part of the identity.
+        runtime: section `runtime`.
+        inputs: files and directories that the result depends on.
+    """
+
+    def __init__(self, stage: str, params: Params, runtime: RuntimeSettings, inputs: Collection[Path]) -> None:
+        self.stage, self.params, self.runtime = stage, params, runtime
+        self.parent = os.getppid() if "DVC_STAGE" in os.environ else None
+        self._folder: Path | None = None
+        self._lock: IO[str] | None = None
+        self._rows: dict[str, Rows] = {}
+        self._stream: IO[bytes] | None = None
+        # Hashing a base model takes a while, in which the caller loads it.
+        pool = ThreadPoolExecutor(1)
+        self._inputs: Future[dict[str, str]] = pool.submit(lambda: {path.as_posix(): sha256(path) for path in inputs})
+        pool.shutdown(wait=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        if kind is None and self._folder is not None and is_main_process():
+            shutil.rmtree(self._folder)
+        if self._lock is not None:
+            self._lock.close()
+
+    @property
+    def folder(self) -> Path:
+        """The folder, locked by this process and read."""
+        if self._folder is None:
+            self._open()
+        assert self._folder is not None
+        return self._folder
+
+    def rows(self, request: str) -> Rows:
+        """Return the rows of a request that are finished, to which more can be added."""
+        self._folder = self.folder
+        return self._rows.setdefault(request, Rows(lambda rows: self._record(request, rows)))
+
+    def checkpoint(self) -> "Checkpoint":
+        """Return the stage's checkpoint."""
+        return Checkpoint(self.folder / "checkpoint.safetensors")
+
+    def check_parent(self) -> None:
+        """Stop if DVC, which started this stage, was killed: nobody would take what it writes, and it holds the lock.
+
+        Raises:
+            InputError: it was.
+        """
+        if self.parent is not None and os.getppid() != self.parent:
+            raise InputError(f"{self.stage}: DVC is gone, which started this; what is finished is kept: run it again")
+
+    def _open(self) -> None:
+        identity = {
+            "stage": self.stage,
+            "params": self.params.used,
+            "inputs": self._inputs.result(),
+            "code": code_hash(),
+            "environment": environment(self.runtime),
+        }
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        folder = resume_root() / self.stage / digest
+        process = int(os.environ.get("RANK", "0"))
+        self._lock = _lock(folder / f"lock-{process}", self.stage)
+        if not (folder / IDENTITY_FILE).exists() and is_main_process():
+            write_json(folder / IDENTITY_FILE, identity)
+        own = folder / f"rows-{process}.jsonl"
+        for path in sorted(folder.glob("rows-*.jsonl")):
+            whole = 0
+            for size, request, rows in _finished(path):
+                self._rows.setdefault(request, Rows(lambda rows, name=request: self._record(name, rows))).update(rows)
+                whole += size
+            if path == own:
+                os.truncate(own, whole)  # a line that a kill cut off would spoil the next
+        self._stream = own.open("ab")
+        self._folder = folder
+
+    def _record(self, request: str, rows: Mapping[int, Any]) -> None:
+        assert self._stream is not None
+        self._stream.write((json.dumps([request, list(rows.items())]) + "\n").encode())
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self.check_parent()
+
+
+def _finished(path: Path) -> Iterator[tuple[int, str, dict[int, Any]]]:
+    """Yield size in bytes, request and rows of each whole line; the first that is not whole ends it."""
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            request, rows = json.loads(line)
+        except ValueError:
+            return
+        if not line.endswith(b"\n"):
+            return
+        yield len(line), request, dict(rows)
+
+
+def _lock(path: Path, stage: str) -> IO[str]:
+    """Return the file, locked. While another process holds it, wait."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a+")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            click.echo(f"{stage}: waits for process {stream.read()}, which does the same work", err=True)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        if path.exists() and path.stat().st_ino == os.fstat(stream.fileno()).st_ino:
+            stream.truncate(0)
+            stream.write(str(os.getpid()))
+            stream.flush()
+            return stream
+        stream.close()  # the other has finished and deleted it
+
+
+class Pace:
+    """When to save a checkpoint: often enough to lose little, seldom enough to cost `COST_SHARE` of the time at most.
+
+    ALIGN_CHECKPOINT_SECONDS is the shortest time between two; it changes no result.
+    """
+
+    def __init__(self) -> None:
+        self.shortest = float(os.environ.get("ALIGN_CHECKPOINT_SECONDS", "10"))
+        self.wait, self.since, self.begin = self.shortest, time.monotonic(), 0.0
+
+    def due(self) -> bool:
+        """Tell whether it is time; if so, the cost runs from here until `saved`."""
+        self.begin = time.monotonic()
+        return self.begin - self.since >= self.wait
+
+    def saved(self) -> None:
+        """Note that the checkpoint is written."""
+        self.since = time.monotonic()
+        cost = self.since - self.begin
+        self.wait = max(self.shortest, cost / COST_SHARE) if self.shortest else 0.0
 
 
 class Checkpoint:
-    """The last checkpoint of a stage: one file, replaced as a whole, at .align/resume/<stage>/ under DVC's root.
+    """A checkpoint in one file, which is replaced as a whole."""
 
-    Args:
-        stage: its name.
-        identity: all that the result follows from (params, seed, hashes of the inputs); the code is added here. A run
-            with another identity does not see the file.
-    """
-
-    def __init__(self, stage: str, identity: Mapping[str, Any]) -> None:
-        code = {path.relative_to(CODE).as_posix(): sha256(path) for path in sorted(CODE.rglob("*.py"))}
-        text = json.dumps({"code": code, **identity}, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        folder = Path(os.environ.get("DVC_ROOT", ".")) / ".align" / "resume" / stage
-        self.path = folder / f"{digest[:16]}.safetensors"
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Replace the checkpoint; a kill at any moment leaves the old one or the new one."""
@@ -49,7 +221,3 @@ class Checkpoint:
             return None
         except SafetensorError as error:
             raise InputError(f"{self.path}: cannot read the checkpoint ({error}); delete it to start anew") from None
-
-    def clear(self) -> None:
-        """Delete the checkpoint, once the stage's outputs are written."""
-        self.path.unlink(missing_ok=True)
