@@ -376,9 +376,10 @@ def train_reward_ours(
     rows = training_rows(pairs, encode_pairs(tokenizer, pairs), settings.use_margin)
     rows, _ = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "reward_model.max_length")
     with tempfile.TemporaryDirectory() as scratch:
-        history = Path(scratch) / "history.csv"
+        folder = Path(scratch)
+        history = folder / "history.csv"
         begin = time.perf_counter()
-        trainer = fit(setup.base, rows, setup.runtime, lora, settings, setup.seed, history, max_steps=steps)
+        trainer = fit(setup.base, rows, setup.runtime, lora, settings, setup.seed, history, folder, max_steps=steps)
         seconds = time.perf_counter() - begin
     encoded = encode_pairs(tokenizer, held_out)
     return RewardTraining(wins(trainer.model, encoded, setup.runtime.torch_device), trained_tokens(trainer), seconds)

@@ -1,10 +1,10 @@
 """Direct preference optimization (arXiv 2305.18290): models/<parent> + preferences -> models/<model>.
 
 The model continues its parent's adapter. The reference is a frozen copy of what DPO starts from, or m0.
-Run with `python -m stages.dpo m1 m0` (the new model, its parent).
+A run that was killed goes on from its last checkpoint. Run with `python -m stages.dpo m1 m0` (the new model, its
+parent).
 """
 
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,9 +26,10 @@ from stages.lib.models import (
 )
 from stages.lib.params import Params
 from stages.lib.records import Instruction, PreferencePair, read_rows
+from stages.lib.resume import Work
 from stages.lib.runtime import RuntimeSettings, start
 from stages.lib.tokenization import drop_too_long, encode_completion, encode_prompt
-from stages.lib.training import TrainingSettings, train
+from stages.lib.training import Resumable, TrainingSettings, train
 
 
 class DPOSettings(TrainingSettings):
@@ -40,7 +41,7 @@ class DPOSettings(TrainingSettings):
     sft_on_accepted: bool
 
 
-class TokenizedDPOTrainer(DPOTrainer):
+class TokenizedDPOTrainer(Resumable, DPOTrainer):
     """TRL's trainer on rows that are tokenized already, so that every stage encodes a conversation the same way."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
@@ -83,12 +84,13 @@ def main(model_name: str, parent: str) -> None:
         )
 
     model = PeftModel.from_pretrained(load_base(base, runtime), parent_dir, is_trainable=True)
-    with tempfile.TemporaryDirectory() as scratch:
+    inputs = [base, parent_dir, Path("models/m0"), preferences, ift]
+    with Work(f"dpo@{model_name}", params, runtime, inputs) as work:
         if accepted:
-            arguments = sft_settings.arguments(Path(scratch), params.seed, use_cpu)
-            instruction_tune(model, tokenizer, accepted, arguments, Path(scratch) / "sft_history.csv")
+            arguments = sft_settings.arguments(work.folder / "sft", params.seed, use_cpu)
+            instruction_tune(model, tokenizer, accepted, arguments, work.folder / "sft_history.csv", work)
         # Grouping by length needs one length a row; a pair has two.
-        arguments = settings.arguments(Path(scratch), params.seed, use_cpu, order="random")
+        arguments = settings.arguments(work.folder / "dpo", params.seed, use_cpu, order="random")
         if settings.nll_coef:
             arguments |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings.nll_coef]}
         trainer = TokenizedDPOTrainer(
@@ -101,13 +103,13 @@ def main(model_name: str, parent: str) -> None:
         if settings.reference == "m0":  # in place of the trainer's copy of what it starts from
             reference_dir = Path("models/m0")
             set_peft_model_state_dict(model, load_adapter_weights(reference_dir), adapter_name="ref")
-        train(trainer, data / "dpo_history.csv")
-    with replacing(out) as temporary:
-        save_adapter(model, temporary)
-        copy_tokenizer(base, temporary)
-        parents = {"base": base, "parent": parent_dir, "reference": reference_dir}
-        sources = {"preferences": preferences} | ({"accepted": ift} if accepted else {})
-        write_model_card(temporary, "dpo", parents, sources, params, runtime)
+        train(trainer, data / "dpo_history.csv", work)
+        with replacing(out) as temporary:
+            save_adapter(model, temporary)
+            copy_tokenizer(base, temporary)
+            parents = {"base": base, "parent": parent_dir, "reference": reference_dir}
+            sources = {"preferences": preferences} | ({"accepted": ift} if accepted else {})
+            write_model_card(temporary, "dpo", parents, sources, params, runtime)
     click.echo(
         f"dpo@{model_name}: {len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens"
         + (

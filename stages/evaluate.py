@@ -1,7 +1,8 @@
 """Measure one model on the held-out prompts and judgements -> data/eval/<model>.{jsonl,anchors.jsonl,json}.
 
 The judge of the answers is m0 for every model; the judge that is measured on the held-out judgements is the model
-itself. Run with `python -m stages.evaluate m1`.
+itself. A run that was killed goes on with the answers and judgements that are missing. Run with
+`python -m stages.evaluate m1`.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,9 @@ from stages.lib.metrics import agreement, distinct_2, mean
 from stages.lib.models import AdapterStack
 from stages.lib.novelty import words
 from stages.lib.params import Params, Settings
+from stages.lib.provenance import environment
 from stages.lib.records import Answer, EvalPrompt, Judgement, Message, read_rows, write_rows
+from stages.lib.resume import Work
 from stages.lib.rollouts import collate_completions
 from stages.lib.runtime import RuntimeSettings, row_seed, start
 from stages.lib.sampling import SamplingParams
@@ -71,21 +74,17 @@ def kl_to_base(stack: AdapterStack, prompts: Sequence[list[int]], completions: S
     return result
 
 
-@click.command(help=__doc__)
-@click.argument("name")
-@click.option("--judge", default="m0", show_default=True, help="The model that judges every model's answers.")
-def main(name: str, judge: str) -> None:
-    params = Params.read()
-    runtime = params.section("runtime", RuntimeSettings)
-    settings = params.section("evaluate", EvaluateSettings)
-    judge_settings = params.section("judge", JudgeSettings)
-    start(runtime, params.seed)
-    eval_prompts = read_rows(Path("data/prepared/eval/prompts.jsonl"), EvalPrompt, unique=["id"])
-    judgements = read_rows(Path("data/prepared/eval/judgements.jsonl"), Judgement)
-    stack = AdapterStack(Path("models/base"), runtime)
-    for role, model in {"subject": name, "base": "base", "judge": judge, "reward": "reward"}.items():
-        stack.add(role, Path("models") / model)
-
+def answer_prompts(
+    name: str,
+    eval_prompts: Sequence[EvalPrompt],
+    stack: AdapterStack,
+    runtime: RuntimeSettings,
+    settings: EvaluateSettings,
+    judge_settings: JudgeSettings,
+    seed: int,
+    work: Work,
+) -> list[Answer]:
+    """Let the stack's `subject` answer, turn by turn, and measure each answer with its `judge` and `reward`."""
     answers: list[Answer] = []
     history: dict[str, list[Message]] = {row.id: [] for row in eval_prompts}
     for turn in range(settings.max_turns):
@@ -94,17 +93,18 @@ def main(name: str, judge: str) -> None:
             history[row.id].append(Message(role="user", content=row.turns[turn]))
         prompts = [encode_prompt(stack.tokenizer, history[row.id]) for row in asked]
         with stack.using("subject") as causal_lm:
-            sampled = TorchGenerator(causal_lm, stack.tokenizer, runtime.batch_size).generate(
+            generator = TorchGenerator(causal_lm, stack.tokenizer, runtime.batch_size, work=work, name="subject")
+            sampled = generator.generate(
                 prompts,
                 SamplingParams(settings.max_new_tokens, settings.temperature, settings.top_p),
-                [row_seed(params.seed, "evaluate", row.id, turn) for row in asked],
+                [row_seed(seed, "evaluate", row.id, turn) for row in asked],
                 description=f"{name} answers",
             )
         completions = [completion for [completion] in sampled]
         texts = [(row.turns[turn], c.text.strip()) for row, c in zip(asked, completions, strict=True)]
         with stack.using("judge") as causal_lm:
-            generator = TorchGenerator(causal_lm, stack.tokenizer, runtime.batch_size)
-            verdicts = judge_responses(generator, texts, judge_settings, params.seed)
+            generator = TorchGenerator(causal_lm, stack.tokenizer, runtime.batch_size, work=work, name="judge")
+            verdicts = judge_responses(generator, texts, judge_settings, seed)
         tokens = [prompt + c.token_ids for prompt, c in zip(prompts, completions, strict=True)]
         rewards = reward_scores(stack, "reward", tokens, batch_size=runtime.batch_size)
         kl = kl_to_base(stack, prompts, completions) if name != "base" else [0.0] * len(asked)
@@ -126,38 +126,62 @@ def main(name: str, judge: str) -> None:
                     kl_to_base=kl[i],
                 )
             )
+    return answers
 
+
+@click.command(help=__doc__)
+@click.argument("name")
+@click.option("--judge", default="m0", show_default=True, help="The model that judges every model's answers.")
+def main(name: str, judge: str) -> None:
+    params = Params.read()
+    runtime = params.section("runtime", RuntimeSettings)
+    settings = params.section("evaluate", EvaluateSettings)
+    judge_settings = params.section("judge", JudgeSettings)
+    start(runtime, params.seed)
+    held_out, out = Path("data/prepared/eval"), Path("data/eval")
+    eval_prompts = read_rows(held_out / "prompts.jsonl", EvalPrompt, unique=["id"])
+    judgements = read_rows(held_out / "judgements.jsonl", Judgement)
     off_topic = off_topic_rows(judgements, 1, params.seed)
-    with stack.using("subject") as causal_lm:
-        own = judge_responses(
-            TorchGenerator(causal_lm, stack.tokenizer, runtime.batch_size),
-            [(row.prompt, row.response) for row in [*judgements, *off_topic]],
-            judge_settings,
-            params.seed,
-            description=f"{name} as a judge",
+    models = {"subject": name, "base": "base", "judge": judge, "reward": "reward"}
+    inputs = [*(Path("models") / model for model in models.values()), held_out]
+    with Work(f"evaluate@{name}", params, runtime, inputs) as work:
+        stack = AdapterStack(Path("models/base"), runtime)
+        for role, model in models.items():
+            stack.add(role, Path("models") / model)
+        answers = answer_prompts(name, eval_prompts, stack, runtime, settings, judge_settings, params.seed, work)
+        with stack.using("subject") as causal_lm:
+            own = judge_responses(
+                TorchGenerator(causal_lm, stack.tokenizer, runtime.batch_size, work=work, name="subject"),
+                [(row.prompt, row.response) for row in [*judgements, *off_topic]],
+                judge_settings,
+                params.seed,
+                description=f"{name} as a judge",
+            )
+        own, foreign = own[: len(judgements)], own[len(judgements) :]
+        as_judge = agreement(
+            [verdict.score for verdict in own],
+            [row.score for row in judgements],
+            [row.question_id for row in judgements],
         )
-    own, foreign = own[: len(judgements)], own[len(judgements) :]
-    as_judge = agreement(
-        [verdict.score for verdict in own], [row.score for row in judgements], [row.question_id for row in judgements]
-    )
-    scores = [row.judge_score for row in answers if row.judge_score is not None]
-    summary = {
-        "answers": len(answers),
-        "judge_score": mean(scores),
-        "judge_failures": len(answers) - len(scores),
-        "reward": mean([row.reward for row in answers]),
-        # An answer that was cut off is scored as if it ended there, and a loop of pleasant words may score high.
-        "reward_of_ended": mean([row.reward for row in answers if row.finish_reason == "stop"]),
-        "response_tokens": mean([row.num_tokens for row in answers]),
-        "ended_share": mean([float(row.finish_reason == "stop") for row in answers]),
-        "distinct_2": distinct_2([words(row.response) for row in answers]),
-        "kl_to_base": mean([row.kl_to_base for row in answers]),
-        "as_judge": as_judge,
-        "relevance": relevance(judgements, own, off_topic, foreign),
-    }
-    write_rows(Path("data/eval") / f"{name}.jsonl", answers)
-    write_rows(Path("data/eval") / f"{name}.anchors.jsonl", anchor_scores(judgements, own))
-    write_json(Path("data/eval") / f"{name}.json", summary)
+        scores = [row.judge_score for row in answers if row.judge_score is not None]
+        summary = {
+            "answers": len(answers),
+            "judge_score": mean(scores),
+            "judge_failures": len(answers) - len(scores),
+            "reward": mean([row.reward for row in answers]),
+            # An answer that was cut off is scored as if it ended there, and a loop of pleasant words may score high.
+            "reward_of_ended": mean([row.reward for row in answers if row.finish_reason == "stop"]),
+            "response_tokens": mean([row.num_tokens for row in answers]),
+            "ended_share": mean([float(row.finish_reason == "stop") for row in answers]),
+            "distinct_2": distinct_2([words(row.response) for row in answers]),
+            "kl_to_base": mean([row.kl_to_base for row in answers]),
+            "as_judge": as_judge,
+            "relevance": relevance(judgements, own, off_topic, foreign),
+            "environment": environment(runtime),
+        }
+        write_rows(out / f"{name}.jsonl", answers)
+        write_rows(out / f"{name}.anchors.jsonl", anchor_scores(judgements, own))
+        write_json(out / f"{name}.json", summary)
     found = [mean(scores), as_judge["pairwise_accuracy"]]
     score, accuracy = ("none" if value is None else f"{value:.2f}" for value in found)
     click.echo(f"evaluate@{name}: judge score {score}, pairwise accuracy as a judge {accuracy}")

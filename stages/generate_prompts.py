@@ -1,7 +1,8 @@
 """A model writes new prompts from examples: models/base or models/<parent> -> data/<model>/prompts.jsonl.
 
-The examples are seed prompts and, as in Self-Instruct (arXiv 2212.10560), some that the loop wrote before. Run with
-`python -m stages.generate_prompts m1 m0` (the new model, its parent).
+The examples are seed prompts and, as in Self-Instruct (arXiv 2212.10560), some that the loop wrote before. A run
+that was killed goes on with the requests that are missing. Run with `python -m stages.generate_prompts m1 m0` (the new
+model, its parent).
 """
 
 import random
@@ -15,13 +16,15 @@ from typing import Literal
 import click
 from pydantic import Field
 
-from stages.lib.backends import GenerationSettings, open_generator
+from stages.lib.backends import BASE, GenerationSettings, open_generator
 from stages.lib.errors import InputError
 from stages.lib.files import write_json
 from stages.lib.metrics import corpus_distinct_2, mean
 from stages.lib.novelty import PromptFilter, nearest_similarity, words
 from stages.lib.params import Params, Settings
+from stages.lib.provenance import environment
 from stages.lib.records import EvalPrompt, Judgement, KnownPrompt, Message, Prompt, read_rows, write_rows
+from stages.lib.resume import Work
 from stages.lib.runtime import RuntimeSettings, is_main_process, row_seed, start
 from stages.lib.sampling import SamplingParams
 from stages.lib.templates import render
@@ -79,7 +82,8 @@ def main(model: str, parent: str) -> None:
     settings = params.section("generate_prompts", GeneratePromptsSettings)
     start(runtime, params.seed)
     out_dir, held_out = Path("data") / model, Path("data/prepared/eval")
-    known = read_rows(Path("data") / parent / "known_prompts.jsonl", KnownPrompt)
+    known_file = Path("data") / parent / "known_prompts.jsonl"
+    known = read_rows(known_file, KnownPrompt)
     evaluation = [turn for row in read_rows(held_out / "prompts.jsonl", EvalPrompt) for turn in row.turns]
     evaluation += dict.fromkeys(row.prompt for row in read_rows(held_out / "judgements.jsonl", Judgement))
     usable = [row for row in known if len(words(row.prompt)) <= settings.max_words and "\n" not in row.prompt]
@@ -88,7 +92,7 @@ def main(model: str, parent: str) -> None:
     if len(seeds) < settings.num_seed_examples + settings.num_generated_examples:
         raise InputError(
             f"params.yaml: generate_prompts.num_seed_examples: only {len(seeds)} one-line seed prompts of at most "
-            f"{settings.max_words} words in data/{parent}/known_prompts.jsonl, and they stand in for generated ones at "
+            f"{settings.max_words} words in {known_file}, and they stand in for generated ones at "
             "first; lower it or num_generated_examples, or raise generate_prompts.max_words"
         )
     prompt_filter = PromptFilter(
@@ -103,7 +107,11 @@ def main(model: str, parent: str) -> None:
     writer = parent if settings.writer == "parent" else "base"
     accepted: list[str] = []
     dropped = Counter[str]()
-    with open_generator(generation, runtime, writer) as generator:
+    inputs = [BASE, Path("models") / parent, known_file, held_out / "prompts.jsonl", held_out / "judgements.jsonl"]
+    with (
+        Work(f"generate_prompts@{model}", params, runtime, inputs) as work,
+        open_generator(generation, runtime, writer, work) as generator,
+    ):
         for number in range(settings.max_rounds):
             missing = settings.num_prompts - len(accepted)
             if missing == 0:
@@ -134,28 +142,31 @@ def main(model: str, parent: str) -> None:
                     dropped[str(reason)] += 1
                 else:
                     accepted.append(text)
-    if len(accepted) < settings.num_prompts:
-        raise InputError(
-            f"generate_prompts: {writer} wrote {len(accepted)} usable prompts of {settings.num_prompts} in "
-            f"{settings.max_rounds} rounds (dropped: {dict(dropped)}); raise generate_prompts.max_rounds or temperature"
-        )
-    if not is_main_process():
-        return
-    prompts = [
-        Prompt(id=f"{model}-{i:04d}", messages=[Message(role="user", content=text)]) for i, text in enumerate(accepted)
-    ]
-    write_rows(out_dir / "prompts.jsonl", prompts)
-    new = [KnownPrompt(prompt=text, source="generated", iteration=model) for text in accepted]
-    write_rows(out_dir / "known_prompts.jsonl", [*known, *new])
-    texts = [words(text) for text in accepted]
-    summary = {
-        "accepted": len(accepted),
-        "dropped": dict(sorted(dropped.items())),
-        "mean_words": mean([len(text) for text in texts]),
-        "nearest_known_rouge_l": nearest_similarity(texts[:MEASURED], [words(row.prompt) for row in known]),
-        "distinct_2": corpus_distinct_2(texts),
-    }
-    write_json(Path("data/metrics") / model / "prompts.json", summary)
+        if len(accepted) < settings.num_prompts:
+            raise InputError(
+                f"generate_prompts: {writer} wrote {len(accepted)} usable prompts of {settings.num_prompts} in "
+                f"{settings.max_rounds} rounds (dropped: {dict(dropped)}); raise generate_prompts.max_rounds or "
+                "temperature"
+            )
+        if not is_main_process():
+            return
+        prompts = [
+            Prompt(id=f"{model}-{i:04d}", messages=[Message(role="user", content=text)])
+            for i, text in enumerate(accepted)
+        ]
+        write_rows(out_dir / "prompts.jsonl", prompts)
+        new = [KnownPrompt(prompt=text, source="generated", iteration=model) for text in accepted]
+        write_rows(out_dir / "known_prompts.jsonl", [*known, *new])
+        texts = [words(text) for text in accepted]
+        summary = {
+            "accepted": len(accepted),
+            "dropped": dict(sorted(dropped.items())),
+            "mean_words": mean([len(text) for text in texts]),
+            "nearest_known_rouge_l": nearest_similarity(texts[:MEASURED], [words(row.prompt) for row in known]),
+            "distinct_2": corpus_distinct_2(texts),
+            "environment": environment(runtime),
+        }
+        write_json(Path("data/metrics") / model / "prompts.json", summary)
     click.echo(f"generate_prompts@{model}: {len(accepted)} accepted, dropped {dict(dropped)}")
 
 

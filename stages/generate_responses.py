@@ -1,6 +1,7 @@
 """The parent model answers each new prompt N times: data/<model>/prompts.jsonl -> data/<model>/responses.jsonl.
 
-Run with `python -m stages.generate_responses m1 m0` (the new model, its parent).
+A run that was killed goes on with the rows that are missing. Run with
+`python -m stages.generate_responses m1 m0` (the new model, its parent).
 """
 
 from pathlib import Path
@@ -8,9 +9,13 @@ from pathlib import Path
 import click
 from pydantic import Field
 
-from stages.lib.backends import GenerationSettings, open_generator
+from stages.lib.backends import BASE, GenerationSettings, open_generator
+from stages.lib.files import write_json
+from stages.lib.metrics import mean
 from stages.lib.params import Params, Settings
+from stages.lib.provenance import environment
 from stages.lib.records import Prompt, Response, read_rows, write_rows
+from stages.lib.resume import Work
 from stages.lib.runtime import RuntimeSettings, is_main_process, row_seed, start
 from stages.lib.sampling import SamplingParams
 from stages.lib.tokenization import encode_prompt
@@ -34,8 +39,14 @@ def main(model: str, parent: str) -> None:
     generation = params.section("generation", GenerationSettings)
     settings = params.section("generate_responses", GenerateResponsesSettings)
     start(runtime, params.seed)
-    prompts = read_rows(Path("data") / model / "prompts.jsonl", Prompt, unique=["id"])
-    with open_generator(generation, runtime, parent) as generator:
+    data = Path("data") / model
+    prompts_file = data / "prompts.jsonl"
+    prompts = read_rows(prompts_file, Prompt, unique=["id"])
+    inputs = [BASE, Path("models") / parent, prompts_file]
+    with (
+        Work(f"generate_responses@{model}", params, runtime, inputs) as work,
+        open_generator(generation, runtime, parent, work) as generator,
+    ):
         completions = generator.generate(
             [encode_prompt(generator.tokenizer, prompt.messages) for prompt in prompts],
             SamplingParams(settings.max_new_tokens, settings.temperature, settings.top_p),
@@ -43,22 +54,29 @@ def main(model: str, parent: str) -> None:
             n=settings.num_responses,
             description=f"{model} responses",
         )
-    if not is_main_process():
-        return
-    rows = [
-        Response(
-            id=prompt.id,
-            sample=number,
-            prompt=prompt.messages[-1].content,
-            response=completion.text.strip(),
-            finish_reason=completion.finish_reason,
-            num_tokens=len(completion.token_ids),
-        )
-        for prompt, samples in zip(prompts, completions, strict=True)
-        for number, completion in enumerate(samples)
-    ]
-    write_rows(Path("data") / model / "responses.jsonl", rows)
-    stopped = sum(row.finish_reason == "stop" for row in rows)
+        if not is_main_process():
+            return
+        rows = [
+            Response(
+                id=prompt.id,
+                sample=number,
+                prompt=prompt.messages[-1].content,
+                response=completion.text.strip(),
+                finish_reason=completion.finish_reason,
+                num_tokens=len(completion.token_ids),
+            )
+            for prompt, samples in zip(prompts, completions, strict=True)
+            for number, completion in enumerate(samples)
+        ]
+        stopped = sum(row.finish_reason == "stop" for row in rows)
+        summary = {
+            "rows": len(rows),
+            "ended_share": stopped / len(rows),
+            "mean_tokens": mean([row.num_tokens for row in rows]),
+            "environment": environment(runtime),
+        }
+        write_rows(data / "responses.jsonl", rows)
+        write_json(Path("data/metrics") / model / "responses.json", summary)
     click.echo(
         f"generate_responses@{model}: {len(rows)} responses to {len(prompts)} prompts, {stopped} ended by themselves"
     )

@@ -1,6 +1,7 @@
 """The parent model judges its own responses: data/<model>/responses.jsonl -> data/<model>/scores.jsonl.
 
-Run with `python -m stages.judge m1 m0` (the new model, its parent).
+A run that was killed goes on with the rows that are missing. Run with `python -m stages.judge m1 m0` (the new
+model, its parent).
 """
 
 from collections import Counter
@@ -8,13 +9,15 @@ from pathlib import Path
 
 import click
 
-from stages.lib.backends import GenerationSettings, open_generator
+from stages.lib.backends import BASE, GenerationSettings, open_generator
 from stages.lib.errors import InputError
 from stages.lib.files import write_json
 from stages.lib.judging import JudgeSettings
 from stages.lib.metrics import agreement, mean, mode_share, spearman, standard_deviation
 from stages.lib.params import Params
+from stages.lib.provenance import environment
 from stages.lib.records import Judgement, Response, ScoredResponse, read_rows, write_rows
+from stages.lib.resume import Work
 from stages.lib.runtime import RuntimeSettings, is_main_process, start
 from stages.lib.scoring import judge_responses
 
@@ -28,10 +31,15 @@ def main(model: str, parent: str) -> None:
     generation = params.section("generation", GenerationSettings)
     settings = params.section("judge", JudgeSettings)
     start(runtime, params.seed)
-    responses = read_rows(Path("data") / model / "responses.jsonl", Response, unique=["id", "sample"])
+    data, held_out = Path("data") / model, Path("data/prepared/eval/judgements.jsonl")
+    responses = read_rows(data / "responses.jsonl", Response, unique=["id", "sample"])
     # A judge that cannot order these must not choose what the next model learns: build_preferences has the gate.
-    judgements = read_rows(Path("data/prepared/eval/judgements.jsonl"), Judgement) if settings.checker is None else []
-    with open_generator(generation, runtime, parent) as generator:
+    judgements = read_rows(held_out, Judgement) if settings.checker is None else []
+    inputs = [BASE, Path("models") / parent, data / "responses.jsonl", held_out]
+    with (
+        Work(f"judge@{model}", params, runtime, inputs) as work,
+        open_generator(generation, runtime, parent, work) as generator,
+    ):
         verdicts = judge_responses(
             generator,
             [(r.prompt, r.response) for r in responses] + [(r.prompt, r.response) for r in judgements],
@@ -39,41 +47,42 @@ def main(model: str, parent: str) -> None:
             params.seed,
             description=f"{model} judgements",
         )
-    if not is_main_process():
-        return
-    rows = [
-        ScoredResponse(
-            **row.model_dump(),
-            score=verdict.score,
-            failure=verdict.failure,
-            digit_mass=verdict.digit_mass,
-            entropy=verdict.entropy,
-            judgements=list(verdict.judgements),
-        )
-        for row, verdict in zip(responses, verdicts, strict=False)  # those of the held-out judgements follow
-    ]
-    own = [verdict.score for verdict in verdicts[len(responses) :]]
-    scores = [row.score for row in rows if row.score is not None]
-    failures = Counter(row.failure for row in rows if row.failure is not None)
-    if not scores:
-        raise InputError(
-            f"judge@{model}: all {len(rows)} judgements failed ({dict(failures)}); try another judge.mode (a judge has "
-            "learned to write its judgements, for mode sample, if sft.eft_share was above 0)"
-        )
-    write_rows(Path("data") / model / "scores.jsonl", rows)
-    summary = {
-        "rows": len(rows),
-        "mean_score": mean(scores),
-        "std": standard_deviation(scores),
-        "mode_share": mode_share(scores),
-        "failure_rate": 1 - len(scores) / len(rows),
-        "failures": dict(sorted(failures.items())),
-        "score_length_correlation": spearman(scores, [row.num_tokens for row in rows if row.score is not None]),
-        "as_judge": agreement(own, [row.score for row in judgements], [row.question_id for row in judgements])
-        if judgements
-        else None,
-    }
-    write_json(Path("data/metrics") / model / "scores.json", summary)
+        if not is_main_process():
+            return
+        rows = [
+            ScoredResponse(
+                **row.model_dump(),
+                score=verdict.score,
+                failure=verdict.failure,
+                digit_mass=verdict.digit_mass,
+                entropy=verdict.entropy,
+                judgements=list(verdict.judgements),
+            )
+            for row, verdict in zip(responses, verdicts, strict=False)  # those of the held-out judgements follow
+        ]
+        own = [verdict.score for verdict in verdicts[len(responses) :]]
+        scores = [row.score for row in rows if row.score is not None]
+        failures = Counter(row.failure for row in rows if row.failure is not None)
+        if not scores:
+            raise InputError(
+                f"judge@{model}: all {len(rows)} judgements failed ({dict(failures)}); try another judge.mode (a judge "
+                "has learned to write its judgements, for mode sample, if sft.eft_share was above 0)"
+            )
+        summary = {
+            "rows": len(rows),
+            "mean_score": mean(scores),
+            "std": standard_deviation(scores),
+            "mode_share": mode_share(scores),
+            "failure_rate": 1 - len(scores) / len(rows),
+            "failures": dict(sorted(failures.items())),
+            "score_length_correlation": spearman(scores, [row.num_tokens for row in rows if row.score is not None]),
+            "as_judge": agreement(own, [row.score for row in judgements], [row.question_id for row in judgements])
+            if judgements
+            else None,
+            "environment": environment(runtime),
+        }
+        write_rows(data / "scores.jsonl", rows)
+        write_json(Path("data/metrics") / model / "scores.json", summary)
     click.echo(f"judge@{model}: {len(scores)} judged, mean {mean(scores):.2f}, failed {failures.total()}")
 
 

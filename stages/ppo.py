@@ -1,22 +1,21 @@
 """RLHF with PPO: models/<ppo.init> + models/reward + data/prepared/prompts.jsonl -> models/ppo.
 
-A run that was killed goes on from its last update. Run with `python -m stages.ppo`.
+A run that was killed goes on from its last checkpoint. Run with `python -m stages.ppo`.
 """
 
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 from tqdm import tqdm
 
-from stages.lib.files import replacing, sha256, write_csv
+from stages.lib.files import replacing, write_csv
 from stages.lib.models import AdapterStack, copy_tokenizer, write_model_card
 from stages.lib.params import Params
 from stages.lib.ppo_trainer import PPOSettings, PPOTrainer
 from stages.lib.records import Prompt, TrainingSample, read_rows, write_rows
-from stages.lib.resume import Checkpoint
+from stages.lib.resume import Pace, Work
 from stages.lib.runtime import RuntimeSettings, row_seed, start
 from stages.lib.sampling import SamplingParams
 from stages.lib.scoring import reward_scores
@@ -75,37 +74,37 @@ def main(base: Path, reward: Path, prompts: Path, out: Path, report: Path) -> No
     watched = random.Random(row_seed(params.seed, "ppo samples")).sample(rows, min(NUM_SAMPLES, len(rows)))
 
     trainer = PPOTrainer(stack, encoded, settings, params.seed, runtime.batch_size)
-    inputs = {path.as_posix(): sha256(path) for path in (base, init, reward, prompts)}
-    identity: dict[str, Any] = {"seed": params.seed, "inputs": inputs}
-    identity |= {"runtime": runtime.model_dump(), "ppo": settings.model_dump()}
-    checkpoint = Checkpoint("ppo", identity)
     history: list[dict[str, float]] = []
     samples: list[TrainingSample] = []
-    if (saved := checkpoint.load()) is not None:
-        tensors, state = saved
-        trainer.load_state_dict(tensors, state["trainer"])
-        history, samples = state["history"], [TrainingSample.model_validate(row) for row in state["samples"]]
-        click.echo(f"ppo: goes on after update {trainer.updates_done}, from {checkpoint.path}")
-    with tqdm(total=settings.num_updates, initial=len(history), desc="ppo", unit="update") as progress:
-        while trainer.updates_done < settings.num_updates:
-            if trainer.updates_done in (0, settings.num_updates // 2):
-                samples += sample_answers(stack, watched, settings, trainer.updates_done)
-            row = trainer.step()
-            history.append(row)
-            tensors, state = trainer.state_dict()
-            described = [sample.model_dump(mode="json") for sample in samples]
-            checkpoint.save(tensors, {"trainer": state, "history": history, "samples": described})
-            progress.set_postfix({key: f"{row[key]:.2f}" for key in ("mean_reward", "kl", "eos_rate")})
-            progress.update()
-    samples += sample_answers(stack, watched, settings, settings.num_updates)
-    with replacing(out) as temporary:
-        stack.save("policy", temporary)
-        copy_tokenizer(base, temporary)
-        parents = {"base": base, "parent": init, "reference": init, "reward": reward}
-        write_model_card(temporary, "ppo", parents, {"prompts": prompts}, params, runtime)
-    write_csv(report / "history.csv", history)
-    write_rows(report / "samples.jsonl", samples)
-    checkpoint.clear()
+    with Work("ppo", params, runtime, [base, init, reward, prompts]) as work:
+        checkpoint, pace = work.checkpoint(), Pace()
+        if (saved := checkpoint.load()) is not None:
+            tensors, state = saved
+            trainer.load_state_dict(tensors, state["trainer"])
+            history, samples = state["history"], [TrainingSample.model_validate(row) for row in state["samples"]]
+            click.echo(f"ppo: goes on after update {trainer.updates_done} of {settings.num_updates}")
+        with tqdm(total=settings.num_updates, initial=len(history), desc="ppo", unit="update") as progress:
+            while trainer.updates_done < settings.num_updates:
+                if trainer.updates_done in (0, settings.num_updates // 2):
+                    samples += sample_answers(stack, watched, settings, trainer.updates_done)
+                row = trainer.step()
+                history.append(row)
+                if pace.due():
+                    tensors, state = trainer.state_dict()
+                    described = [sample.model_dump(mode="json") for sample in samples]
+                    checkpoint.save(tensors, {"trainer": state, "history": history, "samples": described})
+                    pace.saved()
+                work.check_parent()
+                progress.set_postfix({key: f"{row[key]:.2f}" for key in ("mean_reward", "kl", "eos_rate")})
+                progress.update()
+        samples += sample_answers(stack, watched, settings, settings.num_updates)
+        with replacing(out) as temporary:
+            stack.save("policy", temporary)
+            copy_tokenizer(base, temporary)
+            parents = {"base": base, "parent": init, "reference": init, "reward": reward}
+            write_model_card(temporary, "ppo", parents, {"prompts": prompts}, params, runtime)
+        write_csv(report / "history.csv", history)
+        write_rows(report / "samples.jsonl", samples)
     click.echo(
         f"ppo: {len(history)} updates of {settings.rollout_batch_size} responses, mean reward "
         f"{history[0]['mean_reward']:.2f} -> {history[-1]['mean_reward']:.2f}; {dropped} prompts dropped as too long"

@@ -1,12 +1,11 @@
 """Train a reward model on human preferences: models/base + data/prepared/preferences -> models/reward.
 
 The loss is -logsigmoid(chosen - rejected) (Bradley-Terry); the adapter and its score head are saved together, with the
-bias that makes the mean score of reference answers 0.
+bias that makes the mean score of reference answers 0. A run that was killed goes on from its last checkpoint.
 Run with `python -m stages.reward_model`.
 """
 
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,11 +31,12 @@ from stages.lib.models import (
 )
 from stages.lib.params import Params
 from stages.lib.records import PreferencePair, ScoredPair, read_rows, write_rows
+from stages.lib.resume import Work
 from stages.lib.reward_report import calibration, reward_report
 from stages.lib.runtime import RuntimeSettings, start
 from stages.lib.scoring import reward_scores
 from stages.lib.tokenization import drop_too_long, encode_completion, encode_prompt
-from stages.lib.training import TrainingSettings, train
+from stages.lib.training import Resumable, TrainingSettings, train
 
 # Chosen replies of the training pairs whose mean score becomes 0: enough for a mean within a tenth of a deviation.
 CENTERING_ROWS = 128
@@ -46,6 +46,10 @@ class RewardModelSettings(TrainingSettings):
     """Section `reward_model` of params.yaml."""
 
     use_margin: bool
+
+
+class ResumableRewardTrainer(Resumable, RewardTrainer):
+    """TRL's, with checkpoints of our own."""
 
 
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair]) -> list[dict[str, list[int]]]:
@@ -85,22 +89,24 @@ def fit(
     settings: RewardModelSettings,
     seed: int,
     history: Path,
+    folder: Path,
+    work: Work | None = None,
     **arguments: Any,
 ) -> RewardTrainer:
     """Train an adapter and its head on `training_rows`, write the history, and return the finished trainer.
 
-    `arguments` overrule what the settings say, in the words of `trl.RewardConfig`.
+    `folder`, in `work`, is for checkpoints. `arguments` overrule what the settings say, in the words of
+    `trl.RewardConfig`.
     """
     sequence_model = load_base(base, runtime, AutoModelForSequenceClassification, num_labels=1)
-    with tempfile.TemporaryDirectory() as scratch:
-        settled = settings.arguments(Path(scratch), seed, runtime.torch_device.type == "cpu")
-        trainer = RewardTrainer(
-            model=get_peft_model(sequence_model, lora.config(task_type="SEQ_CLS", modules_to_save=["score"])),
-            args=RewardConfig(**settled | {"max_length": None} | arguments),
-            train_dataset=Dataset.from_list(list(rows)),
-            processing_class=load_tokenizer(base),
-        )
-        train(trainer, history)
+    settled = settings.arguments(folder, seed, runtime.torch_device.type == "cpu")
+    trainer = ResumableRewardTrainer(
+        model=get_peft_model(sequence_model, lora.config(task_type="SEQ_CLS", modules_to_save=["score"])),
+        args=RewardConfig(**settled | {"max_length": None} | arguments),
+        train_dataset=Dataset.from_list(list(rows)),
+        processing_class=load_tokenizer(base),
+    )
+    train(trainer, history, work)
     return trainer
 
 
@@ -157,28 +163,30 @@ def main(base: Path, train_path: Path, test_path: Path, out: Path, report: Path,
     rows = training_rows(pairs, encode_pairs(tokenizer, pairs), settings.use_margin)
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "reward_model.max_length")
 
-    trainer = fit(base, rows, runtime, lora, settings, params.seed, report / "history.csv")
-    assert isinstance(trainer.model, PeftModel)
-    with replacing(out) as temporary:
-        save_adapter(trainer.model, temporary)
-        copy_tokenizer(base, temporary)
-        write_model_card(temporary, "reward_model", {"base": base}, {"preferences": train_path}, params, runtime)
-        del trainer
-        # What follows measures what was written, not what was in memory.
-        stack = AdapterStack(base, runtime)
-        stack.add("reward", temporary)
-        references = [row["chosen_ids"] for row in rows[:CENTERING_ROWS]]
-        scores = reward_scores(
-            stack, "reward", references, batch_size=runtime.batch_size, description="reference answers"
-        )
-        bias = -math.fsum(scores) / len(scores)
-        write_json(temporary / SCORE_FILE, {"score_bias": bias})
-        stack.heads["reward"] = replace(stack.heads["reward"], bias=bias)
-        held_out = score_pairs(stack, read_rows(test_path, PreferencePair), runtime.batch_size, "held-out pairs")
-    summary = reward_report(held_out)
-    write_rows(report / "test_scores.jsonl", held_out)
-    write_csv(report / "calibration.csv", calibration(held_out))
-    write_json(metrics, {"train_pairs": len(rows), "dropped_too_long": dropped} | summary)
+    with Work("reward_model", params, runtime, [base, train_path, test_path]) as work:
+        folder = work.folder / "reward"
+        trainer = fit(base, rows, runtime, lora, settings, params.seed, report / "history.csv", folder, work)
+        assert isinstance(trainer.model, PeftModel)
+        with replacing(out) as temporary:
+            save_adapter(trainer.model, temporary)
+            copy_tokenizer(base, temporary)
+            write_model_card(temporary, "reward_model", {"base": base}, {"preferences": train_path}, params, runtime)
+            del trainer
+            # What follows measures what was written, not what was in memory.
+            stack = AdapterStack(base, runtime)
+            stack.add("reward", temporary)
+            references = [row["chosen_ids"] for row in rows[:CENTERING_ROWS]]
+            scores = reward_scores(
+                stack, "reward", references, batch_size=runtime.batch_size, description="reference answers"
+            )
+            bias = -math.fsum(scores) / len(scores)
+            write_json(temporary / SCORE_FILE, {"score_bias": bias})
+            stack.heads["reward"] = replace(stack.heads["reward"], bias=bias)
+            held_out = score_pairs(stack, read_rows(test_path, PreferencePair), runtime.batch_size, "held-out pairs")
+        summary = reward_report(held_out)
+        write_rows(report / "test_scores.jsonl", held_out)
+        write_csv(report / "calibration.csv", calibration(held_out))
+        write_json(metrics, {"train_pairs": len(rows), "dropped_too_long": dropped} | summary)
     click.echo(
         f"reward_model: {len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens, held-out "
         f"accuracy {summary['accuracy']:.2f} [{summary['accuracy_low']:.2f}, {summary['accuracy_high']:.2f}] on "

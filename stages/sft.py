@@ -1,10 +1,9 @@
 """Supervised fine-tuning: models/base learns to judge (EFT), then to follow instructions (IFT) -> models/m0.
 
-Run with `python -m stages.sft`.
+A run that was killed goes on from its last checkpoint. Run with `python -m stages.sft`.
 """
 
 import random
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from stages.lib.judging import judge_reply, judge_request
 from stages.lib.models import LoraSettings, copy_tokenizer, load_base, load_tokenizer, save_adapter, write_model_card
 from stages.lib.params import Params
 from stages.lib.records import Instruction, Judgement, read_rows
+from stages.lib.resume import Work
 from stages.lib.runtime import RuntimeSettings, start
 from stages.lib.tokenization import drop_too_long
 from stages.lib.training import TrainingSettings, train
@@ -66,18 +66,18 @@ def main(base: Path, ift: Path, eft: Path, out: Path, history_dir: Path) -> None
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "sft.max_length")
 
     model = get_peft_model(load_base(base, runtime), lora.config(task_type="CAUSAL_LM"))
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = eft_settings.arguments(Path(scratch), params.seed, use_cpu, order="random")
+    with Work("sft", params, runtime, [base, ift, eft]) as work:
+        arguments = eft_settings.arguments(work.folder / "eft", params.seed, use_cpu, order="random")
         judge_trainer = JudgeTrainer(
             model, TrainingArguments(**arguments), questions, eft_settings.ranking_coef, eft_settings.loraplus_lr_ratio
         )
-        train(judge_trainer, history_dir / "eft_history.csv")
-        arguments = settings.arguments(Path(scratch), params.seed, use_cpu)
-        instruction_tune(model, tokenizer, rows, arguments, history_dir / "sft_history.csv")
-    with replacing(out) as temporary:
-        save_adapter(model, temporary)
-        copy_tokenizer(base, temporary)
-        write_model_card(temporary, "sft", {"base": base}, {"ift": ift, "eft": eft}, params, runtime)
+        train(judge_trainer, history_dir / "eft_history.csv", work)
+        arguments = settings.arguments(work.folder / "ift", params.seed, use_cpu)
+        instruction_tune(model, tokenizer, rows, arguments, history_dir / "sft_history.csv", work)
+        with replacing(out) as temporary:
+            save_adapter(model, temporary)
+            copy_tokenizer(base, temporary)
+            write_model_card(temporary, "sft", {"base": base}, {"ift": ift, "eft": eft}, params, runtime)
     click.echo(
         f"sft: {len(questions)} judged questions, {dropped_questions} dropped as longer than "
         f"{eft_settings.max_length} tokens; {len(rows)} rows, {dropped} dropped as longer than {settings.max_length}"

@@ -128,14 +128,14 @@ def test_a_token_budget_changes_no_row(
     )
 
 
-def test_without_a_budget_batches_take_half_of_the_free_memory(
+def test_without_a_budget_batches_take_the_power_of_two_within_half_of_the_free_memory(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Memory:
         available = 2 * 1000 * (2 * 2 * 2 * 8 * 4)  # keys and values x layers x heads x width x bytes
 
     monkeypatch.setattr(psutil, "virtual_memory", Memory)
-    assert TorchGenerator(model, tokenizer, 8).max_batch_tokens == 1000
+    assert TorchGenerator(model, tokenizer, 8).max_batch_tokens == 512
 
 
 OUT_OF_MEMORY = {

@@ -13,6 +13,7 @@ from stages.lib.errors import InputError
 from stages.lib.generation import Generator
 from stages.lib.models import AdapterStack
 from stages.lib.params import Settings
+from stages.lib.resume import Work
 from stages.lib.runtime import RuntimeSettings
 from stages.lib.torch_generator import BFloat16Generator, TorchGenerator, this_process
 
@@ -41,41 +42,49 @@ class GenerationSettings(Settings):
 
 @contextmanager
 def _transformers(
-    settings: GenerationSettings, runtime: RuntimeSettings, name: str, kind: type[TorchGenerator] = TorchGenerator
+    settings: GenerationSettings,
+    runtime: RuntimeSettings,
+    name: str,
+    work: Work | None,
+    kind: type[TorchGenerator] = TorchGenerator,
 ) -> Iterator[Generator]:
     process = this_process()
     stack = AdapterStack(BASE, runtime)
     stack.add(name, Path("models") / name)
     with stack.using(name) as model:
-        yield kind(model, stack.tokenizer, runtime.batch_size, settings.max_batch_tokens, process)
+        yield kind(model, stack.tokenizer, runtime.batch_size, settings.max_batch_tokens, process, work, name)
     if process is not None:
         process.destroy_process_group()
 
 
-def _bfloat16(settings: GenerationSettings, runtime: RuntimeSettings, name: str) -> AbstractContextManager[Generator]:
+def _bfloat16(
+    settings: GenerationSettings, runtime: RuntimeSettings, name: str, work: Work | None
+) -> AbstractContextManager[Generator]:
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if runtime.torch_device.type != "cpu" or runtime.dtype != "float32" or not fast:
         raise InputError(
             "params.yaml: generation.backend: bfloat16 is for runtime.dtype float32 on a CPU that multiplies bfloat16 "
             f"(here: {runtime.dtype} on {runtime.torch_device}{'' if fast else ', which does not'}); set transformers"
         )
-    return _transformers(settings, runtime, name, BFloat16Generator)
+    return _transformers(settings, runtime, name, work, BFloat16Generator)
 
 
 @contextmanager
-def _vllm(settings: GenerationSettings, runtime: RuntimeSettings, name: str) -> Iterator[Generator]:
+def _vllm(settings: GenerationSettings, runtime: RuntimeSettings, name: str, work: Work | None) -> Iterator[Generator]:
     _require("vllm")
     from stages.lib.vllm_generator import VLLMGenerator  # noqa: PLC0415 (an extra)
 
-    yield VLLMGenerator(BASE, Path("models") / name, runtime)
+    yield VLLMGenerator(BASE, Path("models") / name, runtime, work)
 
 
 @contextmanager
-def _openai(settings: GenerationSettings, runtime: RuntimeSettings, name: str) -> Iterator[Generator]:
+def _openai(
+    settings: GenerationSettings, runtime: RuntimeSettings, name: str, work: Work | None
+) -> Iterator[Generator]:
     _require("openai")
     from stages.lib.openai_generator import OpenAIGenerator  # noqa: PLC0415 (an extra)
 
-    yield OpenAIGenerator(BASE, name, **settings.openai.model_dump())
+    yield OpenAIGenerator(BASE, name, **settings.openai.model_dump(), work=work)
 
 
 def _require(extra: str) -> None:
@@ -95,7 +104,9 @@ BACKENDS: dict[str, Callable[..., AbstractContextManager[Generator]]] = {
 
 
 @contextmanager
-def open_generator(settings: GenerationSettings, runtime: RuntimeSettings, name: str) -> Iterator[Generator]:
+def open_generator(
+    settings: GenerationSettings, runtime: RuntimeSettings, name: str, work: Work | None = None
+) -> Iterator[Generator]:
     """Yield models/<name>, or what stands for it on a server, as a generator of the backend that is set."""
-    with BACKENDS[settings.backend](settings, runtime, name) as generator:
+    with BACKENDS[settings.backend](settings, runtime, name, work) as generator:
         yield generator

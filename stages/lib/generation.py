@@ -4,6 +4,7 @@ A `Generator` is one model that writes; `stages.lib.backends` opens one by name.
 and its seed: neither the order of the prompts nor another row's random numbers change it.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -14,11 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import click
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from stages.lib.errors import InputError
 from stages.lib.records import FinishReason
+from stages.lib.resume import Rows, Work
 from stages.lib.runtime import is_main_process
 from stages.lib.sampling import SamplingParams
 
@@ -33,16 +36,20 @@ class Completion:
 
 
 class Progress:
-    """A bar that counts rows and shows tokens a second; without a description it is not shown.
+    """A bar that counts rows, from those `recovered` of a run that was stopped, and shows tokens a second.
+
+    Without a description it is not shown.
 
     At its end, what was done and how fast is appended to `.align/log/generation.jsonl`, a file that no stage reads.
     """
 
-    def __init__(self, total: int, description: str | None, backend: str) -> None:
+    def __init__(self, total: int, description: str | None, backend: str, recovered: int = 0) -> None:
         if not is_main_process():
             description = None
-        self.bar = tqdm(total=total, desc=description, unit="row", disable=description is None)
-        self.description, self.backend, self.total = description, backend, total
+        if description is not None and recovered:
+            click.echo(f"{description}: {recovered} of {total} rows were finished before, the others follow")
+        self.bar = tqdm(total=total, initial=recovered, desc=description, unit="row", disable=description is None)
+        self.description, self.backend, self.recovered = description, backend, recovered
         self.tokens, self.halvings, self.begin = 0, 0, time.perf_counter()
 
     def update(self, rows: int = 0, tokens: int = 0) -> None:
@@ -65,7 +72,8 @@ class Progress:
             "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "description": self.description,
             "backend": self.backend,
-            "rows": self.bar.n,
+            "rows": self.bar.n - self.recovered,
+            "recovered": self.recovered,
             "tokens": self.tokens,
             "seconds": round(seconds, 3),
             "tokens_per_second": round(self.tokens / seconds, 1),
@@ -83,12 +91,16 @@ class Generator(ABC):
     Args:
         tokenizer: its tokenizer.
         max_length: tokens that it can read and write together; None where that is not known.
+        work: where finished rows are kept until the stage has succeeded; None: nowhere.
+        name: of the model, in `work`.
     """
 
     backend: str
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
-        self.tokenizer, self.max_length = tokenizer, max_length
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int | None, work: Work | None = None, name: str = ""
+    ) -> None:
+        self.tokenizer, self.max_length, self.work, self.name = tokenizer, max_length, work, name
 
     def generate(
         self,
@@ -115,8 +127,11 @@ class Generator(ABC):
         self._check_lengths(prompts, sampling.max_new_tokens)
         if not prompts:
             return []
-        with Progress(len(prompts) * n, description, self.backend) as progress:
-            return self._generate(prompts, sampling, seeds, n, progress)
+        rows = self._rows("generate", prompts, vars(sampling), seeds, n)
+        with Progress(len(prompts) * n, description, self.backend, len(rows)) as progress:
+            self._generate(prompts, sampling, seeds, n, progress, rows)
+        found = [Completion(*rows[number]) for number in range(len(prompts) * n)]
+        return [found[i : i + n] for i in range(0, len(found), n)]
 
     def next_token_logprobs(
         self, prompts: Sequence[list[int]], token_ids: Sequence[int], *, description: str | None = None
@@ -129,18 +144,34 @@ class Generator(ABC):
         self._check_lengths(prompts, 1)
         if not prompts:
             return []
-        with Progress(len(prompts), description, self.backend) as progress:
-            return self._next_token_logprobs(prompts, token_ids, progress)
+        rows = self._rows("logprobs", prompts, list(token_ids))
+        with Progress(len(prompts), description, self.backend, len(rows)) as progress:
+            self._next_token_logprobs(prompts, token_ids, progress, rows)
+        return [rows[i] for i in range(len(prompts))]
 
     @abstractmethod
     def _generate(
-        self, prompts: Sequence[list[int]], sampling: SamplingParams, seeds: Sequence[int], n: int, progress: Progress
-    ) -> list[list[Completion]]: ...
+        self,
+        prompts: Sequence[list[int]],
+        sampling: SamplingParams,
+        seeds: Sequence[int],
+        n: int,
+        progress: Progress,
+        rows: Rows,
+    ) -> None:
+        """Finish all of `rows` that are missing: sample k of prompt i is row i * n + k, `as_row` of a completion."""
 
     @abstractmethod
     def _next_token_logprobs(
-        self, prompts: Sequence[list[int]], token_ids: Sequence[int], progress: Progress
-    ) -> list[list[float]]: ...
+        self, prompts: Sequence[list[int]], token_ids: Sequence[int], progress: Progress, rows: Rows
+    ) -> None:
+        """Finish all of `rows` that are missing, one a prompt: a list of log-probabilities."""
+
+    def _rows(self, *request: Any) -> Rows:
+        if self.work is None:
+            return Rows()
+        text = json.dumps([self.name, *request], sort_keys=True)
+        return self.work.rows(hashlib.sha256(text.encode()).hexdigest()[:16])
 
     def completion(self, ids: list[int]) -> Completion:
         """Return the completion that consists of `ids`."""
@@ -161,7 +192,6 @@ class Generator(ABC):
             )
 
 
-def merged(parts: Sequence[dict[int, Any]]) -> list[Any]:
-    """Return the values of disjoint dictionaries of row numbers, in the order of the rows."""
-    rows = {i: value for part in parts for i, value in part.items()}
-    return [rows[i] for i in range(len(rows))]
+def as_row(completion: Completion) -> list[Any]:
+    """Return a completion as JSON holds it."""
+    return [completion.token_ids, completion.text, completion.finish_reason]

@@ -9,14 +9,19 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
+from stages.lib.resume import Work
 from stages.lib.tokenization import encode_completion, encode_user
-from stages.lib.training import TrainingSettings, train
+from stages.lib.training import Resumable, TrainingSettings, train
 
 
 class SFTSettings(TrainingSettings):
     """Section `sft` of params.yaml."""
 
     eft_share: float = Field(ge=0, lt=1)
+
+
+class ResumableSFTTrainer(Resumable, SFTTrainer):
+    """TRL's, with checkpoints of our own."""
 
 
 def encode_instruction(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> dict[str, Any]:
@@ -32,12 +37,13 @@ def instruction_tune(
     rows: list[dict[str, Any]],
     arguments: dict[str, Any],
     history: Path,
+    work: Work | None = None,
 ) -> None:
     """Train `model` on rows of `encode_instruction`, with `TrainingSettings.arguments`; write the history."""
-    trainer = SFTTrainer(
+    trainer = ResumableSFTTrainer(
         model=model,
         args=SFTConfig(**arguments, max_length=None, completion_only_loss=True),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
-    train(trainer, history)
+    train(trainer, history, work)

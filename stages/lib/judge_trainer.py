@@ -14,7 +14,7 @@ from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from stages.lib.batching import common_prefix
 from stages.lib.errors import InputError
@@ -22,6 +22,7 @@ from stages.lib.judging import DIGITS, SCORE_PREFIX, judge_request
 from stages.lib.losses import judge_loss
 from stages.lib.records import Judgement
 from stages.lib.tokenization import encode_choices
+from stages.lib.training import Resumable
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def judged_questions(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Judgemen
     return list(questions.values())
 
 
-class JudgeTrainer(Trainer):
+class JudgeTrainer(Resumable):
     """Trains a causal LM to put the right digit after `score: `, and to rank the responses of a question.
 
     Examples come from `judged_questions`; `per_device_train_batch_size` counts questions. The adapter's B matrices,

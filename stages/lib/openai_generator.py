@@ -7,23 +7,23 @@ the server wants one, is read from OPENAI_API_KEY.
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from openai import APIConnectionError, APIStatusError, OpenAI
 from openai.types import Completion as Reply
 from transformers import AutoConfig
 
 from stages.lib.errors import InputError
-from stages.lib.generation import Completion, Generator, Progress
+from stages.lib.generation import Completion, Generator, Progress, as_row
 from stages.lib.models import load_tokenizer
+from stages.lib.resume import Rows, Work
 from stages.lib.runtime import row_seed
 from stages.lib.sampling import SamplingParams
 from stages.lib.tokenization import encode_completion
 
 MAX_SEED = 2**31 - 1  # of servers that keep it in 32 bits
-T = TypeVar("T")
 
 
 class OpenAIGenerator(Generator):
@@ -54,8 +54,9 @@ class OpenAIGenerator(Generator):
         concurrency: int,
         timeout: float,
         max_retries: int,
+        work: Work | None = None,
     ) -> None:
-        super().__init__(load_tokenizer(base), AutoConfig.from_pretrained(base).max_position_embeddings)
+        super().__init__(load_tokenizer(base), AutoConfig.from_pretrained(base).max_position_embeddings, work, name)
         self.base_url, self.model, self.dialect, self.concurrency = (
             base_url,
             model.format(name=name),
@@ -66,9 +67,15 @@ class OpenAIGenerator(Generator):
         self.client = OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=max_retries)
 
     def _generate(
-        self, prompts: Sequence[list[int]], sampling: SamplingParams, seeds: Sequence[int], n: int, progress: Progress
-    ) -> list[list[Completion]]:
-        def ask(request: tuple[list[int], int]) -> Completion:
+        self,
+        prompts: Sequence[list[int]],
+        sampling: SamplingParams,
+        seeds: Sequence[int],
+        n: int,
+        progress: Progress,
+        rows: Rows,
+    ) -> None:
+        def ask(request: tuple[list[int], int]) -> list[Any]:
             prompt, seed = request
             extra: dict[str, Any] = {}
             if self.dialect == "vllm":
@@ -85,18 +92,17 @@ class OpenAIGenerator(Generator):
             choice = reply.choices[0]
             ids = getattr(choice, "token_ids", None)
             if self.dialect == "vllm" and ids:
-                return self.completion(ids)
+                return as_row(self.completion(ids))
             reason: Literal["stop", "length"] = "length" if choice.finish_reason == "length" else "stop"
-            return Completion(encode_completion(self.tokenizer, choice.text, reason), choice.text, reason)
+            return as_row(Completion(encode_completion(self.tokenizer, choice.text, reason), choice.text, reason))
 
         # A request for each sample, so that each has its own seed.
         requests = [(prompt, row_seed(seed, k)) for prompt, seed in zip(prompts, seeds, strict=True) for k in range(n)]
-        rows = self._map(ask, requests, lambda row: progress.update(1, len(row.token_ids)))
-        return [rows[i : i + n] for i in range(0, len(rows), n)]
+        self._map(ask, requests, rows, lambda row: progress.update(1, len(row[0])))
 
     def _next_token_logprobs(
-        self, prompts: Sequence[list[int]], token_ids: Sequence[int], progress: Progress
-    ) -> list[list[float]]:
+        self, prompts: Sequence[list[int]], token_ids: Sequence[int], progress: Progress, rows: Rows
+    ) -> None:
         def ask(prompt: list[int]) -> list[float]:
             extra: dict[str, Any] = {}
             if self.dialect == "vllm":
@@ -116,7 +122,7 @@ class OpenAIGenerator(Generator):
             # Servers list the most likely tokens only: what is not among them counts as impossible.
             return [found.get(name, -math.inf) for name in names]
 
-        return self._map(ask, prompts, lambda _: progress.update(1, 1))
+        self._map(ask, prompts, rows, lambda _: progress.update(1, 1))
 
     def _ask(self, prompt: list[int], **settings: Any) -> Reply:
         sent = prompt if self.dialect == "vllm" else self._text(prompt)
@@ -144,14 +150,14 @@ class OpenAIGenerator(Generator):
             )
         return text
 
-    def _map(self, ask: Callable[[Any], T], requests: Sequence[Any], done: Callable[[T], None]) -> list[T]:
-        rows: list[T] = []
+    def _map(self, ask: Callable[[Any], Any], requests: Sequence[Any], rows: Rows, done: Callable[[Any], None]) -> None:
+        """Finish the rows that are missing, each as soon as its reply is there."""
         with ThreadPoolExecutor(self.concurrency) as pool:
+            futures = {pool.submit(ask, request): i for i, request in enumerate(requests) if i not in rows}
             try:
-                for row in pool.map(ask, requests):
-                    done(row)
-                    rows.append(row)
+                for future in as_completed(futures):
+                    rows.finish({futures[future]: future.result()})
+                    done(future.result())
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # what has not begun need not
                 raise
-        return rows

@@ -1,8 +1,8 @@
 """Finished work of a long stage, kept while it runs: a run that was killed goes on from there.
 
 It lies at .align/resume/<stage>/<identity>/ under DVC's root (that of the main workspace, in an experiment's temporary
-one too): rows that were generated, in `rows-<process>.jsonl`, and checkpoints of training. The identity is a hash of all
-that the result follows from (params, inputs, code, versions), so that a run with anything changed starts anew.
+one too): rows that were generated, in `rows-<process>.jsonl`, and checkpoints of training. The identity is a hash of
+all that the result follows from (params, inputs, code, versions), so that a run with anything changed starts anew.
 """
 
 import fcntl
@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -97,8 +98,9 @@ class Work:
 
     def rows(self, request: str) -> Rows:
         """Return the rows of a request that are finished, to which more can be added."""
-        self._folder = self.folder
-        return self._rows.setdefault(request, Rows(lambda rows: self._record(request, rows)))
+        if self._folder is None:
+            self._open()
+        return self._rows.setdefault(request, Rows(partial(self._record, request)))
 
     def checkpoint(self) -> "Checkpoint":
         """Return the stage's checkpoint."""
@@ -131,7 +133,7 @@ class Work:
         for path in sorted(folder.glob("rows-*.jsonl")):
             whole = 0
             for size, request, rows in _finished(path):
-                self._rows.setdefault(request, Rows(lambda rows, name=request: self._record(name, rows))).update(rows)
+                self._rows.setdefault(request, Rows(partial(self._record, request))).update(rows)
                 whole += size
             if path == own:
                 os.truncate(own, whole)  # a line that a kill cut off would spoil the next

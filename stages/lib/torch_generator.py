@@ -21,7 +21,8 @@ from transformers.cache_utils import DynamicLayer
 from stages.lib.batching import common_prefix, cut_batches, left_pad, positions
 from stages.lib.errors import InputError
 from stages.lib.frozen_linears import frozen_linears
-from stages.lib.generation import Completion, Generator, Progress, merged
+from stages.lib.generation import Generator, Progress, as_row
+from stages.lib.resume import Rows, Work
 from stages.lib.runtime import row_seed
 from stages.lib.sampling import SamplingParams, sample_tokens
 
@@ -39,6 +40,7 @@ class TorchGenerator(Generator):
         batch_size: rows (prompts x n) decoded or scored together, at most (n, if that is more).
         max_batch_tokens: tokens of a batch, padding and new ones among them; None: as many as memory holds.
         process: the share of this process; None where there is but one.
+        work, name: see `Generator`.
     """
 
     backend = "transformers"
@@ -51,9 +53,11 @@ class TorchGenerator(Generator):
         batch_size: int,
         max_batch_tokens: int | None = None,
         process: PartialState | None = None,
+        work: Work | None = None,
+        name: str = "",
     ) -> None:
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        super().__init__(tokenizer, limit)
+        super().__init__(tokenizer, limit, work, name)
         self.model, self.batch_size = model, batch_size
         self.process = process
         budgets: list[int] = [max_batch_tokens or tokens_in_memory(model)]
@@ -64,30 +68,36 @@ class TorchGenerator(Generator):
 
     @torch.no_grad()
     def _generate(
-        self, prompts: Sequence[list[int]], sampling: SamplingParams, seeds: Sequence[int], n: int, progress: Progress
-    ) -> list[list[Completion]]:
+        self,
+        prompts: Sequence[list[int]],
+        sampling: SamplingParams,
+        seeds: Sequence[int],
+        n: int,
+        progress: Progress,
+        rows: Rows,
+    ) -> None:
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i], seeds[i]))
         lengths = [n * (len(prompt) + sampling.max_new_tokens) for prompt in prompts]
         batches = cut_batches(
-            order, lengths, max(1, self.batch_size // n), max_tokens=self.max_batch_tokens, max_ratio=float("inf")
+            order, lengths, max(1, self.batch_size // n), max_tokens=self._budget(), max_ratio=float("inf")
         )
 
-        def decode(batch: list[int]) -> list[list[Completion]]:
-            rows = self._decode([prompts[i] for i in batch], sampling, [seeds[i] for i in batch], n, progress)
-            return [[self.completion(ids) for ids in rows[i * n : (i + 1) * n]] for i in range(len(batch))]
+        def decode(batch: list[int]) -> list[list[Any]]:
+            decoded = self._decode([prompts[i] for i in batch], sampling, [seeds[i] for i in batch], n, progress)
+            return [as_row(self.completion(ids)) for ids in decoded]
 
         with frozen_linears(self.model, self.dtype):
-            return self._map(batches, decode, progress)
+            self._map(batches, decode, progress, rows, n)
 
     @torch.no_grad()
     def _next_token_logprobs(
-        self, prompts: Sequence[list[int]], token_ids: Sequence[int], progress: Progress
-    ) -> list[list[float]]:
+        self, prompts: Sequence[list[int]], token_ids: Sequence[int], progress: Progress, rows: Rows
+    ) -> None:
         shared = common_prefix(prompts)
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
         # The shared part is copied for each row, so the budget holds whole prompts; padding is of the rest alone.
-        rows = max(1, min(self.batch_size, self.max_batch_tokens // len(prompts[order[-1]])))
-        batches = cut_batches(order, [len(prompt) - shared for prompt in prompts], rows)
+        max_rows = max(1, min(self.batch_size, self._budget() // len(prompts[order[-1]])))
+        batches = cut_batches(order, [len(prompt) - shared for prompt in prompts], max_rows)
         prefix = self._new_cache()
 
         def score(batch: list[int]) -> list[list[float]]:
@@ -111,25 +121,36 @@ class TorchGenerator(Generator):
             if shared:
                 ids = torch.tensor([prompts[0][:shared]], device=self.model.device)
                 self.model(input_ids=ids, past_key_values=prefix, logits_to_keep=1)
-            return self._map(batches, score, progress)
+            self._map(batches, score, progress, rows, 1)
 
     def _map(
-        self, batches: Iterator[list[int]], function: Callable[[list[int]], list[Any]], progress: Progress
-    ) -> list[Any]:
-        """Apply `function` to this process's share of the batches, and return the rows of all processes in order.
+        self,
+        batches: Iterator[list[int]],
+        function: Callable[[list[int]], list[Any]],
+        progress: Progress,
+        rows: Rows,
+        n: int,
+    ) -> None:
+        """Finish the rows of this process's share of the batches, n of each prompt in it, and take over the others'.
 
-        The batches are the same however many processes there are. One that does not fit into memory is halved.
+        The batches are the same however many processes there are, and wherever a run was stopped before. One that does
+        not fit into memory is halved.
         """
         number, count = (self.process.process_index, self.process.num_processes) if self.process else (0, 1)
-        cut = list(batches)
-        waiting = cut[number::count][::-1]
-        progress.bar.total = progress.total * sum(map(len, waiting)) // max(1, sum(map(len, cut)))
-        done: dict[int, Any] = {}
+        waiting = list(batches)[number::count][::-1]
+        numbers = {i: range(i * n, (i + 1) * n) for batch in waiting for i in batch}
+        progress.bar.total = progress.bar.n + sum(k not in rows for parts in numbers.values() for k in parts)
         while waiting:
             batch = waiting.pop()
+            finished = [numbers[i][0] in rows for i in batch]
+            if all(finished):
+                continue
+            if any(finished):  # it had been halved when the run was stopped
+                waiting += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+                continue
             before = progress.bar.n
             try:
-                done |= zip(batch, function(batch), strict=True)
+                values = function(batch)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
@@ -141,6 +162,8 @@ class TorchGenerator(Generator):
                 progress.bar.n = before
                 progress.halvings += 1
                 waiting += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+            else:
+                rows.finish(dict(zip((k for i in batch for k in numbers[i]), values, strict=True)))
             if progress.halvings and self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
         if progress.halvings:
@@ -149,7 +172,16 @@ class TorchGenerator(Generator):
                 "lower runtime.batch_size or set generation.max_batch_tokens",
                 err=True,
             )
-        return merged(gather_object([done]) if count > 1 else [done])
+        if count > 1:
+            for theirs in gather_object([dict(rows)]):
+                rows.update(theirs)
+
+    def _budget(self) -> int:
+        """Return how many tokens a batch may have: what it was at first, where this run goes on from another."""
+        budget = self.work.rows("max_batch_tokens") if self.work else Rows()
+        if 0 not in budget:
+            budget.finish({0: self.max_batch_tokens})
+        return int(budget[0])
 
     def _decode(
         self, prompts: list[list[int]], sampling: SamplingParams, seeds: list[int], n: int, progress: Progress
@@ -258,7 +290,10 @@ def this_process() -> PartialState | None:
 
 
 def tokens_in_memory(model: PreTrainedModel) -> int:
-    """Return for how many tokens there is memory: what is free, and what a token's keys and values take."""
+    """Return for how many tokens there is memory: what is free, and what a token's keys and values take.
+
+    It is rounded down to a power of two, so that a little more or less free memory does not cut other batches.
+    """
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -266,7 +301,7 @@ def tokens_in_memory(model: PreTrainedModel) -> int:
     free = (
         torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else psutil.virtual_memory().available
     )
-    return max(1, int(MEMORY_SHARE * free / size))
+    return 1 << max(0, int(MEMORY_SHARE * free / size).bit_length() - 1)
 
 
 def _out_of_memory(error: Exception) -> bool:
