@@ -18,6 +18,7 @@ from stages.lib.judge_report import drift
 from stages.lib.loop_report import loop_row, score_histogram, score_rows
 from stages.lib.metrics import bootstrap_interval, mean, win_rate
 from stages.lib.params import Params
+from stages.lib.recorded import drop_recorded
 from stages.lib.records import AnchorScore, Answer, TrainingSample, read_rows
 from stages.lib.templates import render
 
@@ -146,6 +147,7 @@ def main(data_dir: Path) -> None:
         samples=samples,
     )
     write_text(out / "report.md", report + "\n")
+    drop_recorded()  # the last long stage is recorded by now
     click.echo(f"summary: {', '.join(models)} -> {out / 'report.md'}")
 
 

@@ -124,6 +124,7 @@ def test_no_stage_imports_a_stage_and_the_library_imports_no_stage() -> None:
 PURE = {
     "errors",
     "files",
+    "recorded",
     "params",
     "records",
     "templates",

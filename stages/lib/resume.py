@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,15 +26,11 @@ from stages.lib.errors import InputError
 from stages.lib.files import replacing, sha256, write_json
 from stages.lib.params import Params
 from stages.lib.provenance import code_hash, environment
+from stages.lib.recorded import DONE_FILE, drop_recorded, release, resume_root
 from stages.lib.runtime import RuntimeSettings, is_main_process
 
 IDENTITY_FILE = "identity.json"
 COST_SHARE = 0.01  # of the time, for checkpoints
-
-
-def resume_root() -> Path:
-    """Return the folder of all unfinished work."""
-    return Path(os.environ.get("DVC_ROOT", ".")) / ".align" / "resume"
 
 
 class Rows(dict[int, Any]):
@@ -52,7 +47,9 @@ class Rows(dict[int, Any]):
 
 
 class Work:
-    """The finished work of one stage. `with Work(...) as work:` deletes it once the block has succeeded.
+    """The finished work of one stage. Once a block `with Work(...) as work:` has succeeded, it is deleted.
+
+    If DVC runs the stage it is kept until DVC has recorded the outputs; see `stages.lib.recorded`.
 
     Nothing is read or written before the first `rows`, `checkpoint` or `folder`: by then all code is imported.
 
@@ -84,7 +81,7 @@ class Work:
         if self._stream is not None:
             self._stream.close()
         if kind is None and self._folder is not None and is_main_process():
-            shutil.rmtree(self._folder)
+            release(self._folder)
         if self._lock is not None:
             self._lock.close()
 
@@ -126,9 +123,11 @@ class Work:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         folder = resume_root() / self.stage / digest
         process = int(os.environ.get("RANK", "0"))
+        drop_recorded()
         self._lock = _lock(folder / f"lock-{process}", self.stage)
-        if not (folder / IDENTITY_FILE).exists() and is_main_process():
+        if is_main_process():
             write_json(folder / IDENTITY_FILE, identity)
+            (folder / DONE_FILE).unlink(missing_ok=True)
         own = folder / f"rows-{process}.jsonl"
         for path in sorted(folder.glob("rows-*.jsonl")):
             whole = 0

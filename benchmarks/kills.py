@@ -1,0 +1,239 @@
+"""Kill the whole run at random moments, go on each time, and compare every output with a run that nobody killed.
+
+`python -m benchmarks.kills WORKSPACE` takes clones of the committed project with a tiny random model, `--model default`
+the base model of params.yaml. For each seed one clone runs `dvc repro` undisturbed; in the other, DVC and its stage get
+SIGKILL while a stage drawn at random runs, at a moment drawn from the time that it took in the first, and `dvc repro`
+follows. The last line is a JSON object: `kills`, `equal` (kills after which the outputs of the stage that was hit have
+the hashes of the undisturbed run), `rows_repeated` (rows that were on disk when a kill came and were computed again), `rows_in_flight` (rows that had been
+computed and not yet written when a kill came: those of the batch under way, which are computed again).
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+from ruamel.yaml import YAML
+
+from benchmarks.workspace import ROOT, write_params
+from tests.conftest import build_tiny_source
+from tests.test_repro import SMALL
+
+# More batches, steps and updates than the tests need: a kill shall fall between two of them. The rates are so small
+# that the model stays random: one that has learned a little writes no prompt that ends.
+TESTED: dict[str, Any] = dict(SMALL)
+TINY: dict[str, Any] = TESTED | {
+    "runtime": {"num_threads": 1, "batch_size": 4},
+    "base_model": {"source": "data/tiny"},
+    "eft": TESTED["eft"] | {"num_train_epochs": 0.5, "learning_rate": 1e-6},
+    "sft": TESTED["sft"] | {"num_train_epochs": 1, "learning_rate": 1e-6},
+    "generate_prompts": TESTED["generate_prompts"] | {"num_prompts": 16},
+    "generate_responses": TESTED["generate_responses"] | {"num_responses": 4, "max_new_tokens": 96},
+    "dpo": TESTED["dpo"] | {"per_device_train_batch_size": 1, "num_train_epochs": 3, "learning_rate": 1e-6},
+    "reward_model": TESTED["reward_model"] | {"per_device_train_batch_size": 2, "num_train_epochs": 1},
+    "ppo": TESTED["ppo"] | {"num_updates": 12},
+    "evaluate": TESTED["evaluate"] | {"max_new_tokens": 48},
+}
+# Notes each batch that was computed, before it is recorded: where, which request, which rows.
+TRACE = """
+
+_map = TorchGenerator._map
+
+
+def _traced_map(self, batches, function, progress, rows, n):
+    import json
+
+    def traced(batch):
+        values = function(batch)
+        if rows.record is not None:
+            numbers = [i * n + k for i in batch for k in range(n)]
+            with open(os.environ["ALIGN_TRACE"], "a") as stream:
+                stream.write(json.dumps([os.environ["DVC_STAGE"], rows.record.args[0], numbers]) + "\\n")
+        return values
+
+    _map(self, batches, traced, progress, rows, n)
+
+
+TorchGenerator._map = _traced_map
+"""
+Row = tuple[str, str, int]  # stage, request, number
+
+
+@dataclass
+class Kill:
+    """One kill: which stage was running, and which rows were finished."""
+
+    stage: str | None
+    seconds: float
+    finished: set[Row]
+    trace_size: int
+
+
+@dataclass
+class Clone:
+    """A clone of the project, and `dvc repro` in it."""
+
+    path: Path
+    durations: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def trace(self) -> Path:
+        """The file that `TRACE` writes."""
+        return self.path.parent / f"{self.path.name}.trace"
+
+    @property
+    def log(self) -> Path:
+        """What `dvc repro` has said."""
+        return self.path.parent / f"{self.path.name}.log"
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start `dvc repro` in a process group of its own."""
+        environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "ALIGN_TRACE": str(self.trace),
+            "DVC_NO_ANALYTICS": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+        with self.log.open("ab") as stream:
+            return subprocess.Popen(
+                ["dvc", "repro"],
+                cwd=self.path,
+                env=environment,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def run(self, until: Callable[[str], float | None] = lambda stage: None) -> Kill | None:
+        """Reproduce. When `until` gives seconds for a stage that has begun, kill all after them; None: it finished."""
+        read = self.log.stat().st_size if self.log.exists() else 0
+        process = self.start()
+        stage, since, moment = None, time.monotonic(), None
+        while process.poll() is None:
+            time.sleep(0.01)
+            whole, _, _ = self.log.read_bytes()[read:].rpartition(b"\n")
+            read += len(whole)
+            for line in whole.decode(errors="replace").splitlines():
+                if line.startswith("Running stage '"):
+                    now = time.monotonic()
+                    if stage is not None:
+                        self.durations.setdefault(stage, now - since)
+                    stage, since = line.split("'")[1], now
+                    if moment is None and (wait := until(stage)) is not None:
+                        moment = now + wait
+            if moment is not None and time.monotonic() >= moment:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                size = self.trace.stat().st_size if self.trace.exists() else 0
+                return Kill(stage, time.monotonic() - since, self.finished(), size)
+        if process.returncode:
+            raise click.ClickException(f"dvc repro failed, see {self.log}")
+        if stage is not None:
+            self.durations.setdefault(stage, time.monotonic() - since)
+        return None
+
+    def finished(self) -> set[Row]:
+        """Return the rows that are on disk, by the files themselves; a line without an end is none."""
+        rows = set()
+        for file in (self.path / ".align/resume").rglob("rows-*.jsonl"):
+            for line in file.read_text().splitlines(keepends=True):
+                if line.endswith("\n"):
+                    request, values = json.loads(line)
+                    rows |= {(file.parent.parent.name, request, number) for number, _ in values}
+        return rows
+
+    def computed(self, after: int = 0) -> list[Row]:
+        """Return the rows that were computed since the trace had a size."""
+        if not self.trace.exists():
+            return []
+        found = map(json.loads, self.trace.read_bytes()[after:].splitlines())
+        return [(_work_name(stage), request, number) for stage, request, numbers in found for number in numbers]
+
+    def outs(self) -> dict[str, dict[str, str]]:
+        """Return the hash of each output of each stage, from dvc.lock."""
+        lock = YAML(typ="safe").load((self.path / "dvc.lock").read_text(encoding="utf-8"))
+        return {name: {out["path"]: out["md5"] for out in entry["outs"]} for name, entry in lock["stages"].items()}
+
+
+def _work_name(stage: str) -> str:
+    return stage.replace("evaluate_iteration@", "evaluate@")
+
+
+def make_clone(path: Path, seed: int, model: str) -> Clone:
+    """Clone the committed project with this seed; the lock file goes, so that everything runs."""
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(path)], check=True)
+    (path / "dvc.lock").unlink()
+    changes: dict[str, Any] = {"seed": seed}
+    if model == "tiny":
+        build_tiny_source(path / "data/tiny")
+        changes |= TINY
+    write_params(path, changes)
+    with (path / "stages/lib/torch_generator.py").open("a", encoding="utf-8") as stream:
+        stream.write(TRACE)
+    return Clone(path)
+
+
+@click.command(help=__doc__)
+@click.argument("workspace", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--kills", default=30, show_default=True, help="How many, over all seeds.")
+@click.option("--seeds", default=3, show_default=True, help="Pairs of runs, at least.")
+@click.option("--model", type=click.Choice(["tiny", "default"]), default="tiny", show_default=True)
+@click.option("--draw", default=0, show_default=True, help="The seed of stages and moments.")
+def main(workspace: Path, kills: int, seeds: int, model: str, draw: int) -> None:
+    """Run it."""
+    workspace.mkdir(parents=True)
+    rng = random.Random(draw)
+    equal, repeated, recovered, twice, hit = 0, 0, 0, 0, list[str]()
+    number = 0
+    while len(hit) < kills:
+        seed, number = 17 + number, number + 1
+        plain = make_clone(workspace / f"{seed}-plain", seed, model)
+        plain.run()
+        stages = list(plain.durations)
+        click.echo(f"seed {seed}: undisturbed run, {len(stages)} stages, {sum(plain.durations.values()):.0f} s")
+        clone = make_clone(workspace / f"{seed}-killed", seed, model)
+        share = min(kills - len(hit), -(-kills // seeds))
+        # Long stages are hit more often, as they would be.
+        targets = sorted(
+            rng.choices(stages, weights=list(plain.durations.values()), k=share), key=lambda name: stages.index(name)
+        )
+        done: list[Kill] = []
+        for target in targets:
+            # If a kill that was late has let the target finish, the stage that runs next is hit.
+            late = stages[stages.index(target) :]
+            waits = {name: rng.uniform(0, plain.durations[name]) for name in late}
+            killed = clone.run(waits.get)
+            if killed is None:
+                break
+            click.echo(f"  killed in {killed.stage} after {killed.seconds:.1f} s, {len(killed.finished)} rows on disk")
+            done.append(killed)
+        clone.run()
+        expected, found = plain.outs(), clone.outs()
+        for killed in done:
+            repeated += len(killed.finished & set(clone.computed(killed.trace_size)))
+            recovered += len(killed.finished)
+            hit.append(str(killed.stage))
+            name = str(killed.stage)
+            equal += expected[name] == found[name]
+        rows = clone.computed()
+        twice += len(rows) - len(set(rows))
+        same = (plain.path / "dvc.lock").read_bytes() == (clone.path / "dvc.lock").read_bytes()
+        click.echo(f"  {len(done)} kills; dvc.lock {'equal to the byte' if same else 'DIFFERS'}")
+        left = list((clone.path / ".align/resume").rglob("*.jsonl"))
+        click.echo(f"  unfinished work left behind: {len(left)}")
+    result = {"kills": len(hit), "equal": equal, "rows_repeated": repeated}
+    told = {"rows_in_flight": twice - repeated, "rows_recovered": recovered}
+    stages_hit = {name: hit.count(name) for name in sorted(set(hit))}
+    click.echo(json.dumps({"model": model, "seeds": number, "stages": stages_hit} | told | result))
+
+
+if __name__ == "__main__":
+    main()
