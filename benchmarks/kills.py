@@ -4,8 +4,8 @@
 the base model of params.yaml. For each seed one clone runs `dvc repro` undisturbed; in the other, DVC and its stage get
 SIGKILL while a stage drawn at random runs, at a moment drawn from the time that it took in the first, and `dvc repro`
 follows. The last line is a JSON object: `kills`, `equal` (kills after which the outputs of the stage that was hit have
-the hashes of the undisturbed run), `rows_repeated` (rows that were on disk when a kill came and were computed again), `rows_in_flight` (rows that had been
-computed and not yet written when a kill came: those of the batch under way, which are computed again).
+the hashes of the undisturbed run), `rows_repeated` (rows that were on disk when a kill came and were computed again) and
+`rows_in_flight` (rows that a kill met computed and not yet written: those of the batch under way, computed again).
 """
 
 import json

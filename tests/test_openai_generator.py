@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -23,10 +24,13 @@ from stages.lib.errors import InputError
 from stages.lib.generation import Completion
 from stages.lib.models import load_base, load_tokenizer
 from stages.lib.openai_generator import OpenAIGenerator
+from stages.lib.params import Params
+from stages.lib.resume import Work
 from stages.lib.runtime import RuntimeSettings
 from stages.lib.sampling import SamplingParams
 from stages.lib.tokenization import encode_user
 from stages.lib.torch_generator import TorchGenerator
+from tests.conftest import REPOSITORY
 
 GREEDY = SamplingParams(max_new_tokens=12, temperature=0.0)
 SAMPLED = SamplingParams(max_new_tokens=12, temperature=1.0, top_p=0.95)
@@ -128,10 +132,14 @@ def test_a_prompt_that_is_too_long_is_counted_before_any_request(base: Path, loc
 
 
 class Dialect(BaseHTTPRequestHandler):
-    """vLLM's completions API over the reference backend; fails as often as `failures` says, with `status`."""
+    """vLLM's completions API over the reference backend.
+
+    It fails as often as `failures` says, with `status`, and always after `serves` requests, if that is not None.
+    """
 
     local: TorchGenerator
     failures = 0
+    serves: int | None = None
     status = 503
     seen: ClassVar[list[dict[str, Any]]] = []  # of the requests; each test begins with none
     keys: ClassVar[list[str | None]] = []
@@ -141,8 +149,8 @@ class Dialect(BaseHTTPRequestHandler):
         kind = type(self)
         kind.seen.append(body)
         kind.keys.append(self.headers.get("Authorization"))
-        if kind.failures:
-            kind.failures -= 1
+        if kind.failures or (kind.serves is not None and len(kind.seen) > kind.serves):
+            kind.failures = max(0, kind.failures - 1)
             return self.answer(kind.status, {"error": {"message": "busy"}})
         choice: dict[str, Any] = {"index": 0, "logprobs": None}
         if body.get("logprob_token_ids"):
@@ -175,6 +183,7 @@ class Dialect(BaseHTTPRequestHandler):
 def vllm(local: TorchGenerator, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     Dialect.local, Dialect.failures, Dialect.status, Dialect.seen, Dialect.keys = local, 0, 503, [], []
+    Dialect.serves = None
     server = ThreadingHTTPServer(("127.0.0.1", 0), Dialect)
     thread = Thread(target=server.serve_forever)
     thread.start()
@@ -201,6 +210,35 @@ def test_a_failed_request_is_tried_again_and_nothing_is_lost(vllm: str, base: Pa
     rows = connect(base, vllm, dialect="vllm", max_retries=2).generate(prompts, SAMPLED, [1, 2, 3], n=2)
     assert [len(row) for row in rows] == [2, 2, 2]
     assert len(Dialect.seen) == 6 + 2
+
+
+@pytest.mark.parametrize("kind", ["generate", "logprobs"])
+def test_a_run_whose_server_went_away_asks_for_the_missing_rows_alone(
+    kind: str,
+    vllm: str,
+    base: Path,
+    prompts: list[list[int]],
+    runtime: RuntimeSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    params = Params.read(REPOSITORY / "params.yaml")
+
+    def ask(work: Work | None) -> Any:
+        generator = connect(base, vllm, dialect="vllm", work=work)
+        if kind == "generate":
+            return generator.generate(prompts, SAMPLED, [1, 2, 3], n=2)
+        return generator.next_token_logprobs(prompts, [5, 6])
+
+    expected, rows = ask(None), len(Dialect.seen)
+    Dialect.seen, Dialect.serves = [], 2
+    with suppress(InputError), Work("judge@m1", params, runtime, []) as work:
+        ask(work)
+    Dialect.seen, Dialect.serves = [], None
+    with Work("judge@m1", params, runtime, []) as work:
+        assert ask(work) == expected
+    assert len(Dialect.seen) == rows - 2
 
 
 @pytest.mark.parametrize(("status", "says"), [(503, "answered 503"), (404, "answered 404"), (401, "answered 401")])
