@@ -4,8 +4,8 @@
 the base model of params.yaml. For each seed one clone runs `dvc repro` undisturbed; in the other, DVC and its stage get
 SIGKILL while a stage drawn at random runs, at a moment drawn from the time that it took in the first, and `dvc repro`
 follows. The last line is a JSON object: `kills`, `equal` (kills after which the outputs of the stage that was hit have
-the hashes of the undisturbed run), `rows_repeated` (rows that were on disk when a kill came and were computed again) and
-`rows_in_flight` (rows that a kill met computed and not yet written: those of the batch under way, computed again).
+the hashes of the undisturbed run), `rows_repeated` (rows that were on disk when a kill came and were computed again)
+and `rows_in_flight` (rows that a kill met computed and not yet written: those of the batch under way, computed again).
 """
 
 import json
@@ -195,11 +195,10 @@ def main(workspace: Path, kills: int, seeds: int, model: str, draw: int) -> None
     number = 0
     while len(hit) < kills:
         seed, number = 17 + number, number + 1
-        plain = make_clone(workspace / f"{seed}-plain", seed, model)
+        plain, clone = (make_clone(workspace / f"{seed}-{kind}", seed, model) for kind in ("plain", "killed"))
         plain.run()
         stages = list(plain.durations)
         click.echo(f"seed {seed}: undisturbed run, {len(stages)} stages, {sum(plain.durations.values()):.0f} s")
-        clone = make_clone(workspace / f"{seed}-killed", seed, model)
         share = min(kills - len(hit), -(-kills // seeds))
         # Long stages are hit more often, as they would be.
         targets = sorted(
