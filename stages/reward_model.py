@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 from datasets import Dataset
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
@@ -27,6 +27,7 @@ from stages.lib.models import (
     copy_tokenizer,
     load_base,
     load_tokenizer,
+    new_adapter,
     save_adapter,
     write_model_card,
 )
@@ -95,7 +96,7 @@ def fit(
     with tempfile.TemporaryDirectory() as scratch:
         settled = settings.arguments(Path(scratch), seed, runtime.torch_device.type == "cpu")
         trainer = RewardTrainer(
-            model=get_peft_model(sequence_model, lora.config(task_type="SEQ_CLS", modules_to_save=["score"])),
+            model=new_adapter(sequence_model, lora, task_type="SEQ_CLS", modules_to_save=["score"]),
             args=RewardConfig(**settled | {"max_length": None} | arguments),
             train_dataset=Dataset.from_list(list(rows)),
             processing_class=load_tokenizer(base),
@@ -154,6 +155,7 @@ def main(base: Path, train_path: Path, test_path: Path, out: Path, report: Path,
     start(runtime, params.seed)
     tokenizer = load_tokenizer(base)
     pairs = read_rows(train_path, PreferencePair)
+    test_pairs = read_rows(test_path, PreferencePair)  # before training: a bad row costs no hours
     rows = training_rows(pairs, encode_pairs(tokenizer, pairs), settings.use_margin)
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "reward_model.max_length")
 
@@ -175,7 +177,7 @@ def main(base: Path, train_path: Path, test_path: Path, out: Path, report: Path,
         bias = -math.fsum(scores) / len(scores)
         write_json(temporary / SCORE_FILE, {"score_bias": bias})
         stack.heads["reward"] = replace(stack.heads["reward"], bias=bias)
-        held_out = score_pairs(stack, read_rows(test_path, PreferencePair), runtime.batch_size, "held-out pairs")
+        held_out = score_pairs(stack, test_pairs, runtime.batch_size, "held-out pairs")
     summary = reward_report(held_out)
     write_rows(report / "test_scores.jsonl", held_out)
     write_csv(report / "calibration.csv", calibration(held_out))

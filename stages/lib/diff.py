@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stages.lib.errors import quoted
+
 Key = tuple[Any, ...]
 JsonRow = Mapping[str, Any]
 
@@ -89,7 +91,7 @@ def _index(rows: Sequence[JsonRow], key: Sequence[str], side: str) -> dict[Key, 
             ) from None
         if value in index:
             raise ValueError(
-                f"row {number} of side {side} has the key {value} of an earlier row; name more key columns"
+                f"row {number} of side {side} has the key {quoted(value)} of an earlier row; name more key columns"
             )
         index[value] = row
     return index
@@ -113,4 +115,5 @@ def _mean(values: list[float]) -> float | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # A whole number in JSON may be beyond what a float holds: no mean can be told of it.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
