@@ -74,7 +74,7 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> tuple[PreTrainedMod
         tokenizer.add_special_tokens({"pad_token": settings.pad_token})
         if len(tokenizer) > rows:
             model.resize_token_embeddings(len(tokenizer))
-    check_tokenizer(tokenizer, f"base_model.source {settings.source}")
+    check_tokenizer(tokenizer, f"params.yaml: base_model.source: {settings.source}")
     # The model must agree with the tokenizer, or generation would pad with, and stop at, other tokens.
     for config in (model.config, model.generation_config):
         config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id

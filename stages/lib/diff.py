@@ -84,7 +84,9 @@ def _index(rows: Sequence[JsonRow], key: Sequence[str], side: str) -> dict[Key, 
             value = tuple(row[column] for column in key)
             hash(value)
         except KeyError as error:
-            raise ValueError(f"row {number} of side {side} has no key column {error}") from None
+            raise ValueError(
+                f"row {number} of side {side} has no key column {error}; name columns of all rows"
+            ) from None
         except TypeError:
             raise ValueError(
                 f"row {number} of side {side} has a list or an object as its key; name other key columns"
@@ -115,5 +117,5 @@ def _mean(values: list[float]) -> float | None:
 
 
 def _is_number(value: Any) -> bool:
-    # A whole number in JSON may be beyond what a float holds: no mean can be told of it.
+    # No mean can be told of numbers whose sum a float does not hold.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300

@@ -76,12 +76,20 @@ def parse_json(text: str) -> Any:
 
     Raises:
         ValueError: no JSON; or NaN, a number too large, a key twice in an object (one of the values would be lost),
-            nesting too deep.
+            nesting too deep, half a surrogate pair (which no file can hold).
     """
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"half a surrogate pair: \\u{ord(error.object[error.start]):04x}") from None
+    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -101,6 +109,12 @@ def _float(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{quoted(text)} is too large a number")
     return value
+
+
+def _int(text: str) -> int:
+    if len(text) > 18:  # what 64 bits hold for certain; means and correlations are computed in them
+        raise ValueError(f"{quoted(text)} is too large a number")
+    return int(text)
 
 
 def read_json(path: Path, advice: str = REBUILD) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 Nothing is unpickled, and no code that a model brings along is run.
 """
 
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +49,9 @@ def reading_model(what: str, advice: str = REBUILD) -> Iterator[None]:
     They check little and raise nearly anything about what they did not expect. Only calls into them belong inside.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters becomes the error
+            yield
     except InputError:
         raise
     except MODEL_ERRORS as error:
@@ -80,11 +84,15 @@ class LoraShape(BaseModel):
 def load_weights(name: str | Path, what: str, advice: str, auto_class: Any, **kwargs: Any) -> PreTrainedModel:
     """Load a model; weights that are missing or do not fit are an error, where transformers would draw random ones."""
     with reading_model(what, advice):
+        if os.path.exists(os.path.join(name, "adapter_config.json")):  # transformers would load its base, and put it on
+            raise ValueError("it is an adapter; merge it into its base first")
         model, info = auto_class.from_pretrained(name, output_loading_info=True, **SAFELY, **kwargs)
         # A head of our own is new by design.
         missing = sorted(key for key in info["missing_keys"] if not key.startswith("score."))
         if missing or info["mismatched_keys"]:
             raise ValueError(f"tensors are missing or do not fit: {quoted([*missing, *info['mismatched_keys']])}")
+        if model.config.get_text_config().num_hidden_layers < 1:
+            raise ValueError("it has no layers")
     loaded: PreTrainedModel = model
     return loaded
 

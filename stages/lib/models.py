@@ -128,6 +128,15 @@ class ScoreHead:
         return (hidden.float() * self.weight).sum(-1) + self.bias  # no matmul: autocast would round it to bfloat16
 
 
+class Heads(dict[str, ScoreHead]):
+    """The heads of a stack's reward models, by name."""
+
+    def __missing__(self, name: str) -> ScoreHead:
+        raise InputError(
+            f"the model that stands for {quoted(name)} has no score head; give a reward model, such as models/reward"
+        )
+
+
 class AdapterStack:
     """One base in memory and any number of named LoRA adapters over it, of which one (or none) is active at a time.
 
@@ -139,7 +148,7 @@ class AdapterStack:
         self.tokenizer = load_tokenizer(base_dir)
         self.causal_lm = load_base(base_dir, runtime).requires_grad_(False)
         self.device = self.causal_lm.device
-        self.heads: dict[str, ScoreHead] = {}
+        self.heads = Heads()
         self._adapters: dict[str, bool] = {}  # name -> whether there is an adapter of this name
         self._peft: PeftModel | None = None
         count = self.causal_lm.config.get_text_config().num_hidden_layers

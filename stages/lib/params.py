@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from stages.lib.errors import InputError, quoted
 from stages.lib.files import read_bytes
@@ -66,9 +66,9 @@ class Params:
         try:
             values = YAML(typ="safe").load(read_bytes(path, "run from the repository's root").decode("utf-8"))
         except (YAMLError, ValueError) as error:  # ValueError: no UTF-8, a date such as 2026-13-45
-            raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+            raise InputError(f"{path}: not valid YAML: {_problem(error)}; mend it there") from None
         except RecursionError:
-            raise InputError(f"{path}: not valid YAML: nested too deeply") from None
+            raise InputError(f"{path}: not valid YAML: nested too deeply; mend it there") from None
         if not isinstance(values, dict):
             raise InputError(f"{path}: expected sections such as `seed: 17`, found {type(values).__name__}")
         return cls(values, path)
@@ -98,7 +98,8 @@ class Params:
                 raise InputError(f"{self.path}: iterations.{model}: is already made by stage sft; start with `m1: m0`")
             if parent not in known:
                 raise InputError(
-                    f"{self.path}: iterations.{model}: its parent {quoted(parent)} is not one of {', '.join(known)}"
+                    f"{self.path}: iterations.{model}: its parent {quoted(parent)} is not one of {', '.join(known)}; "
+                    "the parent is m0 or an entry above"
                 )
             known.append(model)
         return dict(chain)
@@ -118,8 +119,18 @@ class Params:
             first = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in (name, *first["loc"]))
             message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+            if first["type"] in ("extra_forbidden", "missing"):  # of a section within the section
+                what = "missing; add it" if first["type"] == "missing" else "unknown key; take it out"
+                raise InputError(f"{self.path}: {key}: {what}") from None
             found = "" if first["type"] == SECRET else f", got {quoted(first['input'])}"
             raise InputError(f"{self.path}: {key}: should be {message}{found}") from None
+
+
+def _problem(error: YAMLError | ValueError) -> str:
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        context = f"{error.context}, " if error.context else ""
+        return f"line {error.problem_mark.line + 1}: {context}{error.problem}"
+    return " ".join(str(error).split())
 
 
 def _check_keys(path: Path, prefix: str, values: dict[str, Any], known: Iterable[str], required: Iterable[str]) -> None:

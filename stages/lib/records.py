@@ -26,9 +26,9 @@ FinishReason = Literal["stop", "length"]
 
 
 class Row(BaseModel):
-    """Base of every row: frozen, no unknown keys, no conversion between types, no NaN or infinity."""
+    """Base of every row: frozen, no unknown keys, no conversion between types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Message(Row):
@@ -226,7 +226,7 @@ def read_numbered_rows(
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the JSON object of each line of a file, and the line's number; blank lines are ignored."""
-    advice = "check the path, which may stand in params.yaml, or run `dvc repro`"
+    advice = "check the path, or run `dvc repro` or `dvc pull`"
     check_regular(path, advice)
     try:
         with path.open("rb") as stream:
