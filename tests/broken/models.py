@@ -55,7 +55,13 @@ def _cut(path: str, keep: int) -> Break:
 
 
 def _gone(path: str) -> Break:
-    return lambda: shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink()
+    def act() -> None:
+        if Path(path).is_dir():
+            shutil.rmtree(path)
+        else:
+            Path(path).unlink()
+
+    return act
 
 
 def _pickled(folder: str, old: str, new: str) -> Break:
@@ -90,6 +96,10 @@ def _no_pad(config: dict[str, object]) -> None:
 
 def _pad_is_eos(config: dict[str, object]) -> None:
     config["pad_token"] = config["eos_token"]
+
+
+def _adapter_as_reward() -> None:
+    shutil.copytree(ADAPTER, REWARD)
 
 
 def _auto_map(folder: str) -> Break:
@@ -250,9 +260,9 @@ def cases() -> Iterator[Case]:
         "NaN": '{"score_bias": NaN}',
         "beyond all scores": '{"score_bias": 1e300}',
     }.items():
-        says = (f"{REWARD}/score_bias.json",)
-        yield Case("reward model", f"bias: {name}", "evaluate m0", put(f"{REWARD}/score_bias.json", content), says)
-    swap = both(_gone(REWARD), lambda: shutil.copytree(ADAPTER, REWARD) and None)
+        path = f"{REWARD}/score_bias.json"
+        yield Case("reward model", f"bias: {name}", "evaluate m0", put(path, content), (path,))
+    swap = both(_gone(REWARD), _adapter_as_reward)
     yield Case("reward model", "a model without a score head", "evaluate m0", swap, ("has no score head",))
     yield Case("reward model", "a model without a score head, ppo", "ppo", swap, ("has no score head",))
     wide = _tensors(f"{REWARD}/adapter_model.safetensors", _first("score", lambda t: torch.cat([t, t])))

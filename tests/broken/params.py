@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from tests.broken.workspace import Break, Case, both, param, put, row
+from tests.broken.workspace import Break, Case, both, nothing, param, put, row
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 30)
@@ -265,10 +265,9 @@ def cases() -> Iterator[Case]:
         "parameter", "sft without max_length", "sft", _without("sft", "max_length"), ("sft.max_length: missing",)
     )
     for name, (checker, code, says) in CHECKERS.items():
-        breaks = [param("judge.mode", "checker"), param("judge.checker", checker)]
-        if code:
-            breaks.append(put(checker.partition(":")[0] + ".py", code))
-        yield Case("checker", name, "judge m1 m0", both(*breaks), (says,))
+        module = put(checker.partition(":")[0] + ".py", code) if code else nothing
+        act = both(param("judge.mode", "checker"), param("judge.checker", checker), module)
+        yield Case("checker", name, "judge m1 m0", act, (says,))
     for name, (command, act, says) in PROMPTS.items():
         yield Case("prompt", name, command, act, (says,))
 

@@ -15,6 +15,10 @@ def _cut(path: str) -> Break:
     return lambda: put(path, Path(path).read_bytes()[:-20])()
 
 
+def _gone(path: str) -> Break:
+    return lambda: Path(path).unlink()
+
+
 def _csv(path: str, old: str, new: str) -> Break:
     def act() -> None:
         text = Path(path).read_text()
@@ -117,7 +121,7 @@ def cases() -> Iterator[Case]:
     for path, command in READERS.items():
         broken = {"cut off": _cut(path), "empty": put(path, ""), "a list": put(path, "[]"), "null": put(path, "null")}
         broken |= {"NaN": put(path, '{"rows": NaN}'), "invalid UTF-8": put(path, b'{"\xff": 1}')}
-        broken |= {"nested deeply": put(path, "[" * 100_000), "missing": lambda path=path: Path(path).unlink()}
+        broken |= {"nested deeply": put(path, "[" * 100_000), "missing": _gone(path)}
         for name, act in broken.items():
             yield Case("JSON of a stage", f"{path}: {name}", command, act, (f"{path}: ",))
     for name, (path, act, says) in CSV.items():
