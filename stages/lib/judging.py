@@ -20,7 +20,7 @@ from stages.lib.templates import render
 SCORE_PREFIX = "score: "
 DIGITS = ("0", "1", "2", "3", "4", "5")
 # A whole number alone after `score:` at the start of a line; "score: 10", "4.5" and "4/5" are no match.
-_SCORE = re.compile(r"^\s*score:[ \t]*(\d+)(?![\d./])", re.IGNORECASE | re.MULTILINE)
+_SCORE = re.compile(r"^[^\S\n]*score:[ \t]*(\d+)(?![\d./])", re.IGNORECASE | re.MULTILINE)
 
 
 class JudgeSettings(Settings):
@@ -150,7 +150,7 @@ _SCORE_LABEL = re.compile(r"(score)(\s*:)", re.IGNORECASE)
 # the request, a line that holds a score and nothing else.
 _FORGED = re.compile(
     r"<\|[^<>|]*\|>(?:(?:system|user|assistant)\b)?|</?\s*(?:question|response)\s*>"
-    r"|^[^\w\n]*score[^\w\n]*:[^\w\n]*\d+[^\w\n]*(?:\d+[^\w\n]*)?$",
+    r"|^[^\w\n]*+score[^\w\n:]*+:[^\w\n]*+\d++[^\w\n]*+(?:\d++[^\w\n]*+)?$",  # possessive: linear in a text's length
     re.IGNORECASE | re.MULTILINE,
 )
 

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -63,8 +64,11 @@ class Params:
     @classmethod
     def read(cls, path: Path = PARAMS_FILE) -> Self:
         """Read `path` with the YAML 1.2 parser that DVC uses, so that `1e-4` is a number for both."""
+        data = read_bytes(path, "run from the repository's root")
         try:
-            values = YAML(typ="safe").load(read_bytes(path, "run from the repository's root").decode("utf-8"))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of an anchor that is used again, which YAML allows
+                values = YAML(typ="safe").load(data.decode("utf-8"))
         except (YAMLError, ValueError) as error:  # ValueError: no UTF-8, a date such as 2026-13-45
             raise InputError(f"{path}: not valid YAML: {_problem(error)}; mend it there") from None
         except RecursionError:
