@@ -36,9 +36,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import RewardConfig, RewardTrainer
 
 from stages.lib.files import read_json, write_json
+from stages.lib.loading import ADAPTER_FILE
 from stages.lib.metrics import bootstrap_interval
 from stages.lib.models import (
-    ADAPTER_FILE,
     SCORE_FILE,
     AdapterStack,
     LoraSettings,

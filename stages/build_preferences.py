@@ -10,9 +10,10 @@ import click
 from pydantic import Field
 
 from stages.lib.errors import InputError
-from stages.lib.files import read_json, write_json
+from stages.lib.files import write_json
 from stages.lib.gates import GateSettings, judge_problems, yield_problems
 from stages.lib.growing import good_rows, grow
+from stages.lib.measures import ScoreCounts, read_measures
 from stages.lib.metrics import mean, spearman
 from stages.lib.params import Params, Settings
 from stages.lib.preferences import build_pairs
@@ -39,9 +40,8 @@ def main(model: str, parent: str) -> None:
     rows = read_rows(out_dir / "scores.jsonl", ScoredResponse, unique=["id", "sample"])
     parent_ift = read_rows(Path("data") / parent / "ift.jsonl", Instruction, unique=["id"])
     pairs, dropped = build_pairs(rows, settings.min_margin, settings.length_rho)
-    problems = judge_problems(gates, read_json(metrics_dir / "scores.json")) + yield_problems(
-        gates, len(pairs), dropped
-    )
+    counts = read_measures(metrics_dir / "scores.json", ScoreCounts)
+    problems = judge_problems(gates, counts) + yield_problems(gates, len(pairs), dropped)
     if problems:
         raise InputError(f"build_preferences@{model}: the loop stops before it trains on noise: " + "; ".join(problems))
     good = good_rows(rows, settings.accept_score, model, parent)

@@ -1,20 +1,18 @@
 """The `align` command: look into what the pipeline made, and make the loop longer."""
 
 import json
-import re
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-import jsonlines
 
 from stages.lib.diff import Diff, JsonRow, diff_rows
-from stages.lib.errors import InputError
+from stages.lib.errors import InputError, printable, quoted
 from stages.lib.iterate import WIN_RATE, Goal
 from stages.lib.iterate import iterate as add_iterations
-
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+from stages.lib.records import read_objects
 
 # What one model has: name -> (file, key columns, the column to show of a row).
 ARTIFACTS = {
@@ -37,7 +35,13 @@ def main() -> None:
 @click.argument("b")
 @click.option("--what", type=click.Choice(list(ARTIFACTS)), help="One data set; all that both sides have, by default.")
 @click.option("-k", "--key", "keys", multiple=True, help="Key column of two files; repeat for several. Default: id.")
-@click.option("--limit", default=0, show_default=True, help="How many added, removed and changed rows to show of each.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Rows to show of each kind of change.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option("--exit-code", is_flag=True, help="Exit with 1 if the sides differ.")
 def diff(a: str, b: str, what: str | None, keys: tuple[str, ...], limit: int, as_json: bool, exit_code: bool) -> None:
@@ -51,10 +55,10 @@ def diff(a: str, b: str, what: str | None, keys: tuple[str, ...], limit: int, as
             raise InputError(f"{path_a}, {path_b}: {error}") from None
     if as_json:
         text = json.dumps({name: _as_dict(result, limit) for name, result in results.items()}, ensure_ascii=False)
-        click.echo(_printable(text))
+        click.echo(printable(text))
     else:
         for name, result in results.items():
-            click.echo("\n".join(map(_printable, _table(name, result, a, b, limit))))
+            click.echo("\n".join(map(printable, _table(name, result, a, b, limit))))
     if exit_code and not all(result.same for result in results.values()):
         raise SystemExit(1)
 
@@ -73,28 +77,23 @@ def iterate(metric: str, limit: int, min_delta: float, lower_is_better: bool) ->
 
 
 def _sources(a: str, b: str, what: str | None, keys: tuple[str, ...]) -> dict[str, tuple[Path, Path, Sequence[str]]]:
-    if Path(a).is_file() or Path(b).is_file():
+    if os.path.isfile(a) or os.path.isfile(b):
         return {Path(b).name: (Path(a), Path(b), keys or ("id",))}
     found: dict[str, tuple[Path, Path, Sequence[str]]] = {}
     for name, (pattern, key) in ARTIFACTS.items():
         paths = Path(pattern.format(a)), Path(pattern.format(b))
-        if name == what or (what is None and all(path.is_file() for path in paths)):
+        if name == what or (what is None and all(map(os.path.isfile, paths))):
             found[name] = (*paths, keys or key)
     if not found:
         raise InputError(
-            f"nothing to compare: {a!r} and {b!r} are no files, and no data set of both is here; run `dvc repro`"
+            f"nothing to compare: {quoted(a)} and {quoted(b)} are no files, and no data set of both is here; "
+            "run `dvc repro`"
         )
     return found
 
 
 def _read(path: Path) -> list[JsonRow]:
-    try:
-        with jsonlines.open(path) as reader:
-            return list(reader.iter(type=dict, skip_empty=True))
-    except OSError as error:
-        raise InputError(f"{path}: cannot read ({error.strerror}); run `dvc repro` or `dvc pull`") from None
-    except jsonlines.InvalidLineError as error:
-        raise InputError(f"{path}:{error.lineno}: not a JSON object; mend the line") from None
+    return [row for _, row in read_objects(path)]
 
 
 def _as_dict(result: Diff, limit: int) -> dict[str, Any]:
@@ -129,12 +128,7 @@ def _table(name: str, result: Diff, a: str, b: str, limit: int) -> list[str]:
     return lines
 
 
-def _printable(text: str) -> str:
-    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
 def _show(row: JsonRow) -> str:
-    # Model output is untrusted: JSON escapes the control characters under 0x20, the others go.
     text = json.dumps(row, ensure_ascii=False)
     return text if len(text) <= 400 else text[:400] + "..."
 

@@ -10,15 +10,16 @@ from typing import Any, Literal
 
 import click
 from datasets import Dataset
-from peft import PeftModel, set_peft_model_state_dict
+from peft import set_peft_model_state_dict
 from pydantic import Field
 from trl import DPOConfig, DPOTrainer
 
 from stages.lib.files import replacing
 from stages.lib.instruction_tuning import SFTSettings, encode_instruction, instruction_tune
+from stages.lib.loading import load_adapter_weights
 from stages.lib.models import (
+    continue_adapter,
     copy_tokenizer,
-    load_adapter_weights,
     load_base,
     load_tokenizer,
     save_adapter,
@@ -83,7 +84,7 @@ def main(model_name: str, parent: str) -> None:
             accepted, [row["length"] for row in accepted], sft_settings.max_length, "sft.max_length"
         )
 
-    model = PeftModel.from_pretrained(load_base(base, runtime), parent_dir, is_trainable=True)
+    model = continue_adapter(load_base(base, runtime), parent_dir)
     inputs = [base, parent_dir, Path("models/m0"), preferences, ift]
     with Work(f"dpo@{model_name}", params, runtime, inputs) as work:
         if accepted:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from itertools import chain
 from math import ceil
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import click
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.lib.backends import BASE, GenerationSettings, open_generator
 from stages.lib.errors import InputError
@@ -48,6 +48,12 @@ class GeneratePromptsSettings(Settings):
     language: str | None
     blocked_words: list[str]
     max_rouge_l: float = Field(gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _some_length_is_allowed(self) -> Self:
+        if self.min_words > self.max_words:
+            raise ValueError("min_words of at most max_words")
+        return self
 
 
 REPLY_PREFIX = "Request:"

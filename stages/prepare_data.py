@@ -13,7 +13,7 @@ import click
 from pydantic import Field
 
 from stages.lib.eft import MessageTree, cap_scores, judgements_of_tree, keep_consistent, off_topic_rows
-from stages.lib.errors import InputError
+from stages.lib.errors import InputError, quoted
 from stages.lib.files import write_json
 from stages.lib.params import Params, Settings
 from stages.lib.records import (
@@ -24,6 +24,7 @@ from stages.lib.records import (
     PreferencePair,
     Prompt,
     Transcript,
+    read_numbered_rows,
     read_rows,
     write_rows,
 )
@@ -48,14 +49,19 @@ class PrepareDataSettings(Settings):
     preferences_test_fraction: float = Field(gt=0, lt=1)
 
 
-def split_by_group(rows: Sequence[T], group: Callable[[T], str], fraction: float, seed: int) -> tuple[list[T], list[T]]:
+def split_by_group(
+    rows: Sequence[T], group: Callable[[T], str], fraction: float, seed: int, source: str = "the rows"
+) -> tuple[list[T], list[T]]:
     """Split rows into (train, test) by whole groups, about `fraction` of the groups to test, each side in input order.
 
     A group's side follows from its text and the seed: rows that are added later never move others across the split.
+    Where they do not suffice, the message names `source`, the file that they are from.
     """
     places = {key: _place(seed, key) for key in {group(row) for row in rows}}
     if len(places) < 2:
-        raise InputError(f"a split needs at least two different prompts, found {len(places)}; add rows")
+        raise InputError(
+            f"{source}: a split needs at least two different prompts, found {len(places)} usable; add rows"
+        )
     lowest, highest = min(places.values()), max(places.values())
     test = {key for key, place in places.items() if place < highest and (place < fraction or place == lowest)}
     return [row for row in rows if group(row) not in test], [row for row in rows if group(row) in test]
@@ -75,7 +81,7 @@ def read_preferences(path: Path, drop: bool = False) -> tuple[list[PreferencePai
     """Read transcripts into pairs; one that compares no two replies is dropped and counted, or an error."""
     pairs: list[PreferencePair] = []
     dropped = Counter[str]()
-    for number, row in enumerate(read_rows(path, Transcript), 1):
+    for number, row in read_numbered_rows(path, Transcript):
         try:
             pairs.append(parse_pair(f"pref-{number:04d}", row))
         except UnusablePair as error:
@@ -104,24 +110,28 @@ def read_judgements(settings: PrepareDataSettings) -> tuple[list[Judgement], Cou
 def main(data_dir: Path) -> None:
     params = Params.read()
     settings = params.section("prepare_data", PrepareDataSettings)
-    instructions = read_rows(Path(settings.instructions), Instruction, unique=["id"])
+    numbered = read_numbered_rows(Path(settings.instructions), Instruction, unique=["id"])
     judgements, dropped_questions = read_judgements(settings)
     preferences, dropped = read_preferences(Path(settings.preferences), settings.unusable_preferences == "drop")
     eval_prompts = read_rows(Path(settings.eval_prompts), EvalPrompt, unique=["id"])
 
     held_out = {turn.strip().lower() for row in eval_prompts for turn in row.turns}
-    for row in instructions:
+    for number, row in numbered:
         if row.prompt.strip().lower() in held_out:
             raise InputError(
-                f"{settings.instructions}: {row.id} is an evaluation prompt: training on it spoils the test"
+                f"{settings.instructions}:{number}: {quoted(row.id)} is a prompt of {settings.eval_prompts}: training "
+                "on it spoils the test; delete it from one of them"
             )
+    instructions = [row for _, row in numbered]
 
     eft, eval_judgements = split_by_group(
-        judgements, lambda r: r.prompt, settings.judgements_test_fraction, params.seed
+        judgements, lambda r: r.prompt, settings.judgements_test_fraction, params.seed, settings.judgements
     )
     off_topic = off_topic_rows(eft, settings.off_topic_negatives, params.seed)
     eft, over_frequent = cap_scores([*eft, *off_topic], settings.max_score_share, params.seed)
-    train, test = split_by_group(preferences, conversation_key, settings.preferences_test_fraction, params.seed)
+    train, test = split_by_group(
+        preferences, conversation_key, settings.preferences_test_fraction, params.seed, settings.preferences
+    )
     # One prompt for each conversation, for PPO: from the training pairs alone.
     prompts = {tuple(pair.messages): Prompt(id=pair.id, messages=pair.messages) for pair in reversed(train)}
 

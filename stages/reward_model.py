@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 from datasets import Dataset
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
@@ -26,6 +26,7 @@ from stages.lib.models import (
     copy_tokenizer,
     load_base,
     load_tokenizer,
+    new_adapter,
     save_adapter,
     write_model_card,
 )
@@ -101,7 +102,7 @@ def fit(
     sequence_model = load_base(base, runtime, AutoModelForSequenceClassification, num_labels=1)
     settled = settings.arguments(folder, seed, runtime.torch_device.type == "cpu")
     trainer = ResumableRewardTrainer(
-        model=get_peft_model(sequence_model, lora.config(task_type="SEQ_CLS", modules_to_save=["score"])),
+        model=new_adapter(sequence_model, lora, task_type="SEQ_CLS", modules_to_save=["score"]),
         args=RewardConfig(**settled | {"max_length": None} | arguments),
         train_dataset=Dataset.from_list(list(rows)),
         processing_class=load_tokenizer(base),
@@ -160,6 +161,7 @@ def main(base: Path, train_path: Path, test_path: Path, out: Path, report: Path,
     start(runtime, params.seed)
     tokenizer = load_tokenizer(base)
     pairs = read_rows(train_path, PreferencePair)
+    test_pairs = read_rows(test_path, PreferencePair)  # before training: a bad row costs no hours
     rows = training_rows(pairs, encode_pairs(tokenizer, pairs), settings.use_margin)
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "reward_model.max_length")
 
@@ -182,7 +184,7 @@ def main(base: Path, train_path: Path, test_path: Path, out: Path, report: Path,
             bias = -math.fsum(scores) / len(scores)
             write_json(temporary / SCORE_FILE, {"score_bias": bias})
             stack.heads["reward"] = replace(stack.heads["reward"], bias=bias)
-            held_out = score_pairs(stack, read_rows(test_path, PreferencePair), runtime.batch_size, "held-out pairs")
+            held_out = score_pairs(stack, test_pairs, runtime.batch_size, "held-out pairs")
         summary = reward_report(held_out)
         write_rows(report / "test_scores.jsonl", held_out)
         write_csv(report / "calibration.csv", calibration(held_out))

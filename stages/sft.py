@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from peft import get_peft_model
 from pydantic import Field
 from transformers import TrainingArguments
 
@@ -16,7 +15,15 @@ from stages.lib.files import replacing
 from stages.lib.instruction_tuning import SFTSettings, encode_instruction, instruction_tune
 from stages.lib.judge_trainer import JudgeTrainer, judged_questions
 from stages.lib.judging import judge_reply, judge_request
-from stages.lib.models import LoraSettings, copy_tokenizer, load_base, load_tokenizer, save_adapter, write_model_card
+from stages.lib.models import (
+    LoraSettings,
+    copy_tokenizer,
+    load_base,
+    load_tokenizer,
+    new_adapter,
+    save_adapter,
+    write_model_card,
+)
 from stages.lib.params import Params
 from stages.lib.records import Instruction, Judgement, read_rows
 from stages.lib.resume import Work
@@ -65,7 +72,7 @@ def main(base: Path, ift: Path, eft: Path, out: Path, history_dir: Path) -> None
         rows.append(encode_instruction(tokenizer, request, judge_reply(judged.score, judged.justification)))
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "sft.max_length")
 
-    model = get_peft_model(load_base(base, runtime), lora.config(task_type="CAUSAL_LM"))
+    model = new_adapter(load_base(base, runtime), lora, task_type="CAUSAL_LM")
     with Work("sft", params, runtime, [base, ift, eft]) as work:
         arguments = eft_settings.arguments(work.folder / "eft", params.seed, use_cpu, order="random")
         judge_trainer = JudgeTrainer(

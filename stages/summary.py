@@ -4,34 +4,49 @@ Writes metrics.json (headline numbers), models.csv, loop.csv and scores.csv (for
 Run with `python -m stages.summary`.
 """
 
-import csv
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from stages.lib.errors import InputError
-from stages.lib.files import read_json, write_csv, write_json, write_text
+from stages.lib.files import REBUILD, read_csv, write_csv, write_json, write_text
 from stages.lib.judge_report import drift
 from stages.lib.loop_report import loop_row, score_histogram, score_rows
+from stages.lib.measures import (
+    Measures,
+    ModelMeasures,
+    PairCounts,
+    PromptCounts,
+    RewardMeasures,
+    ScoreCounts,
+    read_measures,
+)
 from stages.lib.metrics import bootstrap_interval, mean, win_rate
 from stages.lib.params import Params
 from stages.lib.recorded import drop_recorded
 from stages.lib.records import AnchorScore, Answer, TrainingSample, read_rows
 from stages.lib.templates import render
 
+R = TypeVar("R", Answer, AnchorScore)
 SAMPLE_PROMPTS = 5
+COUNTS: dict[str, type[Measures]] = {"prompts": PromptCounts, "scores": ScoreCounts, "preferences": PairCounts}
+CALIBRATION = ("predicted", "observed", "pairs")
+HISTORY = ("update", "mean_reward", "mean_score", "kl", "eos_rate", "response_tokens", "clip_fraction")
 
 
-def read_csv(path: Path) -> list[dict[str, float]]:
-    """Read a stage's table of numbers."""
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot read ({error}); run `dvc repro`") from None
+def read_same(
+    folder: Path, models: Sequence[str], ending: str, row_type: type[R], key: Sequence[str]
+) -> dict[str, list[R]]:
+    """Read a file of each model; they are compared row by row, so that all must be on the same things in one order."""
+    rows = {name: read_rows(folder / f"{name}{ending}", row_type, unique=key) for name in models}
+    keys = {name: [tuple(getattr(row, field) for field in key) for row in own] for name, own in rows.items()}
+    for name in models:
+        if keys[name] != keys["m0"]:
+            raise InputError(f"{folder / name}{ending}: other rows than m0's, by {', '.join(key)}; {REBUILD}")
+    return rows
 
 
 def trend(history: Sequence[Mapping[str, float]], key: str) -> tuple[float | None, float | None]:
@@ -88,19 +103,17 @@ def main(data_dir: Path) -> None:
     iterations = list(params.iterations)
     # The list of models comes from the params, never from what lies in data/: files of a removed iteration may remain.
     models = ["base", "m0", *iterations, "ppo"]
-    metrics = {name: read_json(data_dir / "eval" / f"{name}.json") for name in models}
-    answers = {name: read_rows(data_dir / "eval" / f"{name}.jsonl", Answer, unique=["id", "turn"]) for name in models}
-    anchors = {name: read_rows(data_dir / "eval" / f"{name}.anchors.jsonl", AnchorScore) for name in models}
+    metrics = {name: read_measures(data_dir / "eval" / f"{name}.json", ModelMeasures) for name in models}
+    answers = read_same(data_dir / "eval", models, ".jsonl", Answer, ["id", "turn"])
+    anchors = read_same(data_dir / "eval", models, ".anchors.jsonl", AnchorScore, ["question_id", "number"])
     rows = [model_row(name, metrics[name], answers, anchors) for name in models]
     loop = []
     for name, parent in params.iterations.items():
-        counts = (
-            read_json(data_dir / "metrics" / name / f"{part}.json") for part in ("prompts", "scores", "preferences")
-        )
+        counts = (read_measures(data_dir / "metrics" / name / f"{part}.json", kind) for part, kind in COUNTS.items())
         loop.append(loop_row(name, parent, *counts))
-    reward = read_json(data_dir / "metrics" / "reward.json")
-    calibration = read_csv(data_dir / "reward" / "calibration.csv")
-    ppo = read_csv(data_dir / "ppo" / "history.csv")
+    reward = read_measures(data_dir / "metrics" / "reward.json", RewardMeasures)
+    calibration = read_csv(data_dir / "reward" / "calibration.csv", CALIBRATION)
+    ppo = read_csv(data_dir / "ppo" / "history.csv", HISTORY)
     ppo_samples: dict[str, list[TrainingSample]] = {}
     for sample in read_rows(data_dir / "ppo" / "samples.jsonl", TrainingSample):
         ppo_samples.setdefault(sample.prompt, []).append(sample)

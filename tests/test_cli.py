@@ -105,14 +105,14 @@ def test_the_key_of_two_files_can_be_named() -> None:
 
 def test_a_missing_file_is_named() -> None:
     write("a.jsonl", OLD)
-    message = "Error: none.jsonl: cannot read (No such file or directory); run `dvc repro` or `dvc pull`\n"
+    message = "Error: none.jsonl: no such file; check the path, or run `dvc repro` or `dvc pull`\n"
     assert error_of("a.jsonl", "none.jsonl") == message
     assert error_of("none.jsonl", "a.jsonl") == message
 
 
 def test_a_missing_data_set_of_a_model_is_named() -> None:
     write("data/m1/scores.jsonl", OLD)
-    assert error_of("m1", "m2", "--what", "scores").startswith("Error: data/m2/scores.jsonl: cannot read ")
+    assert error_of("m1", "m2", "--what", "scores").startswith("Error: data/m2/scores.jsonl: no such file; ")
 
 
 def test_two_sides_that_are_nothing_are_an_error() -> None:

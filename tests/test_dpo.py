@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 
 from stages.dpo import main
-from stages.lib.models import ADAPTER_FILE, AdapterStack, load_tokenizer
+from stages.lib.loading import ADAPTER_FILE
+from stages.lib.models import AdapterStack, load_tokenizer
 from stages.lib.records import Instruction, Message, PreferencePair, write_rows
 from stages.lib.runtime import RuntimeSettings
 from stages.lib.tokenization import encode_completion, encode_prompt

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.lib.errors import InputError
+from stages.lib.loading import ADAPTER_FILE
 from stages.lib.models import (
-    ADAPTER_FILE,
     SCORE_FILE,
     AdapterStack,
     LoraSettings,

@@ -1,18 +1,20 @@
 """The backends of inference, by name: `generation.backend` in params.yaml."""
 
 import importlib.util
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from stages.lib.errors import InputError
 from stages.lib.generation import Generator
 from stages.lib.models import AdapterStack
-from stages.lib.params import Settings
+from stages.lib.params import SECRET, Settings
 from stages.lib.resume import Work
 from stages.lib.runtime import RuntimeSettings
 from stages.lib.torch_generator import BFloat16Generator, TorchGenerator, this_process
@@ -29,6 +31,23 @@ class OpenAISettings(Settings):
     concurrency: int = Field(ge=1)
     timeout: float = Field(gt=0)
     max_retries: int = Field(ge=0)
+
+    @field_validator("base_url")
+    @classmethod
+    def _address_without_a_key(cls, value: str) -> str:
+        # params.yaml and dvc.lock are in git.
+        if not re.fullmatch(r"https?://[^\s@?#/]+(/[^\s@?#]*)?", value):
+            raise PydanticCustomError(
+                SECRET, "an http(s) address without user, password or query; a key goes into OPENAI_API_KEY"
+            )
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _one_placeholder(cls, value: str) -> str:
+        if set("{}") & set(value.replace("{name}", "")):
+            raise ValueError("a name in which {name} is the only thing in braces")
+        return value
 
 
 class GenerationSettings(Settings):

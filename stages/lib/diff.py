@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stages.lib.errors import quoted
+
 Key = tuple[Any, ...]
 JsonRow = Mapping[str, Any]
 
@@ -82,14 +84,16 @@ def _index(rows: Sequence[JsonRow], key: Sequence[str], side: str) -> dict[Key, 
             value = tuple(row[column] for column in key)
             hash(value)
         except KeyError as error:
-            raise ValueError(f"row {number} of side {side} has no key column {error}") from None
+            raise ValueError(
+                f"row {number} of side {side} has no key column {error}; name columns of all rows"
+            ) from None
         except TypeError:
             raise ValueError(
                 f"row {number} of side {side} has a list or an object as its key; name other key columns"
             ) from None
         if value in index:
             raise ValueError(
-                f"row {number} of side {side} has the key {value} of an earlier row; name more key columns"
+                f"row {number} of side {side} has the key {quoted(value)} of an earlier row; name more key columns"
             )
         index[value] = row
     return index
@@ -113,4 +117,5 @@ def _mean(values: list[float]) -> float | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # No mean can be told of numbers whose sum a float does not hold.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300

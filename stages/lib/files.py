@@ -3,15 +3,20 @@
 import csv
 import hashlib
 import json
+import math
 import os
 import shutil
+import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from stages.lib.errors import InputError
+from stages.lib.errors import InputError, quoted
+
+REBUILD = "run `dvc checkout` or `dvc repro`"
 
 
 @contextmanager
@@ -45,13 +50,99 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one of the pipeline's JSON files."""
+def check_regular(path: Path, advice: str = REBUILD) -> None:
+    """Raise `InputError` unless `path` is a file: a missing one, a directory, a device, a link to itself, no name."""
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: cannot read ({error}); run `dvc repro`") from None
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {advice}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{quoted(str(path))}: cannot read ({reason}); {advice}") from None
+    if not stat.S_ISREG(mode):  # to open a named pipe would wait for ever
+        raise InputError(f"{path}: is {'a directory' if stat.S_ISDIR(mode) else 'no regular file'}; {advice}")
+
+
+def read_bytes(path: Path, advice: str = REBUILD) -> bytes:
+    """Return what a regular file holds."""
+    check_regular(path, advice)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read ({error.strerror}); {advice}") from None
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON as its standard (RFC 8259) has it, where Python's own parser lets more pass.
+
+    Raises:
+        ValueError: no JSON; or NaN, a number too large, a key twice in an object (one of the values would be lost),
+            nesting too deep, half a surrogate pair (which no file can hold).
+    """
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"half a surrogate pair: \\u{ord(error.object[error.start]):04x}") from None
     return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"key {quoted(key)} stands twice in one object")
+    return value
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{quoted(text)} is too large a number")
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > 18:  # what 64 bits hold for certain; means and correlations are computed in them
+        raise ValueError(f"{quoted(text)} is too large a number")
+    return int(text)
+
+
+def read_json(path: Path, advice: str = REBUILD) -> dict[str, Any]:
+    """Read a JSON file that holds an object."""
+    try:
+        value = parse_json(read_bytes(path, advice).decode("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); {advice}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected an object in braces, found {type(value).__name__}; {advice}")
+    return value
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, float]]:
+    """Read a table of numbers that has at least `columns`."""
+    text = read_bytes(path).decode("utf-8", errors="replace")
+    rows: list[dict[str, float]] = []
+    reader = csv.reader(text.splitlines(), strict=True)
+    try:
+        header = next(reader, [])
+        if missing := [column for column in columns if column not in header]:
+            raise InputError(f"{path}: column {', '.join(missing)} is missing; {REBUILD}")
+        for row in reader:
+            rows.append({key: float(value) for key, value in zip(header, row, strict=True)})
+    except (csv.Error, ValueError) as error:
+        raise InputError(f"{path}:{reader.line_num}: not a row of numbers ({error}); {REBUILD}") from None
+    return rows
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

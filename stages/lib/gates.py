@@ -63,7 +63,7 @@ def judge_problems(gates: GateSettings, scores: Mapping[str, Any]) -> list[str]:
 def yield_problems(gates: GateSettings, pairs: int, dropped: Mapping[str, int]) -> list[str]:
     """Return what is wrong with the yield of pairs: too few prompts have made one."""
     prompts = pairs + sum(dropped.values())
-    if prompts and pairs / prompts >= gates.min_pair_yield:
+    if pairs and pairs / prompts >= gates.min_pair_yield:
         return []
     return [
         f"{pairs} pairs from {prompts} prompts (without: {dict(sorted(dropped.items()))}), under gates.min_pair_yield "

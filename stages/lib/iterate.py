@@ -101,7 +101,7 @@ def read_values(metric: str, models: Sequence[str]) -> dict[str, float]:
             reader = csv.DictReader(stream)
             rows = {row["model"]: row for row in reader}
             columns = [column for column in reader.fieldnames or () if column != "model"]
-    except (OSError, KeyError, UnicodeDecodeError) as error:
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{MODELS_FILE}: cannot read ({error}); run `dvc repro`") from None
     if metric not in columns:
         raise InputError(f"--until: unknown metric {metric!r}; {MODELS_FILE} has {', '.join(columns)}")

@@ -5,6 +5,7 @@ The rubric is the additive 5-point scale of Self-Rewarding Language Models (arXi
 
 import math
 import re
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,14 +13,14 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.lib.errors import InputError
+from stages.lib.errors import InputError, quoted
 from stages.lib.params import Settings
 from stages.lib.templates import render
 
 SCORE_PREFIX = "score: "
 DIGITS = ("0", "1", "2", "3", "4", "5")
 # A whole number alone after `score:` at the start of a line; "score: 10", "4.5" and "4/5" are no match.
-_SCORE = re.compile(r"^\s*score:[ \t]*(\d+)(?![\d./])", re.IGNORECASE | re.MULTILINE)
+_SCORE = re.compile(r"^[^\S\n]*score:[ \t]*(\d+)(?![\d./])", re.IGNORECASE | re.MULTILINE)
 
 
 class JudgeSettings(Settings):
@@ -108,10 +109,12 @@ def load_checker(name: str) -> Checker:
     module, _, function = name.partition(":")
     try:
         checker: Checker = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # whatever a module of the user's raises while it is imported
         raise InputError(
-            f"params.yaml: judge.checker: {error}; expected package.module:function, importable from here"
+            f"params.yaml: judge.checker: {_told(error)}; expected package.module:function, importable from here"
         ) from None
+    if not callable(checker):
+        raise InputError(f"params.yaml: judge.checker: {quoted(name)} is no function; name one of (prompt, response)")
     return checker
 
 
@@ -121,12 +124,25 @@ def verdict_of_checker(checker: Checker, prompt: str, response: str) -> Verdict:
     Raises:
         InputError: the checker returned something else than None or a number on the scale.
     """
-    score = checker(prompt, response)
+    try:
+        score = checker(prompt, response)
+    except (Exception, SystemExit) as error:  # code of the user's, which may raise anything
+        raise InputError(
+            f"params.yaml: judge.checker: raised {_told(error)} on the prompt {quoted(prompt)}; mend it, or "
+            "return None for what it cannot judge"
+        ) from None
     if score is None:
         return Verdict(None, "the checker does not know this prompt")
     if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 5:
-        raise InputError(f"params.yaml: judge.checker: returned {score!r}; expected a number from 0 to 5, or None")
+        raise InputError(
+            f"params.yaml: judge.checker: returned {quoted(score)}; expected a number from 0 to 5, or None"
+        )
     return Verdict(float(score))
+
+
+def _told(error: BaseException) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
 
 
 _SCORE_LABEL = re.compile(r"(score)(\s*:)", re.IGNORECASE)
@@ -134,7 +150,7 @@ _SCORE_LABEL = re.compile(r"(score)(\s*:)", re.IGNORECASE)
 # the request, a line that holds a score and nothing else.
 _FORGED = re.compile(
     r"<\|[^<>|]*\|>(?:(?:system|user|assistant)\b)?|</?\s*(?:question|response)\s*>"
-    r"|^[^\w\n]*score[^\w\n]*:[^\w\n]*\d+[^\w\n]*(?:\d+[^\w\n]*)?$",
+    r"|^[^\w\n]*+score[^\w\n:]*+:[^\w\n]*+\d++[^\w\n]*+(?:\d++[^\w\n]*+)?$",  # possessive: linear in a text's length
     re.IGNORECASE | re.MULTILINE,
 )
 

@@ -1,7 +1,8 @@
 """Models on disk and in memory: a base with full weights, and LoRA adapters over it in PEFT's layout.
 
 A model directory holds either full weights (`config.json`, the base) or an adapter (`adapter_config.json`), with the
-tokenizer, the chat template and `model_card.json`. Weights are safetensors; nothing is unpickled.
+tokenizer, the chat template and `model_card.json`. Weights are safetensors: nothing is unpickled, and no code that a
+model brings along is run.
 """
 
 import json
@@ -11,26 +12,34 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic import Field, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from stages.lib.errors import InputError
-from stages.lib.files import read_json, sha256, write_json
+from stages.lib.errors import InputError, quoted
+from stages.lib.files import REBUILD, sha256, write_json
+from stages.lib.loading import (
+    ADAPTER_FILE,
+    SAFELY,
+    load_adapter_config,
+    load_adapter_weights,
+    load_score_bias,
+    load_weights,
+    reading_model,
+)
 from stages.lib.onednn import use_onednn
 from stages.lib.params import Params, Settings
 from stages.lib.provenance import code_hash, environment
 from stages.lib.runtime import RuntimeSettings
 
 HEAD_KEY = "base_model.model.score.weight"
-ADAPTER_FILE = "adapter_model.safetensors"
 SCORE_FILE = "score_bias.json"
+PROBE = "What is 2 + 3?"
 
 
 class LoraSettings(Settings):
@@ -40,7 +49,7 @@ class LoraSettings(Settings):
     lora_alpha: int = Field(ge=1)
     lora_dropout: float = Field(ge=0, lt=1)
     target_modules: str | list[str]
-    layers_to_transform: list[int] | None
+    layers_to_transform: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None
 
     @model_validator(mode="after")
     def _modules_by_name(self) -> Self:
@@ -56,8 +65,9 @@ class LoraSettings(Settings):
 def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
     """Load a tokenizer and check what every stage relies on: EOS, a pad token that is not EOS, a chat template."""
     if not (model_dir / "tokenizer.json").is_file():
-        raise InputError(f"{model_dir}: holds no tokenizer (tokenizer.json); run `dvc repro`")
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_dir)
+        raise InputError(f"{model_dir}: holds no tokenizer (tokenizer.json); {REBUILD}")
+    with reading_model(f"{model_dir}: cannot load the tokenizer"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_dir, **SAFELY)
     check_tokenizer(tokenizer, str(model_dir))
     return tokenizer
 
@@ -69,24 +79,40 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         found = "is the EOS token" if tokenizer.pad_token_id is not None else "is missing"
         raise InputError(f'{name}: the pad token {found}; set base_model.pad_token, for example to "<|pad|>"')
+    advice = "set base_model.chat_template, for example to chatml"
     if not tokenizer.chat_template:
-        raise InputError(
-            f"{name}: the tokenizer has no chat template; set base_model.chat_template, for example to chatml"
-        )
+        raise InputError(f"{name}: the tokenizer has no chat template; {advice}")
+    probe = [{"role": "user", "content": PROBE}]
+    with reading_model(f"{name}: the chat template fails", advice):
+        text = tokenizer.apply_chat_template(probe, tokenize=False, add_generation_prompt=True)
+    if PROBE not in str(text):
+        raise InputError(f"{name}: the chat template leaves out what the user says; {advice}")
 
 
 def load_base(
     base_dir: Path, runtime: RuntimeSettings, auto_class: Any = AutoModelForCausalLM, **kwargs: Any
 ) -> PreTrainedModel:
     """Load the base model's full weights in `runtime.dtype` onto `runtime.device`, in eval mode."""
-    try:
-        model: PreTrainedModel = auto_class.from_pretrained(base_dir, dtype=runtime.torch_dtype, **kwargs)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{base_dir}: cannot load the model: {' '.join(str(error).split())}") from None
+    what = f"{base_dir}: cannot load the model"
+    model = load_weights(base_dir, what, REBUILD, auto_class, dtype=runtime.torch_dtype, **kwargs)
     nn.Module.to(model, runtime.torch_device)
     use_onednn(model)
     model.eval()
     return model
+
+
+def new_adapter(model: PreTrainedModel, lora: LoraSettings, **kwargs: Any) -> PeftModel:
+    """Return `model` with a new adapter of the shape that section `lora` says."""
+    count = model.config.get_text_config().num_hidden_layers
+    if beyond := [layer for layer in lora.layers_to_transform or [] if layer >= count]:
+        raise InputError(
+            f"params.yaml: lora.layers_to_transform: the model has {count} layers, 0 to {count - 1}, and none "
+            f"{quoted(beyond[0])}; name others, or set null for all"
+        )
+    with reading_model("params.yaml: lora.target_modules", "name modules of this model, or set all-linear"):
+        adapted = get_peft_model(model, lora.config(**kwargs))
+    assert isinstance(adapted, PeftModel)
+    return adapted
 
 
 @dataclass(frozen=True)
@@ -101,6 +127,15 @@ class ScoreHead:
         return (hidden.float() * self.weight).sum(-1) + self.bias  # no matmul: autocast would round it to bfloat16
 
 
+class Heads(dict[str, ScoreHead]):
+    """The heads of a stack's reward models, by name."""
+
+    def __missing__(self, name: str) -> ScoreHead:
+        raise InputError(
+            f"the model that stands for {quoted(name)} has no score head; give a reward model, such as models/reward"
+        )
+
+
 class AdapterStack:
     """One base in memory and any number of named LoRA adapters over it, of which one (or none) is active at a time.
 
@@ -112,7 +147,7 @@ class AdapterStack:
         self.tokenizer = load_tokenizer(base_dir)
         self.causal_lm = load_base(base_dir, runtime).requires_grad_(False)
         self.device = self.causal_lm.device
-        self.heads: dict[str, ScoreHead] = {}
+        self.heads = Heads()
         self._adapters: dict[str, bool] = {}  # name -> whether there is an adapter of this name
         self._peft: PeftModel | None = None
         count = self.causal_lm.config.get_text_config().num_hidden_layers
@@ -128,7 +163,7 @@ class AdapterStack:
                 raise InputError(f"{model_dir}: holds no model (adapter_config.json or config.json); run `dvc repro`")
             self._adapters[name] = False
             return
-        config = LoraConfig.from_pretrained(str(model_dir))
+        config = load_adapter_config(model_dir)
         # The stack runs every adapter over the causal LM: heads are kept apart, in `heads`.
         config.task_type, config.modules_to_save, config.inference_mode = None, None, False
         config.base_model_name_or_path = None  # PEFT warns where this differs from the base's path
@@ -136,19 +171,16 @@ class AdapterStack:
         head = state.pop(HEAD_KEY, None)
         if head is not None:
             # A reward model from elsewhere has no bias: its scores are not centred.
-            bias = float(read_json(model_dir / SCORE_FILE)["score_bias"]) if (model_dir / SCORE_FILE).exists() else 0.0
+            bias = load_score_bias(model_dir / SCORE_FILE) if (model_dir / SCORE_FILE).exists() else 0.0
+            if head.shape != (1, self.causal_lm.config.get_text_config().hidden_size):
+                raise InputError(f"{model_dir / ADAPTER_FILE}: its score head does not fit the base model; {REBUILD}")
             self.heads[name] = ScoreHead(head.to(self.device, torch.float32), bias)
-        if self._peft is None:
-            self._peft = get_peft_model(self.causal_lm, config, adapter_name=name)
-        else:
-            self._peft.add_adapter(name, config)
-        try:
-            result: Any = set_peft_model_state_dict(self._peft, state, adapter_name=name)
-            fits = not result.unexpected_keys and not any(_is_of(key, name) for key in result.missing_keys)
-        except RuntimeError:  # torch's word for a tensor of another shape
-            fits = False
-        if not fits:
-            raise InputError(f"{model_dir / ADAPTER_FILE}: does not fit the base model; rebuild it with `dvc repro`")
+        with reading_model(f"{model_dir / 'adapter_config.json'}: does not fit the base model"):
+            if self._peft is None:
+                self._peft = get_peft_model(self.causal_lm, config, adapter_name=name)
+            else:
+                self._peft.add_adapter(name, config)
+        put_adapter_weights(self._peft, state, name, model_dir / ADAPTER_FILE)
         self._peft.eval()
         for parameter in self.parameters(name):
             parameter.requires_grad_(False)
@@ -236,13 +268,26 @@ class _Recorded(nn.Module):
         return self.states
 
 
-def load_adapter_weights(model_dir: Path) -> dict[str, Tensor]:
-    """Return the tensors of the adapter in `model_dir`, as PEFT's `set_peft_model_state_dict` takes them."""
-    path = model_dir / ADAPTER_FILE
+def put_adapter_weights(model: PeftModel, state: dict[str, Tensor], name: str, path: Path) -> None:
+    """Set the weights of adapter `name` to those that `path` held; all of them, and no others."""
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot read the weights ({error}); run `dvc checkout` or `dvc repro`") from None
+        result: Any = set_peft_model_state_dict(model, state, adapter_name=name)
+        fits = not result.unexpected_keys and not any(_is_of(key, name) for key in result.missing_keys)
+    except RuntimeError:  # torch's word for a tensor of another shape
+        fits = False
+    if not fits:
+        raise InputError(f"{path}: does not fit the base model; rebuild it with `dvc repro`")
+
+
+def continue_adapter(model: PreTrainedModel, model_dir: Path) -> PeftModel:
+    """Return `model` with the adapter of `model_dir`, to be trained on."""
+    config = load_adapter_config(model_dir)
+    config.inference_mode, config.base_model_name_or_path = False, None
+    with reading_model(f"{model_dir / 'adapter_config.json'}: does not fit the base model"):
+        adapted = get_peft_model(model, config)
+    assert isinstance(adapted, PeftModel)
+    put_adapter_weights(adapted, load_adapter_weights(model_dir), "default", model_dir / ADAPTER_FILE)
+    return adapted
 
 
 def save_adapter(model: PeftModel, out_dir: Path, name: str = "default") -> None:

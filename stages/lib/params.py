@@ -1,15 +1,18 @@
 """params.yaml, read into typed, frozen settings: unknown, missing and out-of-range keys are errors with the key."""
 
 import difflib
+import re
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from stages.lib.errors import InputError
+from stages.lib.errors import InputError, quoted
+from stages.lib.files import read_bytes
 
 PARAMS_FILE = Path("params.yaml")
 SECTIONS = (
@@ -32,12 +35,19 @@ SECTIONS = (
     "ppo",
     "evaluate",
 )
+# The name of an iteration becomes folders (models/<name>, data/<name>) and part of commands; these are taken there.
+MODEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+SECRET = "secret"  # the type of a validation error whose value must not be shown
+TAKEN_NAMES = ("base", "eval", "metrics", "ppo", "prepared", "reward", "seed", "summary")
 
 
 class Settings(BaseModel):
-    """Base of every section: frozen, no unknown keys, no conversion between types (an int will do for a float)."""
+    """Base of every section: frozen, no unknown keys, no conversion between types (an int will do for a float).
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    A NaN passes every `gt` and `le`, or none, and an infinite rate no comparison helps: neither is a setting.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Settings)
@@ -53,16 +63,20 @@ class Params:
         self.values, self.path = values, path
         self.used: dict[str, Any] = {}
         _check_keys(path, "", values, SECTIONS, required=SECTIONS)
+        _ = self.iterations  # every stage writes into folders that are named there, and not all of them ask for it
 
     @classmethod
     def read(cls, path: Path = PARAMS_FILE) -> Self:
         """Read `path` with the YAML 1.2 parser that DVC uses, so that `1e-4` is a number for both."""
+        data = read_bytes(path, "run from the repository's root")
         try:
-            values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file; run from the repository's root") from None
-        except (YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of an anchor that is used again, which YAML allows
+                values = YAML(typ="safe").load(data.decode("utf-8"))
+        except (YAMLError, ValueError) as error:  # ValueError: no UTF-8, a date such as 2026-13-45
+            raise InputError(f"{path}: not valid YAML: {_problem(error)}; mend it there") from None
+        except RecursionError:
+            raise InputError(f"{path}: not valid YAML: nested too deeply; mend it there") from None
         if not isinstance(values, dict):
             raise InputError(f"{path}: expected sections such as `seed: 17`, found {type(values).__name__}")
         return cls(values, path)
@@ -72,7 +86,7 @@ class Params:
         """The run's seed, from which every other seed is derived."""
         seed = self.used["seed"] = self.values["seed"]
         if type(seed) is not int or not 0 <= seed < 2**32:
-            raise InputError(f"{self.path}: seed: expected an integer from 0 to 4294967295, got {seed!r}")
+            raise InputError(f"{self.path}: seed: expected an integer from 0 to 4294967295, got {quoted(seed)}")
         return seed
 
     @property
@@ -80,14 +94,20 @@ class Params:
         """The chain of the self-rewarding loop, {model: parent}, in order: it starts at m0 and has no gap."""
         chain = self.used["iterations"] = self.values["iterations"]
         if not isinstance(chain, dict) or not chain:
-            raise InputError(f"{self.path}: iterations: expected at least one `m1: m0` entry, got {chain!r}")
+            raise InputError(f"{self.path}: iterations: expected at least one `m1: m0` entry, got {quoted(chain)}")
         known = ["m0"]
         for model, parent in chain.items():
+            if not isinstance(model, str) or not MODEL_NAME.fullmatch(model) or model in TAKEN_NAMES:
+                raise InputError(
+                    f"{self.path}: iterations: {quoted(model)} cannot name a model: folders are named after it; take a "
+                    f"letter, then letters, digits, - or _, such as m1, and none of {', '.join(TAKEN_NAMES)}"
+                )
             if model in known:
                 raise InputError(f"{self.path}: iterations.{model}: is already made by stage sft; start with `m1: m0`")
             if parent not in known:
                 raise InputError(
-                    f"{self.path}: iterations.{model}: its parent {parent!r} is not one of {', '.join(known)}"
+                    f"{self.path}: iterations.{model}: its parent {quoted(parent)} is not one of {', '.join(known)}; "
+                    "the parent is m0 or an entry above"
                 )
             known.append(model)
         return dict(chain)
@@ -97,7 +117,7 @@ class Params:
         values = self.used[name] = self.values[name]
         if not isinstance(values, dict):
             raise InputError(
-                f"{self.path}: {name}: expected keys such as {', '.join(settings.model_fields)}, got {values!r}"
+                f"{self.path}: {name}: expected keys such as {', '.join(settings.model_fields)}, got {quoted(values)}"
             )
         required = [key for key, field in settings.model_fields.items() if field.is_required()]
         _check_keys(self.path, f"{name}.", values, settings.model_fields, required)
@@ -107,16 +127,28 @@ class Params:
             first = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in (name, *first["loc"]))
             message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-            raise InputError(f"{self.path}: {key}: should be {message}, got {first['input']!r}") from None
+            if first["type"] in ("extra_forbidden", "missing"):  # of a section within the section
+                what = "missing; add it" if first["type"] == "missing" else "unknown key; take it out"
+                raise InputError(f"{self.path}: {key}: {what}") from None
+            found = "" if first["type"] == SECRET else f", got {quoted(first['input'])}"
+            raise InputError(f"{self.path}: {key}: should be {message}{found}") from None
+
+
+def _problem(error: YAMLError | ValueError) -> str:
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        context = f"{error.context}, " if error.context else ""
+        return f"line {error.problem_mark.line + 1}: {context}{error.problem}"
+    return " ".join(str(error).split())
 
 
 def _check_keys(path: Path, prefix: str, values: dict[str, Any], known: Iterable[str], required: Iterable[str]) -> None:
     known = list(known)
     for key in values:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
+            name = key[:100] if isinstance(key, str) else quoted(key)
+            close = difflib.get_close_matches(name, known, n=1)
             hint = f'did you mean "{prefix}{close[0]}"?' if close else f"known keys: {', '.join(known)}"
-            raise InputError(f"{path}: {prefix}{key}: unknown key; {hint}")
+            raise InputError(f"{path}: {prefix}{name}: unknown key; {hint}")
     for key in required:
         if key not in values:
             raise InputError(f"{path}: {prefix}{key}: missing; add it (recipe: the committed params.yaml)")

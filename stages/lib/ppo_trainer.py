@@ -17,14 +17,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from stages.lib.advantages import gae, token_rewards, whiten
 from stages.lib.errors import InputError
 from stages.lib.losses import policy_loss, token_entropies, token_logprobs, value_loss
 from stages.lib.models import AdapterStack
-from stages.lib.params import Settings
+from stages.lib.params import MODEL_NAME, Settings
 from stages.lib.rollouts import Batch, Rollout, collate_completions, place
 from stages.lib.runtime import row_seed
 from stages.lib.sampling import SamplingParams
@@ -39,7 +39,7 @@ SELF_TEST_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1.5e-2}
 class PPOSettings(Settings):
     """Section `ppo` of params.yaml, in TRL's words."""
 
-    init: str
+    init: str = Field(pattern=f"^{MODEL_NAME.pattern}$")
     num_updates: int = Field(ge=1)
     rollout_batch_size: int = Field(ge=2)
     mini_batch_size: int = Field(ge=1)
@@ -62,6 +62,13 @@ class PPOSettings(Settings):
     temperature: float = Field(gt=0)
     max_new_tokens: int = Field(ge=1)
     max_prompt_length: int = Field(ge=1)
+
+    @field_validator("init")
+    @classmethod
+    def _init_has_an_adapter(cls, value: str) -> str:
+        if value == "base":
+            raise ValueError("a model with an adapter to train on, such as m0, which the base has not")
+        return value
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> "PPOSettings":
@@ -96,7 +103,7 @@ class PPOTrainer:
         depth = len(stack.layers)
         value_layers = depth if settings.value_layers is None else settings.value_layers
         if value_layers > depth:
-            raise InputError(f"params.yaml: ppo.value_layers is {value_layers}, and the base has {depth} layers")
+            raise InputError(f"params.yaml: ppo.value_layers is {value_layers}, the base has {depth} layers; lower it")
         # Where forwards begin: below, the four are one model, and value and reward model are.
         self.policy_layer = min(stack.first_layer(name) for name in ("policy", "reference", "reward"))
         self.value_layer = max(stack.first_layer("value"), depth - value_layers)

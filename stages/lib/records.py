@@ -4,15 +4,15 @@ Every reader checks every row: a wrong row is an `InputError` that names file, l
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import jsonlines
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from stages.lib.errors import InputError
-from stages.lib.files import replacing
+from stages.lib.errors import InputError, quoted
+from stages.lib.files import check_regular, parse_json, replacing
 
 
 def _not_blank(text: str) -> str:
@@ -202,27 +202,39 @@ def read_rows(path: Path, row_type: type[R], *, unique: Sequence[str] = (), allo
         unique: fields whose values together must differ between rows.
         allow_empty: whether a file without rows is fine.
     """
-    rows: list[R] = []
+    return [row for _, row in read_numbered_rows(path, row_type, unique=unique, allow_empty=allow_empty)]
+
+
+def read_numbered_rows(
+    path: Path, row_type: type[R], *, unique: Sequence[str] = (), allow_empty: bool = False
+) -> list[tuple[int, R]]:
+    """Read a JSONL file into rows, each with the number of its line; see `read_rows`."""
+    rows: list[tuple[int, R]] = []
     seen: dict[tuple[object, ...], int] = {}
-    try:
-        with path.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.strip():
-                    continue
-                row = _parse_row(f"{path}:{number}", line, row_type)
-                key = tuple(getattr(row, field) for field in unique)
-                if unique and key in seen:
-                    what = ", ".join(f"{field} {value!r}" for field, value in zip(unique, key, strict=True))
-                    raise InputError(f"{path}:{number}: {what} stands already in line {seen[key]}: make it unique")
-                seen[key] = number
-                rows.append(row)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path in params.yaml, or run `dvc repro`") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a directory; give a JSONL file") from None
+    for number, value in read_objects(path):
+        row = _parse_row(f"{path}:{number}", value, row_type)
+        key = tuple(getattr(row, field) for field in unique)
+        if unique and key in seen:
+            what = ", ".join(f"{field} {quoted(value)}" for field, value in zip(unique, key, strict=True))
+            raise InputError(f"{path}:{number}: {what} stands already in line {seen[key]}: make it unique")
+        seen[key] = number
+        rows.append((number, row))
     if not rows and not allow_empty:
         raise InputError(f"{path}: has no rows; at least one is needed")
     return rows
+
+
+def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the JSON object of each line of a file, and the line's number; blank lines are ignored."""
+    advice = "check the path, or run `dvc repro` or `dvc pull`"
+    check_regular(path, advice)
+    try:
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    yield number, _parse_line(f"{path}:{number}", line)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read ({error.strerror}); {advice}") from None
 
 
 _DUMPS = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
@@ -239,18 +251,25 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
             writer.write(row.model_dump(mode="json"))
 
 
-def _parse_row(place: str, line: bytes, row_type: type[R]) -> R:
+def _loads(line: str | bytes) -> Any:
+    return parse_json(str(line))  # bytes are decoded by now
+
+
+def _parse_line(place: str, line: bytes) -> dict[str, Any]:
     try:
         # `jsonlines` decodes and parses one line; its own counter would start anew for each, so `place` is ours.
-        value = jsonlines.Reader([line]).read(type=dict)
+        return jsonlines.Reader([line], loads=_loads).read(type=dict)
     except jsonlines.InvalidLineError as error:
         reason = str(error.__cause__ or error).split(" (line")[0]
         raise InputError(f"{place}: not a JSON object: {reason}; each line must be one object in braces") from None
+
+
+def _parse_row(place: str, value: dict[str, Any], row_type: type[R]) -> R:
     try:
         return row_type.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = json.dumps(".".join(str(part) for part in first["loc"]))[1:-1]
+        field = json.dumps(".".join(str(part) for part in first["loc"])[:100])[1:-1]
         known = ", ".join(row_type.model_fields)
         match first["type"]:
             case "missing":
@@ -261,4 +280,4 @@ def _parse_row(place: str, line: bytes, row_type: type[R]) -> R:
                 message = first["msg"].removeprefix("Value error, ")
                 raise InputError(f'{place}: "{field}" {message}') from None
         message = first["msg"].removeprefix("Input ")
-        raise InputError(f'{place}: "{field}" {message}, got {first["input"]!r}; mend the row') from None
+        raise InputError(f'{place}: "{field}" {message}, got {quoted(first["input"])}; mend the row') from None

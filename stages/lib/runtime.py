@@ -3,13 +3,14 @@
 import hashlib
 import logging
 import os
+import re
 import warnings
 from typing import Literal
 
 import torch
 from pydantic import Field
 
-from stages.lib.errors import InputError
+from stages.lib.errors import InputError, quoted
 from stages.lib.params import Settings
 
 
@@ -18,7 +19,7 @@ class RuntimeSettings(Settings):
 
     device: str
     dtype: Literal["float32", "bfloat16"]
-    num_threads: int = Field(ge=1)
+    num_threads: int = Field(ge=1, le=1024)
     batch_size: int = Field(ge=1)
 
     @property
@@ -32,10 +33,11 @@ class RuntimeSettings(Settings):
         """The device; `auto` is CUDA where there is one."""
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-        except RuntimeError:
-            raise InputError(f"params.yaml: runtime.device: should be auto, cpu or cuda, got {self.device!r}") from None
+        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", self.device):
+            raise InputError(
+                f"params.yaml: runtime.device: should be auto, cpu, cuda or cuda:N, got {quoted(self.device)}"
+            )
+        device = torch.device(self.device)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise InputError(
                 f"params.yaml: runtime.device: {self.device!r}, but no CUDA device is visible; set auto or cpu"

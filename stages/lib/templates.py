@@ -6,6 +6,8 @@ from pathlib import Path
 from jinja2 import FileSystemLoader, StrictUndefined, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from stages.lib.errors import printable
+
 PROMPTS_DIR = Path(__file__).parent.parent / "prompts"
 
 
@@ -19,4 +21,5 @@ def _template(name: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
         loader=FileSystemLoader(PROMPTS_DIR), undefined=StrictUndefined, trim_blocks=True, autoescape=False
     )
+    environment.filters["printable"] = printable
     return environment.get_template(name)

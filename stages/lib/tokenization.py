@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from stages.lib.errors import InputError
+from stages.lib.errors import InputError, quoted
 from stages.lib.records import FinishReason, Message
 
 T = TypeVar("T")
@@ -16,9 +17,16 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 
     The template writes the special tokens (one BOS at most); the tokenizer adds none.
     """
-    text = tokenizer.apply_chat_template(
-        [message.model_dump() for message in messages], tokenize=False, add_generation_prompt=True
-    )
+    try:
+        text = tokenizer.apply_chat_template(
+            [message.model_dump() for message in messages], tokenize=False, add_generation_prompt=True
+        )
+    except TemplateError as error:  # some raise one about a system message, or about roles that do not alternate
+        roles = ", ".join(message.role for message in messages)
+        raise InputError(
+            f"the chat template takes no conversation of {roles} ({error}): {quoted(messages[-1].content)}; change the "
+            "data, or set base_model.chat_template, for example to chatml"
+        ) from None
     assert isinstance(text, str)
     ids: list[int] = tokenizer(text + reply_prefix, add_special_tokens=False)["input_ids"]
     return ids
