@@ -212,13 +212,14 @@ def main(workspace: Path, kills: int, seeds: int, model: str, draw: int) -> None
             killed = clone.run(waits.get)
             if killed is None:
                 break
-            click.echo(f"  killed in {killed.stage} after {killed.seconds:.1f} s, {len(killed.finished)} rows on disk")
+            own = {row for row in killed.finished if row[0] == _work_name(str(killed.stage))}
+            click.echo(f"  killed in {killed.stage} after {killed.seconds:.1f} s, {len(own)} rows of it on disk")
+            recovered += len(own)
             done.append(killed)
         clone.run()
         expected, found = plain.outs(), clone.outs()
         for killed in done:
             repeated += len(killed.finished & set(clone.computed(killed.trace_size)))
-            recovered += len(killed.finished)
             hit.append(str(killed.stage))
             name = str(killed.stage)
             equal += expected[name] == found[name]
