@@ -1,7 +1,6 @@
 """The `align` command: look into what the pipeline made, and make the loop longer."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from stages.lib.diff import Diff, JsonRow, diff_rows
 from stages.lib.errors import InputError
 from stages.lib.iterate import WIN_RATE, Goal
 from stages.lib.iterate import iterate as add_iterations
-
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+from stages.lib.lineage import trace
+from stages.lib.lineage_report import report
+from stages.lib.terminal import printable as _printable
 
 # What one model has: name -> (file, key columns, the column to show of a row).
 ARTIFACTS = {
@@ -72,6 +72,24 @@ def iterate(metric: str, limit: int, min_delta: float, lower_is_better: bool) ->
     add_iterations(Goal(metric, min_delta, lower_is_better), limit, click.echo)
 
 
+@main.command()
+@click.argument("name", metavar="MODEL|FILE")
+@click.option("--code", is_flag=True, help="List the code files of the stage, each with its hash.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def show(name: str, code: bool, as_json: bool) -> None:
+    """Show what made a model (`align show m1`) or a file of the pipeline (`align show data/m1/preferences.jsonl`).
+
+    The stage, its params, code, git revision and versions, and under it all that it was made from, up to the seeds.
+    Each file is compared with what lies there now.
+    """
+    lineage = trace(name)
+    if as_json:
+        click.echo(_printable(json.dumps(lineage.as_dict(), ensure_ascii=False)))
+    else:
+        for line in report(lineage, code):
+            click.echo(_printable(line))
+
+
 def _sources(a: str, b: str, what: str | None, keys: tuple[str, ...]) -> dict[str, tuple[Path, Path, Sequence[str]]]:
     if Path(a).is_file() or Path(b).is_file():
         return {Path(b).name: (Path(a), Path(b), keys or ("id",))}
@@ -127,10 +145,6 @@ def _table(name: str, result: Diff, a: str, b: str, limit: int) -> list[str]:
     for old, new in result.changed[:limit]:
         lines += [f"  {a}: {_show(old)}", f"  {b}: {_show(new)}"]
     return lines
-
-
-def _printable(text: str) -> str:
-    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _show(row: JsonRow) -> str:
