@@ -9,12 +9,15 @@ import click
 import jsonlines
 
 from stages.lib.diff import Diff, JsonRow, diff_rows
+from stages.lib.doctor import examine
 from stages.lib.errors import InputError
 from stages.lib.iterate import WIN_RATE, Goal
 from stages.lib.iterate import iterate as add_iterations
 from stages.lib.lineage import trace
 from stages.lib.lineage_report import report
 from stages.lib.terminal import printable as _printable
+from stages.lib.terminal import show_size
+from stages.lib.unfinished import all_work, delete, unfinished_lines, why_unused
 
 # What one model has: name -> (file, key columns, the column to show of a row).
 ARTIFACTS = {
@@ -27,7 +30,18 @@ ARTIFACTS = {
 }
 
 
-@click.group(help=__doc__)
+class PrintableErrors(click.Group):
+    """A group whose errors, which quote files and arguments, are printable too."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            raise type(error)(_printable(error.message)) from None
+
+
+@click.group(cls=PrintableErrors, help=__doc__)
 def main() -> None:
     pass
 
@@ -88,6 +102,73 @@ def show(name: str, code: bool, as_json: bool) -> None:
     else:
         for line in report(lineage, code):
             click.echo(_printable(line))
+
+
+@main.command()
+@click.option("--deep", is_flag=True, help="Hash every object in DVC's cache: seconds a gigabyte.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
+def doctor(deep: bool, as_json: bool) -> None:
+    """Tell what would differ on this machine from the runs that are here, and what would stop a run.
+
+    One line a check: ok, differs or problem, and how to mend it. The exit status is 1 if there is a problem.
+    """
+    findings = []
+    for finding in examine(deep):
+        findings.append(finding)
+        if not as_json:
+            click.echo("\n".join(map(_printable, finding.lines())))
+    if as_json:
+        click.echo(_printable(json.dumps([finding.as_dict() for finding in findings], ensure_ascii=False)))
+    if any(finding.status == "problem" for finding in findings):
+        raise SystemExit(1)
+
+
+@main.group()
+def resume() -> None:
+    """Unfinished work of stages that were killed, in .align/resume: a stage that is run again goes on from it."""
+
+
+@resume.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
+def list_work(as_json: bool) -> None:
+    """List it: stage, identity, size, age, finished rows, the process that is at it, and whether it would be used."""
+    works = [(work, why_unused(work.folder)) for work in all_work()]
+    if as_json:
+        values = [work.as_dict() | {"unused_because": reasons} for work, reasons in works]
+        click.echo(_printable(json.dumps(values, ensure_ascii=False)))
+        return
+    for work, reasons in works:
+        for line in unfinished_lines(work, reasons):
+            click.echo(_printable(line))
+    if not works:
+        click.echo("no unfinished work")
+
+
+@resume.command()
+@click.argument("stages", metavar="[STAGE]...", nargs=-1)
+@click.option("--older-than", "days", type=click.FloatRange(0), default=0.0, metavar="DAYS", help="Only older work.")
+@click.option("--unusable", is_flag=True, help="Only what a run now would not use: its params, inputs or code changed.")
+@click.option("--dry-run", is_flag=True, help="Delete nothing, tell what would go.")
+def prune(stages: tuple[str, ...], days: float, unusable: bool, dry_run: bool) -> None:
+    """Delete it, of all stages or of those named; never what a running process holds."""
+    works = all_work()
+    unknown = set(stages) - {work.stage for work in works}
+    if unknown:
+        known = ", ".join(dict.fromkeys(work.stage for work in works)) or "none"
+        raise InputError(f"no unfinished work of {', '.join(sorted(unknown))}; there is work of: {known}")
+    freed = 0
+    for work in works:
+        if (
+            (stages and work.stage not in stages)
+            or work.age < days * 86400
+            or (unusable and not why_unused(work.folder))
+        ):
+            continue
+        gone = not work.running and (dry_run or delete(work))
+        verb = ("would delete" if dry_run else "deleted") if gone else "kept, a process holds it:"
+        freed += work.size if gone else 0
+        click.echo(_printable(f"{verb} {work.stage} {work.folder.name} ({show_size(work.size)})"))
+    click.echo(f"{'would free' if dry_run else 'freed'} {freed} bytes")
 
 
 def _sources(a: str, b: str, what: str | None, keys: tuple[str, ...]) -> dict[str, tuple[Path, Path, Sequence[str]]]:
