@@ -74,6 +74,13 @@ class Project:
         shutil.copytree(self.path, path, symlinks=True)
         return Project(path)
 
+    def enter(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> "Project":
+        """Return a copy, which is the working directory."""
+        project = self.copy(path)
+        monkeypatch.chdir(path)
+        monkeypatch.setenv("DVC_SITE_CACHE_DIR", project.env["DVC_SITE_CACHE_DIR"])
+        return project
+
 
 def make_project(path: Path) -> Project:
     """Make the project, reproduce it and commit it."""
@@ -118,7 +125,4 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture
 def project(finished_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A copy of the project, as the working directory."""
-    project = finished_project.copy(tmp_path / "project")
-    monkeypatch.chdir(project.path)
-    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
-    return project
+    return finished_project.enter(tmp_path / "project", monkeypatch)

@@ -11,6 +11,7 @@ decides what is left:
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,8 @@ from stages.lib.revisions import git
 EXEC = "refs/exps/exec"
 MARKS = (f"{EXEC}/EXEC_BASELINE", f"{EXEC}/EXEC_MERGE")  # EXEC_HEAD stays after a run that ended well
 MERGE = MARKS[1]
+STASH_SECONDS = 60  # from the stash of the edits to EXEC_MERGE; a second or two
+KEPT_SECONDS = 13 * 86400  # git keeps what nothing points to for two weeks at least
 
 
 def check_experiment() -> Iterator[Finding]:
@@ -63,15 +66,45 @@ def _way_back(head: str, detached: bool, marks: list[str], dirty: bool, stashed:
     else:
         if detached:
             yield f"`git checkout {_branch(head)}` (without -f: it keeps the uncommitted edits)"
-        lost = not dirty and MERGE in marks and git("diff", "--quiet", head, MERGE, "--", ".", ":!.dvc/tmp") is None
+        source = _edits_before(head) if MERGE in marks else None
+        lost = not dirty and MERGE in marks and not _same((head, MERGE), ".", ":!.dvc/tmp")
         if lost:
-            yield f"`git restore --source={MERGE} -- . ':!.dvc/tmp'` (your edits are there alone)"
+            yield f"`git restore --source={source or MERGE} -- . ':!.dvc/tmp'` (your edits are there alone)"
+        elif source is not None and not _same((source,), str(PARAMS_FILE)):
+            restore = f"git restore --staged {PARAMS_FILE} && git restore --source={source} {PARAMS_FILE}"
+            yield f"`{restore}` (as it was before -S, with your edits)"
         overrides = _changes(head, git("show", f"{MERGE}:./{PARAMS_FILE}") if lost else None)
-        if overrides:
+        if source is None and overrides:
             yield f"set back in {PARAMS_FILE} what came from -S, of what has changed there: {overrides}"
     for mark in marks:
         yield f"`git update-ref -d {mark}`"
     yield "`dvc checkout`"
+
+
+def _same(commits: tuple[str, ...], *paths: str) -> bool:
+    """Tell whether `paths` are the same in two commits, or in one and the working tree."""
+    return git("diff", "--quiet", *commits, "--", *paths) is not None
+
+
+def _edits_before(head: str) -> str | None:
+    """Return the commit with the user's edits as they were before the overrides; HEAD if there were no edits.
+
+    DVC has dropped that stash, but git keeps its commit for two weeks.
+    """
+    made = int(git("log", "-1", "--format=%ct", MERGE) or 0)
+    found = []
+    for line in (git("fsck", "--no-reflogs", "--unreachable", "--no-progress") or "").splitlines():
+        kind, commit = line.split()[1:3]
+        if kind != "commit":
+            continue
+        when, parents, subject = (git("log", "-1", "--format=%ct|%P|%s", commit) or "0||").split("|", 2)
+        if subject.startswith("WIP on ") and parents.split()[:1] == [head] and 0 <= made - int(when) <= STASH_SECONDS:
+            found.append((int(when), commit))
+    if found:
+        return max(found)[1][:12]
+    # A younger one cannot be gone: there were no edits, all that has changed is by -S.
+    young = time.time() - made < KEPT_SECONDS and _same((head, MERGE), ".", ":!.dvc/tmp", f":!{PARAMS_FILE}")
+    return "HEAD" if young else None
 
 
 def _branch(head: str) -> str:

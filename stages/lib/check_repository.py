@@ -50,7 +50,8 @@ def check_locks() -> Iterator[Finding]:
 
 def running_dvc() -> dict[int, str]:
     """Return PID and command of each live DVC process that works on this repository."""
-    return {pid: command for path in RWLOCKS for pid, command in _owners(path).items() if _is_dvc(pid)}
+    owners = [(_owners(path) or {}).items() for path in RWLOCKS]
+    return {pid: command for items in owners for pid, command in items if _is_dvc(pid)}
 
 
 def _repository_lock() -> list[Finding]:
@@ -71,9 +72,8 @@ def _repository_lock() -> list[Finding]:
 
 
 def _rwlock(path: Path) -> list[Finding]:
-    try:
-        owners = _owners(path)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    owners = _owners(path)
+    if owners is None:
         what = f"{path} is cut off: DVC was killed while it wrote it, and none starts with it"
         return [Finding("locks", "problem", what, (f"`rm {path}`",))]
     # DVC takes out those of dead processes by itself; a PID that has been given out anew looks alive to it.
@@ -84,12 +84,16 @@ def _rwlock(path: Path) -> list[Finding]:
     return [Finding("locks", "problem", what, (f"`rm {path}`",))]
 
 
-def _owners(path: Path) -> dict[int, str]:
+def _owners(path: Path) -> dict[int, str] | None:
+    """Return PID and command of those in a lock file, dead or alive, or None if it cannot be read."""
     if not path.is_file():
         return {}
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    entries = [entry for entries in value.get("read", {}).values() for entry in entries]
-    return {int(entry["pid"]): str(entry["cmd"]) for entry in [*entries, *value.get("write", {}).values()]}
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        entries = [entry for entries in value.get("read", {}).values() for entry in entries]
+        return {int(entry["pid"]): str(entry["cmd"]) for entry in [*entries, *value.get("write", {}).values()]}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _is_dvc(pid: int) -> bool:

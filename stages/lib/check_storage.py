@@ -81,7 +81,8 @@ def _corrupt(path: Path, owner: tuple[str, str, str] | None) -> Finding:
         )
     stage, out, file = owner
     what = f"{shown} is corrupt: {file} of stage {stage}"
-    if Path(file).is_file() and _md5(Path(file)) == path.parent.name + path.stem:
+    value = path.parent.name + path.name
+    if (_md5(Path(file)) if Path(file).is_file() else DvcFiles().hash(file)) == value:
         return Finding(
             "cache", "problem", f"{what}, which is whole in the workspace", (remove, f"`dvc commit -f {stage}`")
         )
