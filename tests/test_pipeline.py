@@ -141,6 +141,11 @@ PURE = {
     "metrics",
     "diff",
     "reward_report",
+    "terminal",
+    "lock_file",
+    "cards",
+    "source_code",
+    "findings",
 }
 TENSORS = {"advantages", "losses"}
 

@@ -22,13 +22,12 @@ SCRIPT = """
 import os, sys, time
 from pathlib import Path
 import stages.judge
-from stages.lib.backends import GenerationSettings
 from stages.lib.params import Params
 from stages.lib.resume import Work
 from stages.lib.runtime import RuntimeSettings
 params = Params.read()
 runtime = params.section("runtime", RuntimeSettings)
-params.section("ppo", stages.judge.JudgeSettings.__base__)
+params.used["ppo"] = params.values["ppo"]
 work = Work(sys.argv[1], params, runtime, [Path("input.txt")])
 rows = work.rows("answers")
 rows.finish({0: "x" * 1000, 1: "y"})
@@ -199,7 +198,10 @@ def test_the_work_of_a_running_process_is_never_deleted_and_that_of_a_killed_one
 
 def test_one_process_of_several_is_enough_to_keep_the_work(root: Path) -> None:
     (folder,) = folders(root)
-    code = "import fcntl, time; f = open('lock-1', 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('x', flush=True); time.sleep(60)"
+    code = (
+        "import fcntl, time; stream = open('lock-1', 'a'); fcntl.flock(stream, fcntl.LOCK_EX); "
+        "print('x', flush=True); time.sleep(60)"
+    )
     with subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -233,7 +235,9 @@ def test_prune_keeps_to_the_stages_the_age_and_the_use_that_are_named(root: Path
     align("resume", "prune", "--older-than", "9")
     assert folders(root) == [fresh]
 
-    other = add_copy(root, "ppo")  # the code of another stage
+    other = add_copy(root, "ppo")
+    identity = json.loads((other / "identity.json").read_text())
+    (other / "identity.json").write_text(json.dumps(identity | {"code": "other"}))
     align("resume", "prune", "--unusable")
     assert folders(root) == [fresh]
     assert not other.exists()
