@@ -1,5 +1,6 @@
 """`align resume`: the work of real processes, killed and running; what is deleted and what never is."""
 
+import fcntl
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from stages.lib.unfinished import all_work, delete
 from tests.conftest import REPOSITORY
 from tests.dvc_project import align, error_of
 
@@ -209,6 +211,16 @@ def test_one_process_of_several_is_enough_to_keep_the_work(root: Path) -> None:
         process.kill()
     assert folder.exists()
     assert align("resume", "prune").output.startswith("deleted")
+
+
+def test_work_that_a_process_takes_up_while_it_is_looked_at_is_kept(root: Path) -> None:
+    (work,) = all_work()
+    with (work.folder / "lock-0").open("r+") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert not delete(work)
+        assert (work.folder / "identity.json").is_file()
+    assert delete(work)
+    assert not work.folder.exists()
 
 
 def test_a_pid_alone_keeps_nothing(root: Path) -> None:
