@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from stages.lib.recorded import DONE_FILE
 from stages.lib.unfinished import all_work, delete
 from tests.conftest import REPOSITORY
 from tests.dvc_project import align, error_of
@@ -126,6 +127,13 @@ def test_the_work_of_a_killed_stage_is_listed_with_its_rows_and_would_be_used(ro
     assert work["size"] >= sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) > 6000
     text = align("resume", "list").output
     assert re.fullmatch(r"judge@m1  \w{16}  stopped  3 rows  [\d.]+ kB  \d+ \w+ old\n", text)
+
+
+def test_work_that_is_done_and_waits_for_dvc_is_told_from_that_of_a_killed_stage(root: Path) -> None:
+    (folder,) = folders(root)
+    (folder / DONE_FILE).write_text("{}")
+    assert works()[0]["done"]
+    assert "  done, until DVC has recorded it  " in align("resume", "list").output
 
 
 def test_a_row_that_a_kill_cut_off_is_not_counted(root: Path) -> None:

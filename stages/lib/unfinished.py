@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from stages.lib.files import sha256
 from stages.lib.lock_file import flat
 from stages.lib.machine import environment_here
 from stages.lib.params import PARAMS_FILE, Params
+from stages.lib.recorded import DONE_FILE, resume_root
 from stages.lib.source_code import code_hashes
 from stages.lib.terminal import show_age, show_size
 
@@ -34,6 +34,7 @@ class Work:
     age: float  # seconds since something was written
     rows: int
     running: tuple[str, ...]  # PIDs of the processes that hold it
+    done: bool  # the stage has ended, and the work stays until DVC has recorded its outputs
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON holds it."""
@@ -42,8 +43,7 @@ class Work:
 
 def all_work() -> list[Work]:
     """Return all unfinished work, by stage, the newest first."""
-    root = Path(os.environ.get("DVC_ROOT", ".")) / ".align" / "resume"
-    folders = [folder for folder in root.glob("*/*") if folder.is_dir()]
+    folders = [folder for folder in resume_root().glob("*/*") if folder.is_dir()]
     return sorted(map(_look_at, folders), key=lambda work: (work.stage, work.age))
 
 
@@ -73,7 +73,8 @@ def why_unused(folder: Path) -> list[str]:
 
 def unfinished_lines(work: Work, reasons: Sequence[str]) -> list[str]:
     """Return work as text, with the reasons why it would not be used."""
-    state = f"running (PID {', '.join(work.running)})" if work.running else "stopped"
+    state = "done, until DVC has recorded it" if work.done else "stopped"
+    state = f"running (PID {', '.join(work.running)})" if work.running else state
     size, age = show_size(work.size), show_age(work.age)
     head = f"{work.stage}  {work.folder.name}  {state}  {work.rows} rows  {size}  {age} old"
     return [head, *(f"  {reason}: will not be used" for reason in reasons)]
@@ -111,6 +112,7 @@ def _look_at(folder: Path) -> Work:
         time.time() - max(stat.st_mtime for stat in stats),
         len({row for path in folder.glob("rows-*.jsonl") for row in _finished(path)}),
         tuple(pid for path in sorted(folder.glob("lock-*")) for pid in _holder(path)),
+        (folder / DONE_FILE).is_file(),
     )
 
 
