@@ -8,6 +8,11 @@ from typing import Any
 
 import click
 
+from stages.align.doctor import examine
+from stages.align.lineage import trace
+from stages.align.lineage_report import report
+from stages.align.terminal import show_size
+from stages.align.unfinished import all_work, delete, unfinished_lines, why_unused
 from stages.lib.diff import Diff, JsonRow, diff_rows
 from stages.lib.errors import InputError, printable, quoted
 from stages.lib.iterate import WIN_RATE, Goal
@@ -25,7 +30,18 @@ ARTIFACTS = {
 }
 
 
-@click.group(help=__doc__)
+class PrintableErrors(click.Group):
+    """A group whose errors, which quote files and arguments, are printable too."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            raise type(error)(printable(error.message)) from None
+
+
+@click.group(cls=PrintableErrors, help=__doc__)
 def main() -> None:
     pass
 
@@ -74,6 +90,91 @@ def iterate(metric: str, limit: int, min_delta: float, lower_is_better: bool) ->
     Each is written into params.yaml and reproduced. One that is no better stays; one that fails is taken out again.
     """
     add_iterations(Goal(metric, min_delta, lower_is_better), limit, click.echo)
+
+
+@main.command()
+@click.argument("name", metavar="MODEL|FILE")
+@click.option("--code", is_flag=True, help="List the code files of the stage, each with its hash.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def show(name: str, code: bool, as_json: bool) -> None:
+    """Show what made a model (`align show m1`) or a file of the pipeline (`align show data/m1/preferences.jsonl`).
+
+    The stage, its params, code, git revision and versions, and under it all that it was made from, up to the seeds.
+    Each file is compared with what lies there now.
+    """
+    lineage = trace(name)
+    if as_json:
+        click.echo(printable(json.dumps(lineage.as_dict(), ensure_ascii=False)))
+    else:
+        for line in report(lineage, code):
+            click.echo(printable(line))
+
+
+@main.command()
+@click.option("--deep", is_flag=True, help="Hash every object in DVC's cache: seconds a gigabyte.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
+def doctor(deep: bool, as_json: bool) -> None:
+    """Tell what would differ on this machine from the runs that are here, and what would stop a run.
+
+    One line a check: ok, differs or problem, and how to mend it. The exit status is 1 if there is a problem.
+    """
+    findings = []
+    for finding in examine(deep):
+        findings.append(finding)
+        if not as_json:
+            click.echo("\n".join(map(printable, finding.lines())))
+    if as_json:
+        click.echo(printable(json.dumps([finding.as_dict() for finding in findings], ensure_ascii=False)))
+    if any(finding.status == "problem" for finding in findings):
+        raise SystemExit(1)
+
+
+@main.group()
+def resume() -> None:
+    """Unfinished work of stages that were killed, in .align/resume: a stage that is run again goes on from it."""
+
+
+@resume.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
+def list_work(as_json: bool) -> None:
+    """List it: stage, identity, size, age, finished rows, the process that is at it, and whether it would be used."""
+    works = [(work, why_unused(work.folder)) for work in all_work()]
+    if as_json:
+        values = [work.as_dict() | {"unused_because": reasons} for work, reasons in works]
+        click.echo(printable(json.dumps(values, ensure_ascii=False)))
+        return
+    for work, reasons in works:
+        for line in unfinished_lines(work, reasons):
+            click.echo(printable(line))
+    if not works:
+        click.echo("no unfinished work")
+
+
+@resume.command()
+@click.argument("stages", metavar="[STAGE]...", nargs=-1)
+@click.option("--older-than", "days", type=click.FloatRange(0), default=0.0, metavar="DAYS", help="Only older work.")
+@click.option("--unusable", is_flag=True, help="Only what a run now would not use: its params, inputs or code changed.")
+@click.option("--dry-run", is_flag=True, help="Delete nothing, tell what would go.")
+def prune(stages: tuple[str, ...], days: float, unusable: bool, dry_run: bool) -> None:
+    """Delete it, of all stages or of those named; never what a running process holds."""
+    works = all_work()
+    unknown = set(stages) - {work.stage for work in works}
+    if unknown:
+        known = ", ".join(dict.fromkeys(work.stage for work in works)) or "none"
+        raise InputError(f"no unfinished work of {', '.join(sorted(unknown))}; there is work of: {known}")
+    freed = 0
+    for work in works:
+        if (
+            (stages and work.stage not in stages)
+            or work.age < days * 86400
+            or (unusable and not why_unused(work.folder))
+        ):
+            continue
+        gone = not work.running and (dry_run or delete(work))
+        verb = ("would delete" if dry_run else "deleted") if gone else "kept, a process holds it:"
+        freed += work.size if gone else 0
+        click.echo(printable(f"{verb} {work.stage} {work.folder.name} ({show_size(work.size)})"))
+    click.echo(f"{'would free' if dry_run else 'freed'} {freed} bytes")
 
 
 def _sources(a: str, b: str, what: str | None, keys: tuple[str, ...]) -> dict[str, tuple[Path, Path, Sequence[str]]]:

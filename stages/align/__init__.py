@@ -1,0 +1,1 @@
+"""What the `align` command looks into: lineage, this machine, unfinished work. No stage imports it."""
