@@ -7,7 +7,9 @@ import torch
 import trl.trainer.utils
 from datasets import Dataset
 from peft import get_peft_model
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import DPOTrainer, SFTConfig
 
 from stages.lib.instruction_tuning import ResumableSFTTrainer
@@ -15,7 +17,7 @@ from stages.lib.models import LoraSettings, load_base, load_tokenizer
 from stages.lib.params import Params
 from stages.lib.runtime import RuntimeSettings
 from stages.lib.tokenization import encode_completion, encode_user
-from stages.lib.training import TrainingSettings, train
+from stages.lib.training import LengthGroups, TrainingSettings, train
 from stages.reward_model import RewardModelSettings
 from tests.conftest import REPOSITORY
 
@@ -101,3 +103,24 @@ def test_the_history_holds_no_timings(
 def test_trl_calls_the_hook_that_keeps_our_token_ids() -> None:
     # A TRL release that renames the hook would tokenize the rows again: this fails first.
     assert "_prepare_dataset" in vars(DPOTrainer)
+
+
+LENGTHS = [5 + (7 * i) % 41 for i in range(40)]
+
+
+def test_rows_by_length_have_another_order_each_epoch_which_any_process_can_repeat() -> None:
+    orders = []
+    for epoch in (0, 1, 0, 1):
+        sampler = LengthGroups(LENGTHS, 8, seed=3)
+        sampler.set_epoch(epoch)
+        torch.rand(3)  # the global random state has no say
+        orders.append(list(sampler))
+    assert orders[0] == orders[2] != orders[1] == orders[3]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(len(LENGTHS)))
+
+
+def test_the_first_epoch_has_the_order_that_transformers_gives_it() -> None:
+    torch.manual_seed(3)
+    rows = Dataset.from_list([{"row": row} for row in range(len(LENGTHS))]).with_format("torch")
+    loader = DataLoader(rows, sampler=LengthGroupedSampler(8, lengths=LENGTHS))
+    assert [int(batch["row"]) for batch in loader] == list(LengthGroups(LENGTHS, 8, seed=3))
