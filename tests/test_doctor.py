@@ -149,7 +149,7 @@ def test_a_device_that_is_not_here_is_a_problem(project: Project, monkeypatch: p
 
 
 def test_more_threads_than_cores_are_said(project: Project) -> None:
-    project.replace("params.yaml", "num_threads: 2", "num_threads: 4000")
+    project.replace("params.yaml", "num_threads: 2", "num_threads: 400")
     assert of("device")[0]["status"] == "differs"
 
 

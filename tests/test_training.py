@@ -121,5 +121,6 @@ def test_rows_by_length_have_another_order_each_epoch_which_any_process_can_repe
 
 def test_the_first_epoch_has_the_order_that_transformers_gives_it() -> None:
     torch.manual_seed(3)
-    loader = DataLoader(range(len(LENGTHS)), sampler=LengthGroupedSampler(8, lengths=LENGTHS))
-    assert [int(row) for row in loader] == list(LengthGroups(LENGTHS, 8, seed=3))
+    rows = Dataset.from_list([{"row": row} for row in range(len(LENGTHS))]).with_format("torch")
+    loader = DataLoader(rows, sampler=LengthGroupedSampler(8, lengths=LENGTHS))
+    assert [int(batch["row"]) for batch in loader] == list(LengthGroups(LENGTHS, 8, seed=3))
