@@ -34,6 +34,7 @@ ATTACKS = {
     "terminal": COMMANDS,
     "html": "<script>alert(1)</script><img src=x onerror=alert(1)>",
     "table": "| a | b |\n|---|---|\n| c | d |\n\n# Heading",
+    "block": "# Heading",
     "link": "[here](javascript:alert(1)) ![pixel](https://example.com/pixel.png)",
     "yaml": "---\nseed: 18\n...",
     "path": "../../etc/passwd",
