@@ -1,6 +1,5 @@
 """Broken inputs through the real entry points: one clear line, nothing half-written, nothing lost."""
 
-import importlib
 import os
 import re
 import shutil
@@ -10,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from tests.broken import CASES
+from tests.broken.__main__ import table
 from tests.broken.models import CODE, LEFT
 from tests.broken.rows import SEED
-from tests.broken.workspace import Case, build, contents, value
+from tests.broken.workspace import Case, build, contents, run, value
 from tests.conftest import REPOSITORY
 
 # What to do about it: after a semicolon, or as the rule that is broken.
@@ -40,13 +39,6 @@ def workspace(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     monkeypatch.syspath_prepend(str(copy))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return copy
-
-
-def run(command: str) -> Result:
-    """Run a stage, or `align`, in this process as its command line."""
-    name, *arguments = command.split()
-    module = importlib.import_module("stages.cli" if name == "align" else f"stages.{name}")
-    return CliRunner().invoke(module.main, arguments)
 
 
 def assert_one_clear_line(code: int, stderr: str, case: Case) -> None:
@@ -152,3 +144,9 @@ def test_code_that_a_known_model_brings_along_is_not_run_and_not_needed(workspac
     assert run("base_model").exit_code == 0
 
     assert not Path(LEFT).exists()
+
+
+def test_the_page_has_the_table_that_the_corpus_gives(whole: Path, workspace: Path) -> None:
+    page = (REPOSITORY / "docs/BAD_INPUT.md").read_text(encoding="utf-8")
+    assert table(whole, workspace) in page, "run `python -m tests.broken` and put its table into docs/BAD_INPUT.md"
+    assert f"{len(CASES)} broken inputs" in page

@@ -129,5 +129,5 @@ def test_the_value_function_trains_its_uppermost_layers_alone_and_the_rest_stays
 
 
 def test_more_value_layers_than_there_are_is_an_error_of_the_params(make_stack: MakeStack) -> None:
-    with pytest.raises(InputError, match=r"ppo\.value_layers is 3, and the base has 2 layers"):
+    with pytest.raises(InputError, match=r"ppo\.value_layers is 3, the base has 2 layers"):
         trainer(make_stack(), value_layers=3)

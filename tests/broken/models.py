@@ -64,7 +64,7 @@ def _gone(path: str) -> Break:
     return act
 
 
-def _pickled(folder: str, old: str, new: str) -> Break:
+def pickled(folder: str, old: str, new: str) -> Break:
     def act() -> None:
         Path(folder, old).unlink()
         Path(folder, new).write_bytes(pickle.dumps(Payload()))
@@ -102,7 +102,7 @@ def _adapter_as_reward() -> None:
     shutil.copytree(ADAPTER, REWARD)
 
 
-def _auto_map(folder: str) -> Break:
+def with_code(folder: str) -> Break:
     """A model of an unknown kind, with the code for it."""
     return both(
         value(f"{folder}/config.json", "model_type", to="evil"),
@@ -130,7 +130,7 @@ FULL: dict[str, Callable[[str], Break]] = {
     "a tensor of another shape": lambda folder: _tensors(f"{folder}/{WEIGHTS}", _first("q_proj", lambda t: t[:, 1:])),
     "a tensor missing": lambda folder: _tensors(f"{folder}/{WEIGHTS}", _first("q_proj", lambda t: None)),
     "weights of another model": lambda folder: lambda: save_file({"x": torch.ones(3)}, f"{folder}/{WEIGHTS}"),
-    "a pickle in place of safetensors": lambda folder: _pickled(folder, WEIGHTS, "pytorch_model.bin"),
+    "a pickle in place of safetensors": lambda folder: pickled(folder, WEIGHTS, "pytorch_model.bin"),
     "configuration: cut off": lambda folder: _cut(f"{folder}/config.json", 60),
     "configuration: a list": lambda folder: put(f"{folder}/config.json", "[]"),
     "configuration: empty object": lambda folder: put(f"{folder}/config.json", "{}"),
@@ -143,7 +143,7 @@ FULL: dict[str, Callable[[str], Break]] = {
     "configuration: more layers": lambda folder: value(f"{folder}/config.json", "num_hidden_layers", to=3),
     "configuration: minus one layer": lambda folder: value(f"{folder}/config.json", "num_hidden_layers", to=-1),
     "configuration: another vocabulary": lambda folder: value(f"{folder}/config.json", "vocab_size", to=50),
-    "configuration: code of its own": _auto_map,
+    "configuration: code of its own": with_code,
     "tokenizer: cut off": lambda folder: _cut(f"{folder}/tokenizer.json", 300),
     "tokenizer: an empty object": lambda folder: put(f"{folder}/tokenizer.json", "{}"),
     "tokenizer: another format": lambda folder: put(
@@ -174,7 +174,7 @@ ADAPTERS: dict[str, Callable[[str], Break]] = {
     "one tensor too many": lambda folder: _tensors(
         f"{folder}/adapter_model.safetensors", lambda tensors: tensors.update(x=torch.ones(1))
     ),
-    "a pickle in place of safetensors": lambda folder: _pickled(
+    "a pickle in place of safetensors": lambda folder: pickled(
         folder, "adapter_model.safetensors", "adapter_model.bin"
     ),
     "configuration: cut off": lambda folder: _cut(f"{folder}/adapter_config.json", 100),

@@ -1,6 +1,7 @@
 """A small workspace in which every stage runs, for the broken inputs to break, and the hands that break it."""
 
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from click.testing import CliRunner, Result
 from peft import get_peft_model
 from ruamel.yaml import YAML
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -191,6 +193,13 @@ def _write_adapters(root: Path) -> None:
         save_adapter(get_peft_model(base, config), root / "models" / name)
         copy_tokenizer(root / "models/base", root / "models" / name)
     (root / "models/reward/score_bias.json").write_text('{"score_bias": 0.5}')
+
+
+def run(command: str) -> Result:
+    """Run a stage, or `align`, in this process as its command line."""
+    name, *arguments = command.split()
+    module = importlib.import_module("stages.cli" if name == "align" else f"stages.{name}")
+    return CliRunner().invoke(module.main, arguments)
 
 
 def contents(root: Path) -> dict[str, str]:
