@@ -13,7 +13,6 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from stages.lib.errors import InputError
 from stages.lib.files import sha256
 from stages.lib.resume import Checkpoint
 from tests.conftest import REPOSITORY
@@ -145,9 +144,36 @@ def test_a_checkpoint_gives_back_what_was_saved_to_the_last_bit(tmp_path: Path) 
     assert found[1] == {"updates_done": 7, "reward": 0.1 + 0.2}
 
 
-def test_a_damaged_checkpoint_is_an_error_that_says_what_to_delete(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut off", "a byte of the weights", "a digit of the state", "nothing of it left"])
+def test_a_damaged_checkpoint_is_left_out_with_a_word(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors")
-    checkpoint.save({"x": torch.arange(3.0)}, {})
-    checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:-4])
-    with pytest.raises(InputError, match="delete it to start anew"):
-        checkpoint.load()
+    checkpoint.save({"x": torch.arange(3.0)}, {"updates_done": 7})
+    content = checkpoint.path.read_bytes()
+    whole = {
+        "cut off": content[:-4],
+        "a byte of the weights": content[:-4] + bytes([content[-4] ^ 1]) + content[-3:],
+        "a digit of the state": content.replace(b": 7", b": 8"),
+        "nothing of it left": b"",
+    }
+    assert whole[damage] != content
+    checkpoint.path.write_bytes(whole[damage])
+
+    assert checkpoint.load() is None
+    assert f"{checkpoint.path}: the checkpoint is damaged" in capsys.readouterr().err
+
+
+def test_a_run_that_finds_a_damaged_checkpoint_starts_anew_and_ends_in_the_same_bytes(workspace: Path) -> None:
+    plain, killed = (Path(shutil.copytree(workspace, workspace.parent / name)) for name in ("plain", "killed"))
+    assert run((plain, None), (killed, ("save", 2, "after"))) == [0, -signal.SIGKILL]
+    [checkpoint] = checkpoints(killed)
+    content = bytearray(checkpoint.read_bytes())
+    content[-100] ^= 1  # safetensors itself would not notice
+    checkpoint.write_bytes(content)
+
+    assert run((killed, None)) == [0]
+    told = (killed / "0.log").read_text(encoding="utf-8")
+    assert "the checkpoint is damaged" in told
+    assert "goes on after update" not in told
+    assert outputs(killed) == outputs(plain)

@@ -193,9 +193,14 @@ def test_training_that_had_ended_is_not_done_again(
     assert all(torch.equal(weights[key], expected[0][key]) for key in weights)
 
 
-@pytest.mark.parametrize("damage", ["cut off", "missing", "not declared whole"])
-def test_a_checkpoint_that_is_not_whole_is_left_out_and_the_one_before_it_is_taken(
-    damage: str, tiny_base: Path, runtime: RuntimeSettings, work: Work, tmp_path: Path
+@pytest.mark.parametrize("damage", ["cut off", "missing", "not declared whole", "declared in half"])
+def test_a_checkpoint_that_is_not_whole_is_left_out_with_a_word_and_the_one_before_it_is_taken(
+    damage: str,
+    tiny_base: Path,
+    runtime: RuntimeSettings,
+    work: Work,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = work.folder / "sft"
     train(make("sft", tiny_base, runtime, folder), tmp_path / "history.csv", work)
@@ -207,8 +212,11 @@ def test_a_checkpoint_that_is_not_whole_is_left_out_and_the_one_before_it_is_tak
         weights.write_bytes(weights.read_bytes()[:-1])
     elif damage == "missing":
         (later / "optimizer.pt").unlink()
-    else:
+    elif damage == "not declared whole":
         (later / "whole.json").unlink()
+    else:
+        (later / "whole.json").write_text('{"optimizer.pt": "ab')
 
     assert last_checkpoint(folder) == whole
+    assert f"{later}: the checkpoint is not whole" in capsys.readouterr().err
     assert not later.exists()

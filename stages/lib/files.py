@@ -1,6 +1,7 @@
 """Files that are whole or absent: outputs are written under a temporary name and renamed at the end."""
 
 import csv
+import errno
 import hashlib
 import json
 import math
@@ -35,8 +36,21 @@ def replacing(path: Path) -> Iterator[Path]:
         else:
             _sync(temporary)
         os.replace(temporary, path)
+    except Exception as error:
+        if (reason := out_of_space(error)) is not None:
+            raise InputError(f"{path}: cannot write ({reason}); free some space and run it again") from None
+        raise
     finally:
         _remove(temporary)
+
+
+def out_of_space(error: BaseException) -> str | None:
+    """Return what the system says if the error comes from a full disk, a quota or a limit on the size of files."""
+    # safetensors and tokenizers put the system's words into exceptions of their own; torch does not say why.
+    for text in (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+        if text in str(error):
+            return text
+    return "is the disk full?" if "inline_container" in str(error) and "Reader" not in str(error) else None
 
 
 def write_text(path: Path, text: str) -> None:

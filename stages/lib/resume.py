@@ -12,18 +12,21 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 import click
+import psutil
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from stages.lib.errors import InputError
-from stages.lib.files import replacing, sha256, write_json
+from stages.lib.files import out_of_space, replacing, sha256, write_json
 from stages.lib.params import Params
 from stages.lib.provenance import code_hash, environment
 from stages.lib.recorded import DONE_FILE, drop_recorded, release, resume_root
@@ -62,7 +65,7 @@ class Work:
 
     def __init__(self, stage: str, params: Params, runtime: RuntimeSettings, inputs: Collection[Path]) -> None:
         self.stage, self.params, self.runtime = stage, params, runtime
-        self.parent = os.getppid() if "DVC_STAGE" in os.environ else None
+        self.parents = _parents() if "DVC_STAGE" in os.environ else None
         self._folder: Path | None = None
         self._lock: IO[str] | None = None
         self._rows: dict[str, Rows] = {}
@@ -79,11 +82,15 @@ class Work:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._stream is not None:
-            self._stream.close()
+            with suppress(OSError):  # what a full disk did not take
+                self._stream.close()
         if kind is None and self._folder is not None and is_main_process():
             release(self._folder)
         if self._lock is not None:
             self._lock.close()
+        if error is not None and (reason := out_of_space(error)) is not None:
+            what = "free some space and run it again: what is finished is kept"
+            raise InputError(f"{self.stage}: cannot write ({reason}); {what}") from None
 
     @property
     def folder(self) -> Path:
@@ -109,7 +116,7 @@ class Work:
         Raises:
             InputError: it was.
         """
-        if self.parent is not None and os.getppid() != self.parent:
+        if self.parents is not None and _parents() != self.parents:
             raise InputError(f"{self.stage}: DVC is gone, which started this; what is finished is kept: run it again")
 
     def _open(self) -> None:
@@ -145,6 +152,15 @@ class Work:
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self.check_parent()
+
+
+def _parents() -> list[int]:
+    """Return the processes above this one up to DVC; those between, a shell or a launcher, have its DVC_STAGE too."""
+    found = [os.getppid()]
+    with suppress(psutil.Error):
+        while "DVC_STAGE" in psutil.Process(found[-1]).environ():
+            found.append(psutil.Process(found[-1]).ppid())
+    return found
 
 
 def _finished(path: Path) -> Iterator[tuple[int, str, dict[int, Any]]]:
@@ -201,7 +217,7 @@ class Pace:
 
 
 class Checkpoint:
-    """A checkpoint in one file, which is replaced as a whole."""
+    """A checkpoint in one file, which is replaced as a whole and has a hash of its content."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -210,15 +226,34 @@ class Checkpoint:
         """Replace the checkpoint; a kill at any moment leaves the old one or the new one."""
         with replacing(self.path) as temporary:
             values = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-            save_file(values, temporary, metadata={"state": json.dumps(state)})
+            text = json.dumps(state)
+            save_file(values, temporary, metadata={"state": text, "sha256": _content_hash(values, text)})
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the tensors (on the CPU) and the state of the checkpoint, or None if there is none to go on from."""
+        """Return the tensors (on the CPU) and the state of the checkpoint, or None if there is none to go on from.
+
+        A damaged one is left out, with a word: starting anew takes longer and ends in the same bytes.
+        """
         try:
             with safe_open(self.path, framework="pt") as stream:
                 tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (not a dict)
-                return tensors, json.loads(stream.metadata()["state"])
+                metadata = stream.metadata() or {}
         except FileNotFoundError:
             return None
-        except SafetensorError as error:
-            raise InputError(f"{self.path}: cannot read the checkpoint ({error}); delete it to start anew") from None
+        except (OSError, SafetensorError) as error:
+            reason = str(error)
+        else:
+            text = metadata.get("state", "")
+            if metadata.get("sha256") == _content_hash(tensors, text):
+                return tensors, json.loads(text)
+            reason = "its hash is another"
+        click.echo(f"{self.path}: the checkpoint is damaged ({reason}); starts anew", err=True)
+        return None
+
+
+def _content_hash(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for key, tensor in sorted(tensors.items()):
+        digest.update(f"\0{key} {tensor.dtype} {list(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from stages.lib.errors import InputError
 from stages.lib.files import read_json, sha256, write_csv, write_json
 from stages.lib.params import Settings
 from stages.lib.resume import Pace, Work
@@ -105,17 +106,23 @@ class Checkpoints(TrainerCallback):
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the last checkpoint that was written to its end; the others are deleted."""
+    """Return the last checkpoint that was written to its end; the others are deleted, with a word."""
     found: list[tuple[int, Path]] = []
     for path in folder.glob("checkpoint-*"):
-        whole = path / WHOLE_FILE
-        if whole.exists() and all(
-            (path / name).exists() and sha256(path / name) == value for name, value in read_json(whole).items()
-        ):
+        if _is_whole(path):
             found.append((int(path.name.rpartition("-")[2]), path))
         else:
+            click.echo(f"{path}: the checkpoint is not whole, and is left out", err=True)
             shutil.rmtree(path)
     return max(found)[1] if found else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        hashes = read_json(checkpoint / WHOLE_FILE)
+        return all(sha256(checkpoint / name) == value for name, value in hashes.items())
+    except (InputError, OSError):
+        return False
 
 
 class LengthGroups(Sampler[int]):
@@ -181,7 +188,8 @@ def train(trainer: Resumable, history: Path, work: Work | None = None) -> None:
     """
     for callback in (PrinterCallback, ProgressCallback):  # which of them is there depends on the log level
         trainer.remove_callback(callback)
-    trainer.add_callback(LossProgress())
+    progress = LossProgress()
+    trainer.add_callback(progress)
     last = None
     if work is not None:
         folder = Path(str(trainer.args.output_dir))
@@ -190,7 +198,11 @@ def train(trainer: Resumable, history: Path, work: Work | None = None) -> None:
         if last is not None:
             state = read_json(last / TRAINER_STATE_NAME)
             click.echo(f"{work.stage}: {folder.name} goes on after step {state['global_step']} of {state['max_steps']}")
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    try:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    finally:
+        if progress.training_bar is not None:
+            progress.training_bar.close()  # what is said of an error begins a line of its own
     write_history(trainer, history)
 
 
