@@ -23,7 +23,7 @@ from stages.lib.errors import InputError, quoted
 from stages.lib.files import REBUILD, check_regular, read_json
 
 ADAPTER_FILE = "adapter_model.safetensors"
-# How every model and tokenizer is loaded: without pickle, and without the code that `auto_map` names.
+# How every model is loaded: without pickle, and without the code that `auto_map` names.
 SAFELY = {"use_safetensors": True, "trust_remote_code": False}
 # What transformers and PEFT raise about files that they did not expect; torch's lack of memory is a RuntimeError too.
 MODEL_ERRORS = (

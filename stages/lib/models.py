@@ -25,7 +25,6 @@ from stages.lib.errors import InputError, quoted
 from stages.lib.files import REBUILD, sha256, write_json
 from stages.lib.loading import (
     ADAPTER_FILE,
-    SAFELY,
     load_adapter_config,
     load_adapter_weights,
     load_score_bias,
@@ -67,7 +66,7 @@ def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
     if not (model_dir / "tokenizer.json").is_file():
         raise InputError(f"{model_dir}: holds no tokenizer (tokenizer.json); {REBUILD}")
     with reading_model(f"{model_dir}: cannot load the tokenizer"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_dir, **SAFELY)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
     check_tokenizer(tokenizer, str(model_dir))
     return tokenizer
 
