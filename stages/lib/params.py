@@ -63,7 +63,7 @@ class Params:
         self.values, self.path = values, path
         self.used: dict[str, Any] = {}
         _check_keys(path, "", values, SECTIONS, required=SECTIONS)
-        _ = self.iterations  # every stage writes into folders that are named there, and not all of them ask for it
+        self._chain()  # every stage writes into folders that are named there, and few of them ask for it
 
     @classmethod
     def read(cls, path: Path = PARAMS_FILE) -> Self:
@@ -92,7 +92,11 @@ class Params:
     @property
     def iterations(self) -> dict[str, str]:
         """The chain of the self-rewarding loop, {model: parent}, in order: it starts at m0 and has no gap."""
-        chain = self.used["iterations"] = self.values["iterations"]
+        self.used["iterations"] = self.values["iterations"]
+        return self._chain()
+
+    def _chain(self) -> dict[str, str]:
+        chain = self.values["iterations"]
         if not isinstance(chain, dict) or not chain:
             raise InputError(f"{self.path}: iterations: expected at least one `m1: m0` entry, got {quoted(chain)}")
         known = ["m0"]
