@@ -175,9 +175,10 @@ class Prepared:
         )
         hot.run("python", "-m", "stages.generate_responses", "m1", "m0")
 
-    def copy(self, folder: Path) -> Lab:
-        """Return a copy in another folder."""
-        shutil.copytree(self.clone, folder / "clone", symlinks=True)
+    def copy(self, folder: Path, done: bool = False) -> Lab:
+        """Return a copy in another folder, before the stage or after it."""
+        source = self.folder / "undisturbed/clone" if done else self.clone
+        shutil.copytree(source, folder / "clone", symlinks=True)
         return Lab(folder / "clone")
 
     @property

@@ -46,13 +46,13 @@ def half_written(lab: Lab) -> list[Path]:
 def test_a_disk_that_is_full_for_rows_and_then_for_outputs_loses_no_row_and_leaves_no_partial_output(
     lab: Lab, prepared: Prepared
 ) -> None:
-    # The journal, which holds token ids too, is about 1.7 times as large as the output.
+    # The journal, which holds token ids too, is more than twice as large as the output.
     size = len(prepared.expected)
-    result = lab.limited(size * 6 // 5, *GENERATE)
+    result = lab.limited(size * 17 // 10, *GENERATE)
     assert_one_error(result, f"{STAGE}: cannot write (File too large)", "free some space", "what is finished is kept")
     first = len(lab.rows())
     assert 0 < first < 48
-    assert lab.journal.stat().st_size == size * 6 // 5  # a line is torn
+    assert lab.journal.stat().st_size == size * 17 // 10  # a line is torn
 
     # As if another process had written these rows: the others fit into a file of their own, the output does not.
     lab.journal.rename(lab.journal.with_name("rows-1.jsonl"))
@@ -107,9 +107,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_an_input_that_was_cut_off_is_one_line_and_dvc_checkout_brings_it_back(
-    name: str, lab: Lab, prepared: Prepared
-) -> None:
+def test_an_input_that_was_cut_off_is_one_line_and_dvc_checkout_brings_it_back(name: str, lab: Lab) -> None:
     path = lab.path / name
     whole = path.read_bytes()
     os.truncate(path, len(whole) - 30)
@@ -119,15 +117,14 @@ def test_an_input_that_was_cut_off_is_one_line_and_dvc_checkout_brings_it_back(
     # Asked in a terminal, DVC would ask before it replaces what is not in the cache.
     lab.run("dvc", "checkout", "--force", "/".join(name.split("/")[:2]) if name.startswith("models") else name)
     assert path.read_bytes() == whole
-    lab.run("dvc", "repro", STAGE)
-    assert lab.lock() == prepared.expected_lock
+    assert "Data and pipelines are up to date." in lab.run("dvc", "status", "generate_prompts@m1").stdout
 
 
 def test_a_bad_byte_in_the_cache_is_taken_silently_by_dvc_and_mended_by_deleting_the_object(
-    lab: Lab, prepared: Prepared
+    prepared: Prepared, tmp_path: Path
 ) -> None:
     """DVC trusts a cached file that is read-only, as it makes them all: only hashing all of them tells."""
-    lab.run("dvc", "repro", STAGE)
+    lab = prepared.copy(tmp_path, done=True)
     digest = lab.recorded_now()
     cached = lab.path / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
     content = bytearray(prepared.expected)
@@ -140,7 +137,6 @@ def test_a_bad_byte_in_the_cache_is_taken_silently_by_dvc_and_mended_by_deleting
     lab.run("dvc", "checkout", RESPONSES)
     assert (lab.path / RESPONSES).read_bytes() == content
     assert "Data and pipelines are up to date." in lab.run("dvc", "status", STAGE).stdout
-    assert "Running" not in lab.run("dvc", "repro", STAGE).stdout
 
     # Without a remote to pull from, the stage is run again, to the same bytes.
     cached.unlink()
