@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
             _sync(temporary)
         os.replace(temporary, path)
     except Exception as error:
-        if (reason := out_of_space(error)) is not None:
+        if not isinstance(error, InputError) and (reason := out_of_space(error)):
             raise InputError(f"{path}: cannot write ({reason}); free some space and run it again") from None
         raise
     finally:

@@ -88,7 +88,7 @@ class Work:
             release(self._folder)
         if self._lock is not None:
             self._lock.close()
-        if error is not None and (reason := out_of_space(error)) is not None:
+        if isinstance(error, Exception) and not isinstance(error, InputError) and (reason := out_of_space(error)):
             what = "free some space and run it again: what is finished is kept"
             raise InputError(f"{self.stage}: cannot write ({reason}); {what}") from None
 
