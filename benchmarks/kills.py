@@ -23,7 +23,7 @@ from typing import Any
 import click
 from ruamel.yaml import YAML
 
-from benchmarks.workspace import ROOT, write_params
+from benchmarks.workspace import ROOT, project_params, write_params
 from tests.conftest import build_tiny_source
 from tests.test_repro import SMALL
 
@@ -42,28 +42,52 @@ TINY: dict[str, Any] = TESTED | {
     "ppo": TESTED["ppo"] | {"num_updates": 12},
     "evaluate": TESTED["evaluate"] | {"max_new_tokens": 48},
 }
-# Notes each batch that was computed, before it is recorded: where, which request, which rows.
+# Python runs this at its start. It notes each batch that was computed, before it is recorded: where, which request,
+# which rows. The project's code stays as it is.
 TRACE = """
-
-_map = TorchGenerator._map
-
-
-def _traced_map(self, batches, function, progress, rows, n):
-    import json
-
-    def traced(batch):
-        values = function(batch)
-        if rows.record is not None:
-            numbers = [i * n + k for i in batch for k in range(n)]
-            with open(os.environ["ALIGN_TRACE"], "a") as stream:
-                stream.write(json.dumps([os.environ["DVC_STAGE"], rows.record.args[0], numbers]) + "\\n")
-        return values
-
-    _map(self, batches, traced, progress, rows, n)
+import json
+import os
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
 
 
-TorchGenerator._map = _traced_map
+class Finder(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "stages.lib.torch_generator":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        load = spec.loader.exec_module
+
+        def load_and_trace(module):
+            load(module)
+            trace(module.TorchGenerator)
+
+        spec.loader.exec_module = load_and_trace
+        return spec
+
+
+def trace(generator):
+    plain = generator._map
+
+    def traced_map(self, batches, function, progress, rows, n):
+        def traced(batch):
+            values = function(batch)
+            if rows.record is not None:
+                numbers = [i * n + k for i in batch for k in range(n)]
+                with open(os.environ["ALIGN_TRACE"], "a") as stream:
+                    stream.write(json.dumps([os.environ["DVC_STAGE"], rows.record.args[0], numbers]) + "\\n")
+            return values
+
+        plain(self, batches, traced, progress, rows, n)
+
+    generator._map = traced_map
+
+
+sys.meta_path.insert(0, Finder())
 """
+GUESS = 20.0  # seconds of a stage, where none was measured
 Row = tuple[str, str, int]  # stage, request, number
 
 
@@ -99,6 +123,7 @@ class Clone:
         environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "ALIGN_TRACE": str(self.trace),
+            "PYTHONPATH": str(self.path.parent / "trace"),
             "DVC_NO_ANALYTICS": "1",
             "PYTHONUNBUFFERED": "1",
         }
@@ -157,6 +182,13 @@ class Clone:
         found = map(json.loads, self.trace.read_bytes()[after:].splitlines())
         return [(_work_name(stage), request, number) for stage, request, numbers in found for number in numbers]
 
+    def order(self) -> list[str]:
+        """Return the stages in the order of a run."""
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        command = ["dvc", "repro", "--dry", "--force"]
+        told = subprocess.run(command, cwd=self.path, env=environment, capture_output=True, text=True, check=True)
+        return [line.split("'")[1] for line in told.stdout.splitlines() if line.startswith("Running stage '")]
+
     def outs(self) -> dict[str, dict[str, str]]:
         """Return the hash of each output of each stage, from dvc.lock."""
         lock = YAML(typ="safe").load((self.path / "dvc.lock").read_text(encoding="utf-8"))
@@ -168,16 +200,16 @@ def _work_name(stage: str) -> str:
 
 
 def make_clone(path: Path, seed: int, model: str) -> Clone:
-    """Clone the committed project with this seed; the lock file goes, so that everything runs."""
+    """Clone the committed project with this seed; nothing is in its cache, so everything runs."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(path)], check=True)
-    (path / "dvc.lock").unlink()
     changes: dict[str, Any] = {"seed": seed}
     if model == "tiny":
         build_tiny_source(path / "data/tiny")
         changes |= TINY
-    write_params(path, changes)
-    with (path / "stages/lib/torch_generator.py").open("a", encoding="utf-8") as stream:
-        stream.write(TRACE)
+    if seed != project_params()["seed"] or model == "tiny":
+        write_params(path, changes)
+    (path.parent / "trace").mkdir(exist_ok=True)
+    (path.parent / "trace/sitecustomize.py").write_text(TRACE, encoding="utf-8")
     return Clone(path)
 
 
@@ -186,8 +218,13 @@ def make_clone(path: Path, seed: int, model: str) -> Clone:
 @click.option("--kills", default=30, show_default=True, help="How many, over all seeds.")
 @click.option("--seeds", default=3, show_default=True, help="Pairs of runs, at least.")
 @click.option("--model", type=click.Choice(["tiny", "default"]), default="tiny", show_default=True)
+@click.option(
+    "--undisturbed",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A clone of the same commit in which `make repro` has run: with --model default, instead of running one.",
+)
 @click.option("--draw", default=0, show_default=True, help="The seed of stages and moments.")
-def main(workspace: Path, kills: int, seeds: int, model: str, draw: int) -> None:
+def main(workspace: Path, kills: int, seeds: int, model: str, undisturbed: Path | None, draw: int) -> None:
     """Run it."""
     workspace.mkdir(parents=True)
     rng = random.Random(draw)
@@ -195,8 +232,12 @@ def main(workspace: Path, kills: int, seeds: int, model: str, draw: int) -> None
     number = 0
     while len(hit) < kills:
         seed, number = 17 + number, number + 1
-        plain, clone = (make_clone(workspace / f"{seed}-{kind}", seed, model) for kind in ("plain", "killed"))
-        plain.run()
+        clone = make_clone(workspace / f"{seed}-killed", seed, model)
+        if undisturbed is None:
+            plain = make_clone(workspace / f"{seed}-plain", seed, model)
+            plain.run()
+        else:
+            plain = Clone(undisturbed, dict.fromkeys(clone.order(), GUESS))
         stages = list(plain.durations)
         click.echo(f"seed {seed}: undisturbed run, {len(stages)} stages, {sum(plain.durations.values()):.0f} s")
         share = min(kills - len(hit), -(-kills // seeds))
