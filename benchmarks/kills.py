@@ -1,29 +1,32 @@
 """Kill the whole run at random moments, go on each time, and compare every output with a run that nobody killed.
 
-`python -m benchmarks.kills WORKSPACE` takes clones of the committed project with a tiny random model, `--model default`
-the base model of params.yaml. For each seed one clone runs `dvc repro` undisturbed; in the other, DVC and its stage get
-SIGKILL while a stage drawn at random runs, at a moment drawn from the time that it took in the first, and `dvc repro`
-follows. The last line is a JSON object: `kills`, `equal` (kills after which the outputs of the stage that was hit have
-the hashes of the undisturbed run), `rows_repeated` (rows that were on disk when a kill came and were computed again)
-and `rows_in_flight` (rows that a kill met computed and not yet written: those of the batch under way, computed again).
+`python -m benchmarks.kills WORKSPACE` takes clones of the committed project with a tiny random model. For each seed one
+clone runs `dvc repro` undisturbed; in the other, DVC and its stage get SIGKILL while a stage drawn at random runs, at a
+moment drawn from the time that it took in the first, and `dvc repro` follows. With `--finished CLONE`, in which `make
+repro` has run, five of its stages run once more in a copy and get a kill each: the real model, in minutes.
+
+The last line is a JSON object: `kills`, `equal` (kills after which the outputs of the stage that was hit have the
+hashes of the undisturbed run), `rows_repeated` (rows that were on disk when a kill came and were computed again) and
+`rows_in_flight` (rows that a kill met computed and not yet written: those of the batch under way, computed again).
 """
 
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import click
 from ruamel.yaml import YAML
 
-from benchmarks.workspace import ROOT, project_params, write_params
+from benchmarks.workspace import ROOT, write_params
 from tests.conftest import build_tiny_source
 from tests.test_repro import SMALL
 
@@ -87,7 +90,8 @@ def trace(generator):
 
 sys.meta_path.insert(0, Finder())
 """
-GUESS = 20.0  # seconds of a stage, where none was measured
+FINISHED_STAGES = ("sft", "generate_responses@m1", "judge@m1", "dpo@m1", "ppo")  # that `--finished` kills
+SECONDS = (5.0, 25.0)  # after which, at least and at most
 Row = tuple[str, str, int]  # stage, request, number
 
 
@@ -99,6 +103,15 @@ class Kill:
     seconds: float
     finished: set[Row]
     trace_size: int
+
+    def own(self) -> set[Row]:
+        """Return the finished rows of the stage that was hit."""
+        return {row for row in self.finished if row[0] == _work_name(str(self.stage))}
+
+    def tell(self) -> Self:
+        """Print it."""
+        click.echo(f"  killed in {self.stage} after {self.seconds:.1f} s, {len(self.own())} rows of it on disk")
+        return self
 
 
 @dataclass
@@ -118,7 +131,7 @@ class Clone:
         """What `dvc repro` has said."""
         return self.path.parent / f"{self.path.name}.log"
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start `dvc repro` in a process group of its own."""
         environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -129,7 +142,7 @@ class Clone:
         }
         with self.log.open("ab") as stream:
             return subprocess.Popen(
-                ["dvc", "repro"],
+                ["dvc", "repro", *arguments],
                 cwd=self.path,
                 env=environment,
                 stdout=stream,
@@ -137,10 +150,12 @@ class Clone:
                 start_new_session=True,
             )
 
-    def run(self, until: Callable[[str], float | None] = lambda stage: None) -> Kill | None:
+    def run(
+        self, until: Callable[[str], float | None] = lambda stage: None, arguments: Sequence[str] = ()
+    ) -> Kill | None:
         """Reproduce. When `until` gives seconds for a stage that has begun, kill all after them; None: it finished."""
         read = self.log.stat().st_size if self.log.exists() else 0
-        process = self.start()
+        process = self.start(arguments)
         stage, since, moment = None, time.monotonic(), None
         while process.poll() is None:
             time.sleep(0.01)
@@ -182,13 +197,6 @@ class Clone:
         found = map(json.loads, self.trace.read_bytes()[after:].splitlines())
         return [(_work_name(stage), request, number) for stage, request, numbers in found for number in numbers]
 
-    def order(self) -> list[str]:
-        """Return the stages in the order of a run."""
-        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        command = ["dvc", "repro", "--dry", "--force"]
-        told = subprocess.run(command, cwd=self.path, env=environment, capture_output=True, text=True, check=True)
-        return [line.split("'")[1] for line in told.stdout.splitlines() if line.startswith("Running stage '")]
-
     def outs(self) -> dict[str, dict[str, str]]:
         """Return the hash of each output of each stage, from dvc.lock."""
         lock = YAML(typ="safe").load((self.path / "dvc.lock").read_text(encoding="utf-8"))
@@ -199,81 +207,109 @@ def _work_name(stage: str) -> str:
     return stage.replace("evaluate_iteration@", "evaluate@")
 
 
-def make_clone(path: Path, seed: int, model: str) -> Clone:
-    """Clone the committed project with this seed; nothing is in its cache, so everything runs."""
+def make_clone(path: Path, seed: int) -> Clone:
+    """Clone the committed project with this seed and the tiny model; nothing is in its cache, so everything runs."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(path)], check=True)
-    changes: dict[str, Any] = {"seed": seed}
-    if model == "tiny":
-        build_tiny_source(path / "data/tiny")
-        changes |= TINY
-    if seed != project_params()["seed"] or model == "tiny":
-        write_params(path, changes)
-    (path.parent / "trace").mkdir(exist_ok=True)
-    (path.parent / "trace/sitecustomize.py").write_text(TRACE, encoding="utf-8")
+    build_tiny_source(path / "data/tiny")
+    write_params(path, {"seed": seed} | TINY)
     return Clone(path)
 
 
-@click.command(help=__doc__)
-@click.argument("workspace", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--kills", default=30, show_default=True, help="How many, over all seeds.")
-@click.option("--seeds", default=3, show_default=True, help="Pairs of runs, at least.")
-@click.option("--model", type=click.Choice(["tiny", "default"]), default="tiny", show_default=True)
-@click.option(
-    "--undisturbed",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="A clone of the same commit in which `make repro` has run: with --model default, instead of running one.",
-)
-@click.option("--draw", default=0, show_default=True, help="The seed of stages and moments.")
-def main(workspace: Path, kills: int, seeds: int, model: str, undisturbed: Path | None, draw: int) -> None:
-    """Run it."""
-    workspace.mkdir(parents=True)
-    rng = random.Random(draw)
-    equal, repeated, recovered, twice, hit = 0, 0, 0, 0, list[str]()
-    number = 0
-    while len(hit) < kills:
+@dataclass
+class Tally:
+    """What is told in the end."""
+
+    hit: list[str] = field(default_factory=list)
+    equal: int = 0
+    repeated: int = 0
+    recovered: int = 0
+    twice: int = 0
+
+    def add(self, done: Sequence[Kill], clone: Clone, expected: Mapping[str, Mapping[str, str]]) -> None:
+        """Compare a clone that was killed and gone on with, with the hashes of the undisturbed one."""
+        found = clone.outs()
+        for killed in done:
+            name = str(killed.stage)
+            self.hit.append(name)
+            self.equal += expected[name] == found[name]
+            self.repeated += len(killed.finished & set(clone.computed(killed.trace_size)))
+            self.recovered += len(killed.own())
+        rows = clone.computed()
+        self.twice += len(rows) - len(set(rows))
+        left = len(list((clone.path / ".align/resume").rglob("rows-*.jsonl")))
+        click.echo(f"  {len(done)} kills; unfinished work left behind: {left}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as the last line."""
+        return {
+            "stages": {name: self.hit.count(name) for name in sorted(set(self.hit))},
+            "rows_in_flight": self.twice - self.repeated,
+            "rows_recovered": self.recovered,
+            "kills": len(self.hit),
+            "equal": self.equal,
+            "rows_repeated": self.repeated,
+        }
+
+
+def kill_whole_runs(workspace: Path, kills: int, seeds: int, rng: random.Random) -> Tally:
+    """Kill runs of the tiny model, each against an undisturbed one of the same seed."""
+    tally, number = Tally(), 0
+    while len(tally.hit) < kills:
         seed, number = 17 + number, number + 1
-        clone = make_clone(workspace / f"{seed}-killed", seed, model)
-        if undisturbed is None:
-            plain = make_clone(workspace / f"{seed}-plain", seed, model)
-            plain.run()
-        else:
-            plain = Clone(undisturbed, dict.fromkeys(clone.order(), GUESS))
+        plain, clone = (make_clone(workspace / f"{seed}-{kind}", seed) for kind in ("plain", "killed"))
+        plain.run()
         stages = list(plain.durations)
         click.echo(f"seed {seed}: undisturbed run, {len(stages)} stages, {sum(plain.durations.values()):.0f} s")
-        share = min(kills - len(hit), -(-kills // seeds))
+        share = min(kills - len(tally.hit), -(-kills // seeds))
         # Long stages are hit more often, as they would be.
-        targets = sorted(
-            rng.choices(stages, weights=list(plain.durations.values()), k=share), key=lambda name: stages.index(name)
-        )
+        targets = rng.choices(stages, weights=list(plain.durations.values()), k=share)
         done: list[Kill] = []
-        for target in targets:
+        for target in sorted(targets, key=stages.index):
             # If a kill that was late has let the target finish, the stage that runs next is hit.
             late = stages[stages.index(target) :]
             waits = {name: rng.uniform(0, plain.durations[name]) for name in late}
             killed = clone.run(waits.get)
             if killed is None:
                 break
-            own = {row for row in killed.finished if row[0] == _work_name(str(killed.stage))}
-            click.echo(f"  killed in {killed.stage} after {killed.seconds:.1f} s, {len(own)} rows of it on disk")
-            recovered += len(own)
-            done.append(killed)
+            done.append(killed.tell())
         clone.run()
-        expected, found = plain.outs(), clone.outs()
-        for killed in done:
-            repeated += len(killed.finished & set(clone.computed(killed.trace_size)))
-            hit.append(str(killed.stage))
-            name = str(killed.stage)
-            equal += expected[name] == found[name]
-        rows = clone.computed()
-        twice += len(rows) - len(set(rows))
         same = (plain.path / "dvc.lock").read_bytes() == (clone.path / "dvc.lock").read_bytes()
-        click.echo(f"  {len(done)} kills; dvc.lock {'equal to the byte' if same else 'DIFFERS'}")
-        left = list((clone.path / ".align/resume").rglob("*.jsonl"))
-        click.echo(f"  unfinished work left behind: {len(left)}")
-    result = {"kills": len(hit), "equal": equal, "rows_repeated": repeated}
-    told = {"rows_in_flight": twice - repeated, "rows_recovered": recovered}
-    stages_hit = {name: hit.count(name) for name in sorted(set(hit))}
-    click.echo(json.dumps({"model": model, "seeds": number, "stages": stages_hit} | told | result))
+        click.echo(f"  dvc.lock: {'equal to the byte' if same else 'DIFFERS'}")
+        tally.add(done, clone, plain.outs())
+    return tally
+
+
+def kill_stages_again(workspace: Path, finished: Path, rng: random.Random) -> Tally:
+    """Run stages of a finished clone once more in a copy, kill each once, and go on."""
+    shutil.copytree(finished, workspace / "killed", symlinks=True, ignore=shutil.ignore_patterns(".venv"))
+    clone, tally, done = Clone(workspace / "killed"), Tally(), []
+    expected = clone.outs()
+    for stage in FINISHED_STAGES:
+        force, most = ("--force", "--single-item", stage), SECONDS[1]
+        while (killed := clone.run({stage: rng.uniform(SECONDS[0], most)}.get, force)) is None:
+            most = (SECONDS[0] + most) / 2  # it had finished
+        done.append(killed.tell())
+        clone.run(arguments=force)
+    tally.add(done, clone, expected)
+    return tally
+
+
+@click.command(help=__doc__)
+@click.argument("workspace", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--kills", default=30, show_default=True, help="How many, over all seeds.")
+@click.option("--seeds", default=3, show_default=True, help="Pairs of runs, at least.")
+@click.option("--finished", metavar="CLONE", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--draw", default=0, show_default=True, help="The seed of stages and moments.")
+def main(workspace: Path, kills: int, seeds: int, finished: Path | None, draw: int) -> None:
+    """Run it."""
+    (workspace / "trace").mkdir(parents=True)
+    (workspace / "trace/sitecustomize.py").write_text(TRACE, encoding="utf-8")
+    rng = random.Random(draw)
+    if finished is None:
+        tally = kill_whole_runs(workspace, kills, seeds, rng)
+    else:
+        tally = kill_stages_again(workspace, finished, rng)
+    click.echo(json.dumps(tally.as_dict()))
 
 
 if __name__ == "__main__":
