@@ -11,10 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from stages.lib.files import out_of_space, sha256, write_text
+from stages.lib.errors import InputError
+from stages.lib.files import sha256
+from stages.lib.params import Params
+from stages.lib.resume import Work
+from stages.lib.runtime import RuntimeSettings
+from tests.conftest import REPOSITORY
 from tests.faults import RESPONSES, STAGE, Lab, Prepared, prepare
 
 pytestmark = pytest.mark.timeout(900)
+PARAMS_YAML = REPOSITORY / "params.yaml"
 GENERATE = ("python", "-m", "stages.generate_responses", "m1", "m0")
 
 
@@ -88,13 +94,24 @@ def test_training_on_a_full_disk_stops_with_one_line_and_goes_on_to_the_same_byt
     assert not list((lab.path / ".align/resume").rglob("checkpoint-*"))
 
 
-def test_a_device_without_space_is_the_same_line(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No space left") as found, open("/dev/full", "wb", buffering=0) as stream:
-        stream.write(b"x")
-    assert out_of_space(found.value) == "No space left on device"
-    with pytest.raises(IsADirectoryError) as other:
-        write_text(tmp_path, "x")
-    assert out_of_space(other.value) is None
+def test_a_device_without_space_is_the_same_line(
+    tmp_path: Path, runtime: RuntimeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    full = os.open("/dev/full", os.O_WRONLY)
+
+    def stage() -> None:
+        with Work("sft", Params.read(PARAMS_YAML), runtime, []) as work:
+            rows = work.rows("a")
+            assert work._stream is not None
+            os.dup2(full, work._stream.fileno())
+            rows.finish({0: "x"})  # so short a line stays in the buffer: closing the file fails too
+
+    try:
+        with pytest.raises(InputError, match=r"sft: cannot write \(No space left on device\); .* is finished is kept"):
+            stage()
+    finally:
+        os.close(full)
 
 
 DAMAGES = {
