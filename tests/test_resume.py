@@ -38,7 +38,8 @@ class Stopped(Exception):
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.delenv("DVC_STAGE", raising=False)
+    for name in ("DVC_STAGE", "ALIGN_CHECKPOINT_SECONDS"):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
