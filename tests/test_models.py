@@ -319,6 +319,7 @@ def test_the_model_card_tells_data_and_parents_by_their_hashes_and_the_params_th
     assert first["data"]["ift"]["sha256"] != second["data"]["ift"]["sha256"]
     assert first["parents"] == {"base": {"path": tiny_base.as_posix(), "sha256": weights_hash(tiny_base)}}
     assert (first["stage"], first["params"]) == ("sft", {"lora": params.values["lora"], "seed": 17})
+    assert "code" not in first  # an edit that changes no weight makes no other model
     assert {"torch", "transformers", "peft", "trl", "num_threads", "device"} <= first["environment"].keys()
 
 

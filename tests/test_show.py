@@ -47,7 +47,6 @@ def write_card(project: Project, model: str = "m1", **changes: Any) -> None:
         "parents": {"base": {"path": "models/base", "sha256": weights_hash(base)}},
         "data": {"preferences": {"path": "data/m1/pairs.jsonl", "sha256": sha256(pairs)}},
         "params": {"seed": 17},
-        "code": "c0de" * 16,
         "environment": {"python": "3.11.0", "device": "cpu (AVX2)"},
     }
     project.write(f"models/{model}/model_card.json", json.dumps(card | changes))
@@ -220,7 +219,6 @@ def test_a_card_of_the_first_format_is_shown_as_not_recorded(project: Project) -
 
     for name in ("seed", "environment"):
         assert line_of(text, name).split(maxsplit=1)[1] == "not recorded"
-    assert "    code         not recorded" in text.splitlines()
 
 
 @pytest.mark.parametrize("lock", [True, False])
@@ -287,7 +285,6 @@ def test_control_characters_of_cards_and_lock_file_never_reach_the_terminal(proj
         "parents": {ATTACK: source},
         "params": {"seed": ATTACK},
         "environment": {ATTACK: ATTACK},
-        "code": ATTACK,
     }
     write_card(project, **card)
     lock = YAML(typ="safe").load(project.read("dvc.lock"))

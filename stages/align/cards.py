@@ -20,13 +20,12 @@ class Source(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """`model_card.json`. The first cards had neither `code` nor `environment`."""
+    """`model_card.json`. The first cards had no `environment`."""
 
     stage: str
     parents: dict[str, Source] = {}
     data: dict[str, Source] = {}
     params: dict[str, Any] = {}
-    code: str | None = None
     environment: dict[str, Any] | None = None
 
     @classmethod

@@ -10,7 +10,6 @@ from stages.align.cards import CARD_FILE, ModelCard, recorded_environment, sourc
 from stages.align.dvc_files import AS_LOCKED, CHANGED, NOT_HERE, DvcFiles
 from stages.align.lock_file import LOCK_FILE, Item, Lock, Stage
 from stages.align.revisions import Revision, Revisions
-from stages.align.source_code import code_hashes
 from stages.lib.errors import InputError
 
 MODELS = Path("models")
@@ -70,8 +69,6 @@ class CardReport:
     parents: list[CardSource]
     data: list[CardSource]
     params: dict[str, Any]
-    code: str | None
-    code_state: str  # of this project's code now
     environment: dict[str, Any] | None
 
 
@@ -205,7 +202,5 @@ def _card_report(model_dir: Path) -> CardReport:
         [check(role, source.path, source.sha256) for role, source in card.parents.items()],
         [check(role, source.path, source.sha256) for role, source in card.data.items()],
         card.params,
-        card.code,
-        "as now" if card.code in code_hashes(card.stage) else CHANGED,
         card.environment,
     )

@@ -78,7 +78,6 @@ def _card(card: CardReport) -> Iterator[str]:
         yield "    " + "  ".join(cells).rstrip()
     seed = card.params.get("seed", NOT_RECORDED)
     yield from _field("seed", str(seed), "    ")
-    yield from _field("code", f"{_hash(card.code)}  {card.code_state}" if card.code else NOT_RECORDED, "    ")
     yield from _field("environment", show_environment(card.environment), "    ")
 
 

@@ -153,6 +153,8 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, float]]:
         if missing := [column for column in columns if column not in header]:
             raise InputError(f"{path}: column {', '.join(missing)} is missing; {REBUILD}")
         for row in reader:
+            if len(row) != len(header):
+                raise ValueError(f"{len(row)} cells under {len(header)} columns")
             rows.append({key: float(value) for key, value in zip(header, row, strict=True)})
     except (csv.Error, ValueError) as error:
         raise InputError(f"{path}:{reader.line_num}: not a row of numbers ({error}); {REBUILD}") from None

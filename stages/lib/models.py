@@ -33,7 +33,7 @@ from stages.lib.loading import (
 )
 from stages.lib.onednn import use_onednn
 from stages.lib.params import Params, Settings
-from stages.lib.provenance import code_hash, environment
+from stages.lib.provenance import environment
 from stages.lib.runtime import RuntimeSettings
 
 HEAD_KEY = "base_model.model.score.weight"
@@ -319,13 +319,16 @@ def write_model_card(
     params: Params,
     runtime: RuntimeSettings,
 ) -> None:
-    """Write `model_card.json`, the lineage: what this model was made from, with hashes, params, code and versions."""
+    """Write `model_card.json`, the lineage: what this model was made from, with hashes, params and versions.
+
+    The code is in dvc.lock and not here: an edit that does not change the weights must not make a new model of them,
+    for all that comes after it would run again.
+    """
     card = {
         "stage": stage,
         "parents": {role: {"path": path.as_posix(), "sha256": weights_hash(path)} for role, path in parents.items()},
         "data": {role: {"path": path.as_posix(), "sha256": sha256(path)} for role, path in data.items()},
         "params": params.used,
-        "code": code_hash(),
         "environment": environment(runtime),
     }
     write_json(out_dir / "model_card.json", card)
