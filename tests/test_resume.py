@@ -460,3 +460,19 @@ def test_the_work_of_a_temporary_workspace_that_is_gone_is_deleted(
     shutil.rmtree(in_dvc.parent)
     drop_recorded()
     assert folders(root) == []
+
+
+@pytest.mark.parametrize("end", ["outs:", "    outs:\n", "- path: scores", "hash: md5\n      md5: ", "cmd: b\n"])
+def test_a_dvc_lock_that_breaks_off_within_the_entry_costs_no_work(
+    end: str, begin: Callable[..., Work], root: Path, in_dvc: Path
+) -> None:
+    whole = entry("scores.jsonl", "model")
+    start = whole.index("  judge@m1:")
+    in_dvc.write_text(whole[: whole.index(end, start) + len(end)])
+    with begin() as work:
+        work.rows("a").finish({0: "x"})
+    with begin() as work:  # DVC runs the stage again
+        assert work.rows("a") == {0: "x"}
+    in_dvc.write_text(whole)
+    drop_recorded()
+    assert folders(root) == []

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from stages.align.dvc_files import DvcFiles
 from stages.align.findings import Finding
@@ -15,6 +17,7 @@ from stages.align.revisions import git
 from stages.lib.params import Params
 
 LOCK = Path(".dvc/tmp/lock")
+LOCK_FILE = Path("dvc.lock")
 RWLOCKS = (Path(".dvc/tmp/rwlock"), Path(".dvc/tmp/exps/rwlock"))
 
 
@@ -46,6 +49,22 @@ def check_locks() -> Iterator[Finding]:
         what = f"DVC is running ({'; '.join(f'PID {pid}: {command}' for pid, command in running.items())})"
         found.append(Finding("locks", "differs", what, ("another command waits for it or fails",)))
     yield from found or [Finding("locks", "ok", "none is held")]
+
+
+def check_lock_file() -> Iterator[Finding]:
+    """Tell whether dvc.lock is whole: DVC does not write it as a whole, and with half of it does nothing."""
+    if not LOCK_FILE.is_file():
+        return
+    text = LOCK_FILE.read_text(encoding="utf-8", errors="replace")
+    try:
+        YAML(typ="safe").load(text)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}" if mark is not None else ""
+        mend = ("`git restore dvc.lock`", "`dvc repro`: what had finished since comes from DVC's run cache")
+        yield Finding("dvc.lock", "problem", f"breaks off{place}, as when DVC is killed while it writes it", mend)
+        return
+    yield Finding("dvc.lock", "ok", f"{text.count(chr(10))} lines")
 
 
 def running_dvc() -> dict[int, str]:

@@ -10,7 +10,7 @@ from stages.align.check_environment import (
     check_settings,
 )
 from stages.align.check_experiment import check_experiment
-from stages.align.check_repository import check_locks, check_repository
+from stages.align.check_repository import check_lock_file, check_locks, check_repository
 from stages.align.check_storage import check_cache, check_disk, check_memory, check_unfinished
 from stages.align.findings import Finding
 from stages.lib.errors import InputError
@@ -21,6 +21,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_repository,
     check_experiment,
     check_locks,
+    check_lock_file,
     check_environment,
     check_device,
     check_settings,

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from stages.lib.files import read_json, write_json
 
@@ -28,8 +29,8 @@ def release(folder: Path) -> None:
     stage, lock = os.environ.get("DVC_STAGE"), Path("dvc.lock")
     entry = _entry(lock, stage) if stage is not None else None
     # Where a stage that was forced to run again gave what is recorded, dvc.lock will not change.
-    outs = YAML(typ="safe").load(entry)["outs"] if entry is not None else []
-    same = entry is not None and all(_dvc_md5(Path(out["path"])) == out["md5"] for out in outs)
+    outs = _outs(entry) if entry is not None else {}
+    same = bool(outs) and all(_dvc_md5(Path(path)) == md5 for path, md5 in outs.items())
     if stage is None or same:
         shutil.rmtree(folder)
     else:
@@ -50,6 +51,14 @@ def _entry(lock: Path, stage: str) -> str | None:
     text = lock.read_text(encoding="utf-8") if lock.exists() else ""
     match = re.search(rf"^  {re.escape(stage)}:\n((?:   .*\n)+)", text, re.MULTILINE)
     return match[1] if match else None
+
+
+def _outs(entry: str) -> dict[str, str]:
+    """Return the hashes of an entry's outputs; none if it breaks off: DVC does not write dvc.lock as a whole."""
+    try:
+        return {out["path"]: out["md5"] for out in YAML(typ="safe").load(entry)["outs"]}
+    except (YAMLError, KeyError, TypeError):
+        return {}
 
 
 def _dvc_md5(path: Path) -> str | None:
