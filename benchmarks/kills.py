@@ -13,6 +13,7 @@ hashes of the undisturbed run), `rows_repeated` (rows that were on disk when a k
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,6 @@ from typing import Any, Self
 
 import click
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from benchmarks.workspace import ROOT, write_params
 from tests.conftest import build_tiny_source
@@ -121,7 +121,7 @@ class Clone:
 
     path: Path
     durations: dict[str, float] = field(default_factory=dict)
-    torn: int = 0  # how often dvc.lock was
+    mended: int = 0  # problems that `align doctor` found
 
     @property
     def trace(self) -> Path:
@@ -156,7 +156,6 @@ class Clone:
         self, until: Callable[[str], float | None] = lambda stage: None, arguments: Sequence[str] = ()
     ) -> Kill | None:
         """Reproduce. When `until` gives seconds for a stage that has begun, kill all after them; None: it finished."""
-        self.mend_lock_file()
         read = self.log.stat().st_size if self.log.exists() else 0
         process = self.start(arguments)
         stage, since, moment = None, time.monotonic(), None
@@ -178,18 +177,29 @@ class Clone:
                 size = self.trace.stat().st_size if self.trace.exists() else 0
                 return Kill(stage, time.monotonic() - since, self.finished(), size)
         if process.returncode:
-            raise click.ClickException(f"dvc repro failed, see {self.log}")
+            if not self.mend():
+                raise click.ClickException(f"dvc repro failed, see {self.log}")
+            return self.run(until, arguments)
         if stage is not None:
             self.durations.setdefault(stage, time.monotonic() - since)
         return None
 
-    def mend_lock_file(self) -> None:
-        """Do what `align doctor` says where a kill met DVC while it wrote dvc.lock, which it does not do as a whole."""
-        try:
-            YAML(typ="safe").load((self.path / "dvc.lock").read_text(encoding="utf-8"))
-        except YAMLError:
-            self.torn += 1
-            subprocess.run(["git", "restore", "dvc.lock"], cwd=self.path, check=True)
+    def mend(self) -> bool:
+        """Do what `align doctor` says; tell whether that was anything.
+
+        A kill may meet DVC while it writes dvc.lock or its rwlock, which it does in place; it stops at one that breaks
+        off.
+        """
+        doctor = [sys.executable, "-m", "stages.cli", "doctor", "--json"]
+        told = subprocess.run(doctor, cwd=self.path, capture_output=True, text=True, check=False).stdout
+        problems = [finding for finding in json.loads(told) if finding["status"] == "problem"]
+        for finding in problems:
+            click.echo(f"  {finding['check']}: {finding['what']}")
+            for command in re.findall(r"`(.+?)`", " ".join(finding["mend"])):
+                if command != "dvc repro":
+                    subprocess.run(command, shell=True, cwd=self.path, check=True)
+        self.mended += len(problems)
+        return bool(problems)
 
     def finished(self) -> set[Row]:
         """Return the rows that are on disk, by the files themselves; a line without an end is none."""
@@ -235,7 +245,7 @@ class Tally:
     repeated: int = 0
     recovered: int = 0
     twice: int = 0
-    torn: int = 0
+    mended: int = 0
 
     def add(self, done: Sequence[Kill], clone: Clone, expected: Mapping[str, Mapping[str, str]]) -> None:
         """Compare a clone that was killed and gone on with, with the hashes of the undisturbed one."""
@@ -246,7 +256,7 @@ class Tally:
             self.equal += expected[name] == found[name]
             self.repeated += len(killed.finished & set(clone.computed(killed.trace_size)))
             self.recovered += len(killed.own())
-        self.torn += clone.torn
+        self.mended += clone.mended
         rows = clone.computed()
         self.twice += len(rows) - len(set(rows))
         left = len(list((clone.path / ".align/resume").rglob("rows-*.jsonl")))
@@ -258,7 +268,7 @@ class Tally:
             "stages": {name: self.hit.count(name) for name in sorted(set(self.hit))},
             "rows_in_flight": self.twice - self.repeated,
             "rows_recovered": self.recovered,
-            "dvc_locks_torn": self.torn,
+            "mended_by_doctor": self.mended,
             "kills": len(self.hit),
             "equal": self.equal,
             "rows_repeated": self.repeated,
