@@ -91,7 +91,8 @@ def trace(generator):
 
 sys.meta_path.insert(0, Finder())
 """
-FINISHED_STAGES = ("sft", "generate_responses@m1", "judge@m1", "dpo@m1", "ppo")  # that `--finished` kills
+# What `--finished` kills.
+FINISHED_STAGES = ("generate_prompts@m1", "generate_responses@m1", "judge@m1", "dpo@m1", "ppo")
 SECONDS = (5.0, 25.0)  # after which, at least and at most
 Row = tuple[str, str, int]  # stage, request, number
 
