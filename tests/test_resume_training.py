@@ -175,7 +175,9 @@ def test_training_that_goes_on_after_any_step_ends_in_the_same_bytes(
         assert found_rows == rows, step
 
 
+@pytest.mark.parametrize("epochs", [2, 0.5])
 def test_training_that_had_ended_is_not_done_again(
+    epochs: float,
     tiny_base: Path,
     runtime: RuntimeSettings,
     work: Work,
@@ -183,6 +185,9 @@ def test_training_that_had_ended_is_not_done_again(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # A part of an epoch ends while there are rows left, and a constant rate would show one step more.
+    part = {"num_train_epochs": epochs, "lr_scheduler_type": "constant"}
+    monkeypatch.setattr(f"{__name__}.SETTINGS", SETTINGS.model_copy(update=part))
     folder, history = work.folder / "sft", tmp_path / "history.csv"
     first = make("sft", tiny_base, runtime, folder)
     train(first, history, work)
@@ -192,7 +197,8 @@ def test_training_that_had_ended_is_not_done_again(
     monkeypatch.setattr(second, "training_step", None)  # cannot be called
     train(second, history, work)
 
-    assert f"sft goes on after step {STEPS} of {STEPS}" in capsys.readouterr().out
+    steps = first.state.max_steps
+    assert f"sft goes on after step {steps} of {steps}" in capsys.readouterr().out
     weights, rows = trained(second, history)
     assert rows == expected[1]
     assert all(torch.equal(weights[key], expected[0][key]) for key in weights)

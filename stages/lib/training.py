@@ -12,7 +12,7 @@ import trl.trainer.utils
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -198,6 +198,12 @@ def train(trainer: Resumable, history: Path, work: Work | None = None) -> None:
         if last is not None:
             state = read_json(last / TRAINER_STATE_NAME)
             click.echo(f"{work.stage}: {folder.name} goes on after step {state['global_step']} of {state['max_steps']}")
+            if state["global_step"] >= state["max_steps"]:
+                # Where the last epoch is a part of one, transformers would do one step more.
+                trainer.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
+                trainer._load_from_checkpoint(str(last))
+                write_history(trainer, history)
+                return
     try:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     finally:
