@@ -60,7 +60,14 @@ class Lab(Clone):
         """Start a command in a process group of its own; what it says goes to `log`."""
         with self.log.open("wb") as stream:
             return subprocess.Popen(
-                command, cwd=self.path, env=self.env, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                cwd=self.path,
+                env=self.env,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                # Where the tests run in the background, a shell has them ignore Ctrl-C, and so would what they start.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def start_until(self, batches: int, *command: str) -> subprocess.Popen[bytes]:

@@ -151,13 +151,13 @@ def test_a_device_that_is_not_here_is_a_problem(project: Project, monkeypatch: p
 def test_a_lock_file_that_breaks_off_is_a_problem_and_the_printed_steps_mend_it(project: Project) -> None:
     whole = project.read("dvc.lock")
     project.write("dvc.lock", whole[: whole.index("md5:") + 2])
-    [found] = of("dvc.lock")
+    [found] = of("lock_file")
     assert found["status"] == "problem"
     assert "breaks off in line" in found["what"]
     for step in found["mend"]:
         project.run(step.split("`")[1])
     assert project.read("dvc.lock") == whole
-    assert of("dvc.lock")[0]["status"] == "ok"
+    assert of("lock_file")[0]["status"] == "ok"
 
 
 def test_more_threads_than_cores_are_said(project: Project) -> None:

@@ -62,9 +62,11 @@ def check_lock_file() -> Iterator[Finding]:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark is not None else ""
         mend = ("`git restore dvc.lock`", "`dvc repro`: what had finished since comes from DVC's run cache")
-        yield Finding("dvc.lock", "problem", f"breaks off{place}, as when DVC is killed while it writes it", mend)
+        yield Finding(
+            "lock_file", "problem", f"dvc.lock breaks off{place}, as when DVC is killed while it writes it", mend
+        )
         return
-    yield Finding("dvc.lock", "ok", f"{text.count(chr(10))} lines")
+    yield Finding("lock_file", "ok", f"dvc.lock, {text.count(chr(10))} lines")
 
 
 def running_dvc() -> dict[int, str]:
