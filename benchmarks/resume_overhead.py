@@ -24,14 +24,14 @@ from benchmarks.workspace import ROOT, link
 from stages.lib import resume, training
 
 STAGES = (
-    "sft",
-    "generate_prompts m1 m0",
+    "evaluate m1",
     "generate_responses m1 m0",
     "judge m1 m0",
     "dpo m1 m0",
-    "reward_model",
+    "generate_prompts m1 m0",
     "ppo",
-    "evaluate m1",
+    "reward_model",
+    "sft",
 )
 # Runs one stage with the clock: `python -m benchmarks.resume_overhead --one "judge m1 m0"` in the workspace.
 spent = {"machinery": 0.0, "hashing": 0.0, "checkpoints": 0}
