@@ -433,6 +433,19 @@ def test_the_work_of_a_stage_that_ended_is_kept_until_dvc_has_recorded_it(
     assert folders(root) == []
 
 
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]"])
+def test_a_damaged_mark_of_finished_work_is_named_with_the_folder_to_delete(
+    text: str, begin: Callable[..., Work], in_dvc: Path
+) -> None:
+    with begin() as work:
+        work.rows("a").finish({0: "x"})
+    [mark] = resume_root().glob("*/*/done.json")
+    mark.write_text(text)
+    with pytest.raises(InputError, match=r"done\.json.*; delete ") as error:
+        drop_recorded()
+    assert f"delete {mark.parent}," in error.value.message
+
+
 def test_a_stage_that_is_recorded_and_runs_again_starts_anew_and_leaves_nothing_if_its_outputs_are_the_same(
     begin: Callable[..., Work], root: Path, in_dvc: Path
 ) -> None:

@@ -179,10 +179,10 @@ def sha256(path: Path) -> str:
             if file.is_file()
         ]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
-    stat = path.stat()
+    status = path.stat()
     # A model's weights are asked for more than once in a process. A small file may change within a tick of the clock.
-    hashed = _remembered_sha256 if stat.st_size >= 2**24 else _file_sha256
-    return hashed(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    hashed = _remembered_sha256 if status.st_size >= 2**24 else _file_sha256
+    return hashed(path.resolve(), status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 def _file_sha256(path: Path, *_: int) -> str:

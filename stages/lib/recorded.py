@@ -14,6 +14,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from stages.lib.errors import InputError
 from stages.lib.files import read_json, write_json
 
 DONE_FILE = "done.json"
@@ -40,7 +41,10 @@ def release(folder: Path) -> None:
 def drop_recorded() -> None:
     """Delete the work of all stages that are done and recorded since, or whose temporary workspace is gone."""
     for mark in resume_root().glob(f"*/*/{DONE_FILE}"):
-        done = read_json(mark)
+        advice = f"delete {mark.parent}, the finished work of one run of a stage"
+        done = read_json(mark, advice)
+        if missing := {"lock", "stage", "entry"} - set(done):
+            raise InputError(f"{mark}: {', '.join(sorted(missing))} is missing; {advice}")
         lock = Path(done["lock"])
         if not lock.parent.exists() or _entry(lock, done["stage"]) != done["entry"]:
             shutil.rmtree(mark.parent, ignore_errors=True)
