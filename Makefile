@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help setup repro test check fix bench clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 setup: $(VENV)/.run  ## create .venv with the pinned packages
 
@@ -29,6 +29,11 @@ repro: $(VENV)/.run  ## run the pipeline: what is up to date is not run again
 
 test: $(VENV)/.dev  ## run the tests, offline
 	python -m pytest
+
+.PHONY: test-browser
+test-browser: $(VENV)/.dev  ## test the HTML page in Chromium, which has to be installed
+	@command -v chromedriver >/dev/null || { echo "chromedriver not found: install Chromium and its driver (apt: chromium chromium-driver)"; exit 1; }
+	python -m pytest -m browser
 
 check: $(VENV)/.dev  ## lint, format and type checks
 	ruff check .

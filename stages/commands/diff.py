@@ -8,19 +8,10 @@ from typing import Any
 
 import click
 
+from stages.align.artifacts import ARTIFACTS
 from stages.lib.diff import Diff, JsonRow, diff_rows
 from stages.lib.errors import InputError, printable, quoted
 from stages.lib.records import read_objects
-
-# What one model has: name -> (file, key columns, the column to show of a row).
-ARTIFACTS = {
-    "prompts": ("data/{}/prompts.jsonl", ("id",)),
-    "responses": ("data/{}/responses.jsonl", ("id", "sample")),
-    "scores": ("data/{}/scores.jsonl", ("id", "sample")),
-    "preferences": ("data/{}/preferences.jsonl", ("id",)),
-    "ift": ("data/{}/ift.jsonl", ("id",)),
-    "answers": ("data/eval/{}.jsonl", ("id", "turn")),
-}
 
 
 @click.command()
