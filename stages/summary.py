@@ -1,4 +1,4 @@
-"""Put every model side by side: data/eval, stage metrics and histories -> data/summary/.
+"""Put every model side by side: data/eval, data/diff, stage metrics and histories -> data/summary/.
 
 Writes metrics.json (headline numbers), models.csv, loop.csv and scores.csv (for `dvc plots`) and report.md.
 Run with `python -m stages.summary`.
@@ -16,6 +16,7 @@ from stages.lib.files import REBUILD, read_csv, write_csv, write_json, write_tex
 from stages.lib.judge_report import drift
 from stages.lib.loop_report import loop_row, score_histogram, score_rows
 from stages.lib.measures import (
+    Changes,
     Measures,
     ModelMeasures,
     PairCounts,
@@ -111,6 +112,7 @@ def main(data_dir: Path) -> None:
     for name, parent in params.iterations.items():
         counts = (read_measures(data_dir / "metrics" / name / f"{part}.json", kind) for part, kind in COUNTS.items())
         loop.append(loop_row(name, parent, *counts))
+    changes = {name: read_measures(data_dir / "diff" / f"{name}.json", Changes) for name in iterations}
     reward = read_measures(data_dir / "metrics" / "reward.json", RewardMeasures)
     calibration = read_csv(data_dir / "reward" / "calibration.csv", CALIBRATION)
     ppo = read_csv(data_dir / "ppo" / "history.csv", HISTORY)
@@ -151,6 +153,8 @@ def main(data_dir: Path) -> None:
         "report.md.jinja",
         rows=rows,
         loop=loop,
+        changes=changes,
+        parents=params.iterations,
         histogram=score_histogram(answers),
         reward=reward,
         calibration=calibration,

@@ -12,7 +12,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from stages.lib.diff import diff_rows
+from stages.lib.diff import compare
 from stages.lib.eft import MessageTree, judgements_of_tree
 from stages.lib.errors import InputError
 from stages.lib.files import read_csv, read_json
@@ -34,7 +34,6 @@ from stages.lib.records import (
     ScoredResponse,
     TrainingSample,
     Transcript,
-    read_objects,
     read_rows,
     write_rows,
 )
@@ -155,11 +154,10 @@ def diff(data: bytes) -> None:
     """Two JSONL files, which are the halves of the data, row by row."""
     left, _, right = data.partition(b"\x00")
     try:
-        sides = [[row for _, row in read_objects(_file(part, "side.jsonl"))] for part in (left, right)]
-        found = diff_rows(sides[0], sides[1], ["id"])
-    except (InputError, ValueError):
+        with compare(_file(left, "a.jsonl"), _file(right, "b.jsonl")) as found:
+            json.dumps(found.as_dict(None), allow_nan=False)
+    except InputError:
         return
-    json.dumps(vars(found), default=vars, allow_nan=False)
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

@@ -45,11 +45,12 @@ CONTROL = re.compile(
 )
 
 
-@pytest.mark.parametrize("flags", [[], ["--json"]])
+@pytest.mark.parametrize("flags", [[], ["--format", "json"]])
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_align_diff_prints_no_control_character_and_one_line_a_row(
-    attack: str, flags: Sequence[str], workspace: Path
+    attack: str, flags: Sequence[str], workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("stages.align.diff_report.click.style", lambda text, **styles: text)  # ours are no attack
     text = ATTACKS[attack]
     row("data/eval/m1.jsonl", 1, response=text, category=text)()
     row("data/eval/m1.jsonl", 2, id=text)()
@@ -59,7 +60,9 @@ def test_align_diff_prints_no_control_character_and_one_line_a_row(
     assert result.exit_code == 0
     assert CONTROL.findall(result.output) == []
     if flags:
-        assert text in {found["id"] for found in json.loads(result.output)["answers"]["added"]["rows"]}
+        assert text in {
+            found["b"]["id"] for found in json.loads(result.output)["data_sets"]["answers"]["rows"]["added"]
+        }
     else:
         assert all(shown.startswith(("answers: ", "  ")) for shown in result.output.splitlines())
 

@@ -11,11 +11,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from stages.lib.diff import RowChange
 from stages.lib.errors import InputError, printable
 from stages.lib.files import replacing
 
@@ -23,14 +24,6 @@ HERE = Path(__file__).parent
 CHUNK_SIZE = 1_000_000  # characters of JSON in one element, so that neither side holds all rows in one string
 SAFE_INTEGER = 2**53 - 1  # a browser's numbers are doubles
 _MANY_DIGITS = re.compile(r"\d{16}")
-
-
-class RowChange(NamedTuple):
-    """A row that is on one side alone, or on both and not the same."""
-
-    kind: Literal["added", "removed", "changed"]
-    a: Mapping[str, Any] | None  # the row on side A (old), None for an added one
-    b: Mapping[str, Any] | None  # the row on side B (new), None for a removed one
 
 
 @dataclass(frozen=True)

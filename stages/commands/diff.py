@@ -1,104 +1,71 @@
 """`align diff`."""
 
-import json
-import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
-from stages.align.artifacts import ARTIFACTS
-from stages.lib.diff import Diff, JsonRow, diff_rows
-from stages.lib.errors import InputError, printable, quoted
-from stages.lib.records import read_objects
+from stages.align.diff_output import FEW, Comparison
+from stages.align.sides import Side, opened
+from stages.lib.artifacts import ARTIFACTS
+from stages.lib.diff import KINDS, Kind
+from stages.lib.errors import InputError
+from stages.lib.files import replacing
 
 
 @click.command()
 @click.argument("a")
 @click.argument("b")
 @click.option("--what", type=click.Choice(list(ARTIFACTS)), help="One data set; all that both sides have, by default.")
-@click.option("-k", "--key", "keys", multiple=True, help="Key column of two files; repeat for several. Default: id.")
+@click.option("-k", "--key", "keys", multiple=True, help="Key column; repeat for several. Default: by the data set.")
+@click.option("--only", "kinds", type=click.Choice(KINDS), multiple=True, help="Rows of this kind; repeat for several.")
 @click.option(
     "--limit",
     type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Rows to show of each kind of change.",
+    help=f"Rows of each kind. Default: all in jsonl and html, {FEW} of one data set in a table, none of several.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-@click.option("--exit-code", is_flag=True, help="Exit with 1 if the sides differ.")
-def diff(a: str, b: str, what: str | None, keys: tuple[str, ...], limit: int, as_json: bool, exit_code: bool) -> None:
-    """Compare the data sets of two models (`align diff m1 m2`) or two JSONL files row by row."""
-    sources = _sources(a, b, what, keys)
-    results: dict[str, Diff] = {}
-    for name, (path_a, path_b, key) in sources.items():
-        try:
-            results[name] = diff_rows(_read(path_a), _read(path_b), key)
-        except ValueError as error:
-            raise InputError(f"{path_a}, {path_b}: {error}") from None
-    if as_json:
-        text = json.dumps({name: _as_dict(result, limit) for name, result in results.items()}, ensure_ascii=False)
-        click.echo(printable(text))
-    else:
-        for name, result in results.items():
-            click.echo("\n".join(map(printable, _table(name, result, a, b, limit))))
-    if exit_code and not all(result.same for result in results.values()):
+@click.option("--format", "style", type=click.Choice(["table", "json", "jsonl", "html"]), default="table")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file.")
+@click.option("--tolerance", type=click.FloatRange(min=0), default=0.0, help="Numbers no further apart are equal.")
+@click.option("--exit-code", is_flag=True, help="Exit with 0 if the sides are the same, 1 if not, 2 at an error.")
+def diff(
+    a: str,
+    b: str,
+    what: str | None,
+    keys: tuple[str, ...],
+    kinds: tuple[Kind, ...],
+    limit: int | None,
+    style: str,
+    output: Path | None,
+    tolerance: float,
+    exit_code: bool,
+) -> None:
+    """Compare the data of two models, or two JSONL files, row by row.
+
+    Each side is a model or a file, here or, with @, at a git revision or in an experiment:
+
+    \b
+      align diff m1 m2                      what the second iteration did to the data
+      align diff m1@main m1@exp-name        one iteration before and after
+      align diff data/m1/ift.jsonl@HEAD~3 data/m1/ift.jsonl
+    """
+    if style == "html" and output is None:
+        raise click.UsageError("--format html writes a page: name a file with -o")
+    try:
+        with opened() as sources:
+            comparison = Comparison(sources, Side.parse(a), Side.parse(b), what, keys, kinds or KINDS, limit, tolerance)
+            if style == "html":
+                assert output is not None
+                comparison.write_html(output)
+            elif output is not None:
+                with replacing(output) as temporary, temporary.open("w", encoding="utf-8") as stream:
+                    stream.writelines(f"{click.unstyle(line)}\n" for line in getattr(comparison, style)())
+            else:
+                for line in getattr(comparison, style)():
+                    click.echo(line)
+    except InputError as error:
+        error.show()
+        raise SystemExit(2) from None
+    if comparison.failed:
+        raise SystemExit(2)
+    if exit_code and not comparison.same:
         raise SystemExit(1)
-
-
-def _sources(a: str, b: str, what: str | None, keys: tuple[str, ...]) -> dict[str, tuple[Path, Path, Sequence[str]]]:
-    if os.path.isfile(a) or os.path.isfile(b):
-        return {Path(b).name: (Path(a), Path(b), keys or ("id",))}
-    found: dict[str, tuple[Path, Path, Sequence[str]]] = {}
-    for name, (pattern, key) in ARTIFACTS.items():
-        paths = Path(pattern.format(a)), Path(pattern.format(b))
-        if name == what or (what is None and all(map(os.path.isfile, paths))):
-            found[name] = (*paths, keys or key)
-    if not found:
-        raise InputError(
-            f"nothing to compare: {quoted(a)} and {quoted(b)} are no files, and no data set of both is here; "
-            "run `dvc repro`"
-        )
-    return found
-
-
-def _read(path: Path) -> list[JsonRow]:
-    return [row for _, row in read_objects(path)]
-
-
-def _as_dict(result: Diff, limit: int) -> dict[str, Any]:
-    value = {**vars(result), "same": result.same, "numbers": {name: vars(n) for name, n in result.numbers.items()}}
-    for side in ("added", "removed", "changed"):
-        rows = value[side]
-        value[side] = {"count": len(rows), "rows": rows[:limit]}
-    return value
-
-
-def _table(name: str, result: Diff, a: str, b: str, limit: int) -> list[str]:
-    lines = [
-        f"{name}: {result.rows_a} -> {result.rows_b} rows; {len(result.added)} added, {len(result.removed)} removed, "
-        f"{len(result.changed)} changed, {result.unchanged} unchanged"
-    ]
-    for sign, columns in (("+", result.columns_added), ("-", result.columns_removed)):
-        lines += [f"  {sign} column {column}" for column in columns]
-    if result.changed_columns:
-        lines.append("  changed columns: " + ", ".join(f"{column} {n}" for column, n in result.changed_columns.items()))
-    for column, number in result.numbers.items():
-        means = " -> ".join("-" if mean is None else f"{mean:.3f}" for mean in (number.mean_a, number.mean_b))
-        text = f"  {column:<16} mean {means}"
-        if number.higher or number.lower or number.equal:
-            text += f"   ({b} higher in {number.higher}, lower in {number.lower}, equal in {number.equal})"
-        lines.append(text)
-    for row in result.added[:limit]:
-        lines.append("  + " + _show(row))
-    for row in result.removed[:limit]:
-        lines.append("  - " + _show(row))
-    for old, new in result.changed[:limit]:
-        lines += [f"  {a}: {_show(old)}", f"  {b}: {_show(new)}"]
-    return lines
-
-
-def _show(row: JsonRow) -> str:
-    text = json.dumps(row, ensure_ascii=False)
-    return text if len(text) <= 400 else text[:400] + "..."

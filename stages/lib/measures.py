@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
 from stages.lib.errors import InputError, quoted
 from stages.lib.files import REBUILD, read_json
@@ -106,7 +106,22 @@ class RewardMeasures(Accuracy):
     margin_length_correlation: Measure
 
 
-def read_measures(path: Path, kind: type[Measures]) -> dict[str, Any]:
+class DataSetChange(Measures):
+    """How a data set of a model differs from its parent's."""
+
+    rows: int
+    added: int
+    removed: int
+    changed: int
+    mean: dict[str, float]
+    change: dict[str, float]
+
+
+class Changes(RootModel[dict[str, DataSetChange]]):
+    """data/diff/<model>.json, of stage diff."""
+
+
+def read_measures(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
     """Read a stage's JSON file and return it as it stands, once sure that it holds what `kind` lists."""
     values = read_json(path)
     try:

@@ -7,8 +7,9 @@ from pathlib import Path
 from tests.broken.workspace import Break, Case, both, nothing, put, row, value, without
 
 SCORES, REWARD, EVAL = "data/metrics/m1/scores.json", "data/metrics/reward.json", "data/eval/m1.json"
+CHANGES = "data/diff/m1.json"
 HISTORY, CALIBRATION, MODELS = "data/ppo/history.csv", "data/reward/calibration.csv", "data/summary/models.csv"
-READERS = {SCORES: "build_preferences m1 m0", REWARD: "summary", EVAL: "summary"}
+READERS = {SCORES: "build_preferences m1 m0", REWARD: "summary", EVAL: "summary", CHANGES: "summary"}
 
 
 def _cut(path: str) -> Break:
@@ -36,6 +37,7 @@ JSON: dict[str, tuple[str, Break, str]] = {
     "null for a count": (SCORES, value(SCORES, "rows", to=None), "rows cannot be None"),
     "a text for an object": (REWARD, value(REWARD, "by_length", to="x"), "by_length cannot be 'x'"),
     "a wrong object within": (REWARD, value(REWARD, "by_length", to={"x": {}}), "by_length.x.pairs is missing"),
+    "a number that is a text": (CHANGES, value(CHANGES, "ift", to={"rows": "3"}), "ift.rows cannot be '3'"),
     "counts that are texts": (SCORES, value(SCORES, "failures", to={"x": "1"}), "failures.x cannot be '1'"),
 }
 CSV: dict[str, tuple[str, Break, str]] = {
@@ -72,9 +74,10 @@ DIFF: dict[str, tuple[Break, str]] = {
     "nested deeply": (put("b.jsonl", '{"id": 1, "x": ' + "[" * 100_000), "b.jsonl:1: not a JSON object: nested"),
     "a number of 5000 digits": (put("b.jsonl", '{"id": ' + "9" * 5000 + "}"), "b.jsonl:1: not a JSON object"),
     "a key twice in an object": (put("b.jsonl", '{"id": 1, "id": 2}'), "b.jsonl:1: not a JSON object: key 'id'"),
-    "two rows of one key": (put("b.jsonl", ROW + ROW), "row 2 of side B has the key (1,) of an earlier row"),
-    "no key column": (put("b.jsonl", '{"text": "x"}'), "row 1 of side B has no key column 'id'"),
-    "a key that is a list": (put("b.jsonl", '{"id": [1]}'), "row 1 of side B has a list or an object as its key"),
+    "no key column": (put("b.jsonl", '{"text": "x"}'), "b.jsonl: no row has the key column id"),
+    "a row without the key": (put("b.jsonl", ROW + '{"text": "x"}'), "b.jsonl: row 2 has no key column id"),
+    "a key that is a list": (put("b.jsonl", '{"id": [1]}'), "b.jsonl: row 1 has a list or an object as its key"),
+    "columns of one name": (put("b.jsonl", '{"id": 1, "A": 1, "a": 2}'), "b.jsonl: columns A and a differ in case"),
     "missing": (nothing, "b.jsonl: no such file"),
     "a directory": (lambda: Path("b.jsonl").mkdir(), "b.jsonl: is a directory"),
     "a link to itself": (lambda: Path("b.jsonl").symlink_to("b.jsonl"), "b.jsonl"),
@@ -87,6 +90,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diff: an escape": ("align diff \x1b[2J m1", "nothing to compare: '\\x1b[2J'"),
     "diff: a name of 5000 letters": (f"align diff {'m' * 5000} m1", "nothing to compare"),
     "diff: a limit below 0": ("align diff m0 m1 --limit -1", "--limit"),
+    "diff: no revision": ("align diff m0@ m1", "'m0@': no revision after the @"),
+    "diff: an unknown revision": ("align diff m0@nope m1", "DVC cannot open this folder"),
+    "diff: an unknown format": ("align diff m0 m1 --format xml", "--format"),
+    "diff: a page without a name": ("align diff m0 m1 --format html", "name a file with -o"),
+    "diff: a tolerance below 0": ("align diff m0 m1 --tolerance -1", "--tolerance"),
+    "diff: a tolerance that is no number": ("align diff m0 m1 --tolerance nan", "--tolerance"),
+    "diff: a file that cannot be written": ("align diff m0 m1 -o no/such/../folder", "no"),
     "diff: one side only": ("align diff m0", "Missing argument 'B'"),
     "iterate: --max 0": ("align iterate --max 0", "--max: expected 1 or more"),
     "iterate: --max -1": ("align iterate --max -1", "--max: expected 1 or more"),

@@ -98,6 +98,7 @@ PROMPT_COUNTS = {"accepted": 3, "dropped": {"cut off": 1}, "mean_words": 3.0} | 
     "nearest_known_rouge_l": 0.2,
     "distinct_2": 0.9,
 }
+DATA_SET_CHANGE = {"rows": 3, "added": 1, "removed": 0, "changed": 0, "mean": {"score": 2.0}, "change": {}}
 PAIR_COUNTS = {
     **{"pairs": 3, "pair_yield": 1.0, "mean_margin": 2.0, "mean_words_chosen": 2.0, "mean_words_rejected": 2.0},
     **{"margin_length_correlation": None, "accepted": 1, "ift": 13},
@@ -167,6 +168,7 @@ def build(root: Path) -> Path:
     values = {"metrics/m1/scores": SCORE_COUNTS, "metrics/m1/prompts": PROMPT_COUNTS} | {
         "metrics/m1/preferences": PAIR_COUNTS,
         "metrics/reward": REWARD,
+        "diff/m1": {"ift": DATA_SET_CHANGE},
         **{f"eval/{name}": MEASURES for name in MODELS},
     }
     texts |= {f"{name}.json": json.dumps(value) for name, value in values.items()}

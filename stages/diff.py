@@ -1,0 +1,50 @@
+"""Compare a model's data with its parent's: data/<model>/, data/<parent>/ -> data/diff/<model>.{json,csv}.
+
+Writes for each data set that both have how many rows there are, were added, removed and changed, and the means of its
+numbers, for `dvc metrics` and `dvc plots`; `align diff` shows the rows. Run with `python -m stages.diff m2 m1`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stages.lib.artifacts import ARTIFACTS
+from stages.lib.diff import KINDS, Diff, compare
+from stages.lib.errors import InputError
+from stages.lib.files import REBUILD, write_csv, write_json
+
+
+def measures(diff: Diff) -> dict[str, Any]:
+    """Return what `dvc metrics` shows of a comparison: `mean` is the model's, `change` is against its parent's."""
+    means = {name: (number.a.mean, number.b.mean) for name, number in diff.numbers.items()}
+    return {
+        "rows": diff.rows_b,
+        **{kind: getattr(diff, kind) for kind in KINDS},
+        "mean": {name: new for name, (_, new) in means.items() if new is not None},
+        "change": {name: new - old for name, (old, new) in means.items() if old is not None and new is not None},
+    }
+
+
+@click.command(help=__doc__)
+@click.argument("model")
+@click.argument("parent")
+@click.option("--data-dir", type=click.Path(path_type=Path), default="data", show_default=True)
+def main(model: str, parent: str, data_dir: Path) -> None:
+    found: dict[str, dict[str, Any]] = {}
+    for name, (pattern, key) in ARTIFACTS.items():
+        old, new = (data_dir / Path(pattern.format(side)).relative_to("data") for side in (parent, model))
+        if old.is_file() and new.is_file():  # m0 has no prompts that a model wrote
+            # One thread, so that a mean is the same to the last bit in every run.
+            with compare(old, new, key, threads=1) as diff:
+                found[name] = measures(diff)
+    if not found:
+        raise InputError(f"{data_dir}: no data set of both {model} and {parent} is here; {REBUILD}")
+    write_json(data_dir / "diff" / f"{model}.json", found)
+    rows = [{"change": f"{name}: {kind}", "rows": counts[kind]} for name, counts in found.items() for kind in KINDS]
+    write_csv(data_dir / "diff" / f"{model}.csv", rows)
+    click.echo(f"diff: {parent} -> {model}: {', '.join(found)} -> {data_dir / 'diff' / model}.json")
+
+
+if __name__ == "__main__":
+    main()
