@@ -17,7 +17,7 @@ from stages.lib.errors import InputError
 
 Rows = Sequence[dict[str, Any]]
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=4)
-row_values = st.fixed_dictionaries(
+row_values: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {"id": st.integers(0, 8)},
     optional={
         "score": st.none() | st.integers(-5, 5),
@@ -142,7 +142,7 @@ def test_two_sides_without_rows_are_the_same() -> None:
 
 
 def test_wins_are_counted_over_rows_in_common_and_means_over_all() -> None:
-    a = [{"id": 1, "score": 1}, {"id": 2, "score": 3}, {"id": 3, "score": None}, {"id": 4, "score": 8}]
+    a: Rows = [{"id": 1, "score": 1}, {"id": 2, "score": 3}, {"id": 3, "score": None}, {"id": 4, "score": 8}]
     b = [{"id": 1, "score": 2}, {"id": 2, "score": 3}, {"id": 3, "score": 5}, {"id": 5, "score": 0}]
     with joined(a, b) as found:
         number = found.numbers["score"]
@@ -199,7 +199,8 @@ def test_a_missing_key_column_is_an_error_that_names_row_and_column() -> None:
 
 @pytest.mark.parametrize("key", [[1], {"a": 1}])
 def test_a_key_that_is_no_plain_value_is_an_error(key: object) -> None:
-    for a, b in (([{"id": key}], [{"id": key}]), ([{"id": 1}, {"id": key}], [{"id": 1}])):
+    sides: list[tuple[Rows, Rows]] = [([{"id": key}], [{"id": key}]), ([{"id": 1}, {"id": key}], [{"id": 1}])]
+    for a, b in sides:
         with pytest.raises(InputError, match=r"a\.jsonl: row \d has a list or an object as its key id"), joined(a, b):
             pass
 
