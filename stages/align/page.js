@@ -380,7 +380,7 @@
         if (!numbers && !texts && !others) column.type = "empty";
         else if (!texts && !others) column.type = "number";
         else if (others || numbers || longest > 40) column.type = "text";
-        else column.type = choices.size <= MAX_CHOICES && choices.size < texts ? "choice" : "short";
+        else column.type = choices.size <= Math.min(MAX_CHOICES, this.records.length / 2) ? "choice" : "short";
       }
       return [...columns.values()];
     }
