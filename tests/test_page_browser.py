@@ -122,7 +122,7 @@ def test_rows_are_filtered_by_range_and_by_choice(window: Browser, page: Path) -
 
 
 def test_search_looks_into_all_columns_and_into_what_a_cell_does_not_show(window: Browser, page: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         *ROWS,
         {"id": "deep9", "text": LONG * 5 + " needle", "messages": [{"role": "user", "content": "Hidden Thing"}]},
     ]
