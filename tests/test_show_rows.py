@@ -118,6 +118,7 @@ def test_a_terminal_gets_ten_rows_and_json_gets_all() -> None:
     assert show("many.jsonl", "--where", "id<5", "--rows", "2").splitlines()[-1] == (
         "many.jsonl: 2 of the 5 rows that pass, 30 in all"
     )
+    assert show("many.jsonl", "--where", "id<0") == "many.jsonl: no row passes, 30 in all\n"
     assert len(show("many.jsonl", "--json", "--grep", "").splitlines()) == 30
 
 

@@ -152,6 +152,8 @@ def count_rows(path: Path, shown: int, found: int, total: int) -> str:
     """Return in words how many rows of a file are shown, and how many met the conditions."""
     if shown == total:
         return f"{path}: {total} rows"
+    if found == 0:
+        return f"{path}: no row passes, {total} in all"
     of = f"{found} rows" if found == total else f"the {found} rows that pass, {total} in all"
     return f"{path}: {shown} of {of}"
 

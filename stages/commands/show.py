@@ -65,7 +65,7 @@ def show(
 
     \b
       align show data/m1/preferences.jsonl --rows 5
-      align show m1 --what scores --where 'score>=4' --sort score --desc
+      align show m1 --what scores --where 'score>=2.5' --sort score --desc
       align show m1 --html
     """
     filters = bool(limit or conditions or grep is not None or sort or sample is not None)
