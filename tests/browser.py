@@ -12,8 +12,17 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
---disable-component-update --disable-sync --hide-scrollbars""".split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+]
 ENTER, DOWN = "\ue007", "\ue015"  # keys, as the protocol has them
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 

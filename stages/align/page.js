@@ -63,8 +63,8 @@
     Array.isArray(data) && data.length > 0 &&
     data.every((item) => item && typeof item === "object" && typeof item.role === "string" && typeof item.content === "string");
 
-  /** Return a number to at most five digits where it has more. */
-  const short = (number) => (Number.isInteger(number) ? String(number) : String(Number(number.toPrecision(5))));
+  /** Return a number to at most four digits if it is not whole; an open row has all. */
+  const short = (number, digits = 4) => (Number.isInteger(number) ? String(number) : String(Number(number.toPrecision(digits))));
 
   function plain(data) {
     if (data === undefined || data === null) return "";
@@ -88,7 +88,7 @@
   // ---- word diff
 
   const UNSPACED = "\\p{Script=Han}\\p{Script=Hiragana}\\p{Script=Katakana}\\p{Script=Thai}"; // one token a character
-  const TOKEN = new RegExp(`\\s+|[${UNSPACED}]|(?:(?![${UNSPACED}])[\\p{L}\\p{M}\\p{N}_])+|[^]`, "gu");
+  const TOKEN = new RegExp(`\\s+|[${UNSPACED}]|(?:(?![${UNSPACED}])(?:[\\p{L}\\p{M}\\p{N}_]|['\u2019](?=\\p{L})))+|[^]`, "gu");
 
   /** Myers' shortest edit script of two arrays of numbers, or null if it has more than `limit` edits. */
   function shortestEdit(a, b, limit) {
@@ -142,7 +142,8 @@
     const signs = shortestEdit(middle(left).map(number), middle(right).map(number), limit);
     if (signs === null) return null;
     const parts = joined(left, right, [...Array(head).fill("="), ...signs, ...Array(tail).fill("=")]);
-    const common = parts.reduce((sum, [sign, text]) => sum + (sign === "=" ? text.length : 0), 0);
+    // A word here and there that both have says nothing.
+    const common = parts.reduce((sum, [sign, text]) => sum + (sign === "=" && text.length >= 8 ? text.length : 0), 0);
     return common < 0.3 * Math.min(a.length, b.length) ? null : parts;
   }
 
@@ -265,7 +266,7 @@
   const deltaNode = (delta) =>
     element("span", {
       className: delta > 0 ? "up" : "down",
-      textContent: `(${delta > 0 ? "+" : "\u2212"}${short(Math.abs(delta))})`,
+      textContent: `(${delta > 0 ? "+" : "\u2212"}${short(Math.abs(delta), 3)})`,
     });
 
   // ---- histograms
@@ -380,7 +381,7 @@
         if (!numbers && !texts && !others) column.type = "empty";
         else if (!texts && !others) column.type = "number";
         else if (others || numbers || longest > 40) column.type = "text";
-        else column.type = choices.size <= MAX_CHOICES && choices.size < texts ? "choice" : "short";
+        else column.type = choices.size <= Math.min(MAX_CHOICES, this.records.length / 2) ? "choice" : "short";
       }
       return [...columns.values()];
     }
