@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.align.page import CHUNK_SIZE, Histogram, RowChange, Section, write_page
+from stages.align.page import CHUNK_SIZE, Histogram, Section, write_page
+from stages.lib.diff import RowChange
 from stages.lib.errors import InputError
 
 HOSTILE = [

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from stages.align.page import Histogram, RowChange, Section, write_page
+from stages.align.page import Histogram, Section, write_page
+from stages.lib.diff import RowChange
 from tests.browser import DOWN, ENTER, Browser, browser
 
 pytestmark = pytest.mark.browser

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from stages.align.artifacts import ARTIFACTS
+from stages.lib.artifacts import ARTIFACTS
 from stages.lib.errors import InputError, quoted
 from stages.lib.files import parse_json
 from stages.lib.records import read_objects

@@ -9,12 +9,12 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from stages.align.artifacts import ARTIFACTS
 from stages.align.lineage import trace
 from stages.align.lineage_report import report
 from stages.align.row_page import write_row_page
 from stages.align.row_panels import show_rows
 from stages.align.rows import Condition, Selection, count_rows, find_data, read_data
+from stages.lib.artifacts import ARTIFACTS
 from stages.lib.errors import InputError, printable
 
 DEFAULT_ROWS = 10
