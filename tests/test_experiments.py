@@ -72,13 +72,11 @@ def listed(project: Project, arguments: str = "") -> dict[str, dict[str, object]
 
 
 def wait_for_queue(project: Project) -> None:
-    """Wait until no experiment is queued or running."""
+    """Wait until no experiment is queued or running. Workers end by themselves, some seconds later."""
     end = time.monotonic() + 300
     while re.search("Queued|Running", project.run("dvc queue status").stdout.partition("Worker status")[0]):
         assert time.monotonic() < end
         time.sleep(1)
-    # Workers look for more for some seconds; they are gone before the folder is.
-    poll(lambda: "0 active, 0 idle" in project.run("dvc queue status").stdout, "the end of the workers")
 
 
 def test_the_commands_of_the_documentation_do_what_it_says(tmp_path: Path) -> None:
@@ -153,6 +151,9 @@ def test_failed_and_queued_experiments_are_shown_without_metrics_and_wrong_calls
 
     project.run("dvc exp run --queue -n bad -S ppo.kl_coef=-1 && dvc queue start")
     wait_for_queue(project)
+    poll(
+        lambda: "0 active, 0 idle" in project.run("dvc queue status").stdout, "the worker's end: it would take the next"
+    )
     project.run("dvc exp run --queue -n later -S ppo.kl_coef=0.3")
     project.replace("params.yaml", "kl_coef: 0.05", "kl_coef: 0.06")
 
@@ -252,5 +253,3 @@ def test_queued_experiments_of_two_workers_compute_one_after_the_other_with_the_
     tiny.run("dvc exp run --temp -n alone -S ppo.kl_coef=0.02 ppo")
     assert recorded(tiny, "alone") == recorded(tiny, "kl-2")
     assert tiny.run("git status --porcelain").stdout == ""
-    tiny.run("dvc exp apply kl-1")
-    assert "'ppo' didn't change, skipping" in tiny.run("dvc repro ppo").stdout
