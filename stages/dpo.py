@@ -17,6 +17,7 @@ from trl import DPOConfig, DPOTrainer
 from stages.lib.files import replacing
 from stages.lib.instruction_tuning import SFTSettings, encode_instruction, instruction_tune
 from stages.lib.loading import load_adapter_weights
+from stages.lib.locks import hold_devices
 from stages.lib.models import (
     continue_adapter,
     copy_tokenizer,
@@ -84,6 +85,7 @@ def main(model_name: str, parent: str) -> None:
             accepted, [row["length"] for row in accepted], sft_settings.max_length, "sft.max_length"
         )
 
+    hold_devices(f"dpo@{model_name}", runtime)
     model = continue_adapter(load_base(base, runtime), parent_dir)
     inputs = [base, parent_dir, Path("models/m0"), preferences, ift]
     with Work(f"dpo@{model_name}", params, runtime, inputs) as work:

@@ -18,6 +18,7 @@ from stages.lib.files import write_json
 from stages.lib.generation import Completion
 from stages.lib.judge_report import anchor_scores, relevance
 from stages.lib.judging import JudgeSettings
+from stages.lib.locks import hold_devices
 from stages.lib.losses import kl_divergence
 from stages.lib.metrics import agreement, distinct_2, mean
 from stages.lib.models import AdapterStack
@@ -144,6 +145,7 @@ def main(name: str, judge: str) -> None:
     off_topic = off_topic_rows(judgements, 1, params.seed)
     models = {"subject": name, "base": "base", "judge": judge, "reward": "reward"}
     inputs = [*(Path("models") / model for model in models.values()), held_out]
+    hold_devices(f"evaluate@{name}", runtime)
     with Work(f"evaluate@{name}", params, runtime, inputs) as work:
         stack = AdapterStack(Path("models/base"), runtime)
         for role, model in models.items():

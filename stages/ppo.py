@@ -11,6 +11,7 @@ import click
 from tqdm import tqdm
 
 from stages.lib.files import replacing, write_csv
+from stages.lib.locks import hold_devices
 from stages.lib.models import AdapterStack, copy_tokenizer, write_model_card
 from stages.lib.params import Params
 from stages.lib.ppo_trainer import PPOSettings, PPOTrainer
@@ -62,6 +63,7 @@ def main(base: Path, reward: Path, prompts: Path, out: Path, report: Path) -> No
     settings = params.section("ppo", PPOSettings)
     start(runtime, params.seed)
     init = Path("models") / settings.init
+    hold_devices("ppo", runtime)
     stack = AdapterStack(base, runtime)
     # The value function starts from the reward model's features.
     for name, model_dir in {"policy": init, "reference": init, "reward": reward, "value": reward}.items():

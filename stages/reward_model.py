@@ -19,6 +19,7 @@ from trl import RewardConfig, RewardTrainer
 
 from stages.lib.errors import InputError
 from stages.lib.files import replacing, write_csv, write_json
+from stages.lib.locks import hold_devices
 from stages.lib.models import (
     SCORE_FILE,
     AdapterStack,
@@ -165,6 +166,7 @@ def main(base: Path, train_path: Path, test_path: Path, out: Path, report: Path,
     rows = training_rows(pairs, encode_pairs(tokenizer, pairs), settings.use_margin)
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "reward_model.max_length")
 
+    hold_devices("reward_model", runtime)
     with Work("reward_model", params, runtime, [base, train_path, test_path]) as work:
         folder = work.folder / "reward"
         trainer = fit(base, rows, runtime, lora, settings, params.seed, report / "history.csv", folder, work)

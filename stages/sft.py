@@ -15,6 +15,7 @@ from stages.lib.files import replacing
 from stages.lib.instruction_tuning import SFTSettings, encode_instruction, instruction_tune
 from stages.lib.judge_trainer import JudgeTrainer, judged_questions
 from stages.lib.judging import judge_reply, judge_request
+from stages.lib.locks import hold_devices
 from stages.lib.models import (
     LoraSettings,
     copy_tokenizer,
@@ -72,6 +73,7 @@ def main(base: Path, ift: Path, eft: Path, out: Path, history_dir: Path) -> None
         rows.append(encode_instruction(tokenizer, request, judge_reply(judged.score, judged.justification)))
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "sft.max_length")
 
+    hold_devices("sft", runtime)
     model = new_adapter(load_base(base, runtime), lora, task_type="CAUSAL_LM")
     with Work("sft", params, runtime, [base, ift, eft]) as work:
         arguments = eft_settings.arguments(work.folder / "eft", params.seed, use_cpu, order="random")

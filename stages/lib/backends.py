@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from stages.lib.errors import InputError
 from stages.lib.generation import Generator
+from stages.lib.locks import hold_devices
 from stages.lib.models import AdapterStack
 from stages.lib.params import SECRET, Settings
 from stages.lib.resume import Work
@@ -67,6 +68,7 @@ def _transformers(
     work: Work | None,
     kind: type[TorchGenerator] = TorchGenerator,
 ) -> Iterator[Generator]:
+    _hold_devices(runtime, work)
     process = this_process()
     stack = AdapterStack(BASE, runtime)
     stack.add(name, Path("models") / name)
@@ -93,6 +95,7 @@ def _vllm(settings: GenerationSettings, runtime: RuntimeSettings, name: str, wor
     _require("vllm")
     from stages.lib.vllm_generator import VLLMGenerator  # noqa: PLC0415 (an extra)
 
+    _hold_devices(runtime, work)
     yield VLLMGenerator(BASE, Path("models") / name, runtime, work)
 
 
@@ -104,6 +107,11 @@ def _openai(
     from stages.lib.openai_generator import OpenAIGenerator  # noqa: PLC0415 (an extra)
 
     yield OpenAIGenerator(BASE, name, **settings.openai.model_dump(), work=work)
+
+
+def _hold_devices(runtime: RuntimeSettings, work: Work | None) -> None:
+    if work is not None:  # a stage
+        hold_devices(work.stage, runtime)
 
 
 def _require(extra: str) -> None:

@@ -5,7 +5,6 @@ one too): rows that were generated, in `rows-<process>.jsonl`, and checkpoints o
 all that the result follows from (params, inputs, code, versions), so that a run with anything changed starts anew.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +18,6 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 import click
-import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -27,6 +25,7 @@ from torch import Tensor
 
 from stages.lib.errors import InputError
 from stages.lib.files import out_of_space, replacing, sha256, write_json
+from stages.lib.locks import check_parents, lock, parents
 from stages.lib.params import Params
 from stages.lib.provenance import code_hash, environment
 from stages.lib.recorded import DONE_FILE, drop_recorded, release, resume_root
@@ -65,7 +64,7 @@ class Work:
 
     def __init__(self, stage: str, params: Params, runtime: RuntimeSettings, inputs: Collection[Path]) -> None:
         self.stage, self.params, self.runtime = stage, params, runtime
-        self.parents = _parents() if "DVC_STAGE" in os.environ else None
+        self.parents = parents()
         self._folder: Path | None = None
         self._lock: IO[str] | None = None
         self._rows: dict[str, Rows] = {}
@@ -116,8 +115,7 @@ class Work:
         Raises:
             InputError: it was.
         """
-        if self.parents is not None and _parents() != self.parents:
-            raise InputError(f"{self.stage}: DVC is gone, which started this; what is finished is kept: run it again")
+        check_parents(self.stage, self.parents)
 
     def _open(self) -> None:
         identity = {
@@ -131,7 +129,7 @@ class Work:
         folder = resume_root() / self.stage / digest
         process = int(os.environ.get("RANK", "0"))
         drop_recorded()
-        self._lock = _lock(folder / f"lock-{process}", self.stage)
+        self._lock = lock(folder / f"lock-{process}", str(os.getpid()), self._tell)
         if is_main_process():
             write_json(folder / IDENTITY_FILE, identity)
             (folder / DONE_FILE).unlink(missing_ok=True)
@@ -146,21 +144,15 @@ class Work:
         self._stream = own.open("ab")
         self._folder = folder
 
+    def _tell(self, holder: str) -> None:
+        click.echo(f"{self.stage}: waits for process {holder}, which does the same work", err=True)
+
     def _record(self, request: str, rows: Mapping[int, Any]) -> None:
         assert self._stream is not None
         self._stream.write((json.dumps([request, list(rows.items())]) + "\n").encode())
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self.check_parent()
-
-
-def _parents() -> list[int]:
-    """Return the processes above this one up to DVC; those between, a shell or a launcher, have its DVC_STAGE too."""
-    found = [os.getppid()]
-    with suppress(psutil.Error):
-        while "DVC_STAGE" in psutil.Process(found[-1]).environ():
-            found.append(psutil.Process(found[-1]).ppid())
-    return found
 
 
 def _finished(path: Path) -> Iterator[tuple[int, str, dict[int, Any]]]:
@@ -173,25 +165,6 @@ def _finished(path: Path) -> Iterator[tuple[int, str, dict[int, Any]]]:
         if not line.endswith(b"\n"):
             return
         yield len(line), request, dict(rows)
-
-
-def _lock(path: Path, stage: str) -> IO[str]:
-    """Return the file, locked. While another process holds it, wait."""
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a+")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            click.echo(f"{stage}: waits for process {stream.read()}, which does the same work", err=True)
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        if path.exists() and path.stat().st_ino == os.fstat(stream.fileno()).st_ino:
-            stream.truncate(0)
-            stream.write(str(os.getpid()))
-            stream.flush()
-            return stream
-        stream.close()  # the other has finished and deleted it
 
 
 class Pace:
