@@ -127,6 +127,7 @@ PURE = {
     "files",
     "recorded",
     "params",
+    "jsonl",
     "records",
     "templates",
     "transcripts",

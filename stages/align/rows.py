@@ -12,7 +12,7 @@ from typing import Any
 from stages.lib.artifacts import ARTIFACTS
 from stages.lib.errors import InputError, quoted
 from stages.lib.files import parse_json
-from stages.lib.records import read_objects
+from stages.lib.jsonl import read_objects
 
 Row = dict[str, Any]
 _CONDITION = re.compile(r"\s*([^\s=!<>~]+)\s*(==|=|!=|<=|>=|<|>|~)\s*(.*?)\s*", re.DOTALL)

@@ -19,7 +19,7 @@ import duckdb
 
 from stages.lib.errors import InputError, quoted
 from stages.lib.files import check_regular
-from stages.lib.records import read_objects
+from stages.lib.jsonl import read_objects
 
 Kind = Literal["added", "removed", "changed"]
 KINDS: tuple[Kind, ...] = ("added", "removed", "changed")

@@ -4,7 +4,7 @@ Every reader checks every row: a wrong row is an `InputError` that names file, l
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -12,7 +12,8 @@ import jsonlines
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from stages.lib.errors import InputError, quoted
-from stages.lib.files import check_regular, parse_json, replacing
+from stages.lib.files import replacing
+from stages.lib.jsonl import read_objects
 
 
 def _not_blank(text: str) -> str:
@@ -224,19 +225,6 @@ def read_numbered_rows(
     return rows
 
 
-def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the JSON object of each line of a file, and the line's number; blank lines are ignored."""
-    advice = "check the path, or run `dvc repro` or `dvc pull`"
-    check_regular(path, advice)
-    try:
-        with path.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield number, _parse_line(f"{path}:{number}", line)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read ({error.strerror}); {advice}") from None
-
-
 _DUMPS = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
@@ -249,19 +237,6 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     ):
         for row in rows:
             writer.write(row.model_dump(mode="json"))
-
-
-def _loads(line: str | bytes) -> Any:
-    return parse_json(str(line))  # bytes are decoded by now
-
-
-def _parse_line(place: str, line: bytes) -> dict[str, Any]:
-    try:
-        # `jsonlines` decodes and parses one line; its own counter would start anew for each, so `place` is ours.
-        return jsonlines.Reader([line], loads=_loads).read(type=dict)
-    except jsonlines.InvalidLineError as error:
-        reason = str(error.__cause__ or error).split(" (line")[0]
-        raise InputError(f"{place}: not a JSON object: {reason}; each line must be one object in braces") from None
 
 
 def _parse_row(place: str, value: dict[str, Any], row_type: type[R]) -> R:
