@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, hence before the rest
+os.environ.setdefault("ALIGN_DEVICE_LOCK", "0")  # on a machine with a GPU the stages that tests start would wait for us
 
 from collections.abc import Callable
 from pathlib import Path

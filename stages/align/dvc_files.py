@@ -4,10 +4,12 @@ import os
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stages.align.lock_file import Item
 from stages.lib.errors import InputError
+
+if TYPE_CHECKING:  # its parser is no part of most comparisons, and takes longer to import than they take
+    from stages.align.lock_file import Item
 
 AS_LOCKED = "as in dvc.lock"
 CHANGED = "changed since"
@@ -47,7 +49,7 @@ class DvcFiles:
         _, _, found = build(repo.cache.local, where, repo.fs, algorithm, ignore=repo.dvcignore, dry_run=True)
         return str(found.hash_info.value)
 
-    def state(self, item: Item) -> str:
+    def state(self, item: "Item") -> str:
         """Tell whether what lies at an item's path is what the lock file says."""
         found = self.hash(item.path, item.algorithm)
         if found is None:
@@ -55,6 +57,6 @@ class DvcFiles:
             return f"{NOT_HERE} ({here})"
         return AS_LOCKED if found == item.hash else CHANGED
 
-    def in_cache(self, item: Item) -> bool:
+    def in_cache(self, item: "Item") -> bool:
         """Tell whether the cache has the object; of a folder, its list of files."""
         return (self.cache / item.hash[:2] / item.hash[2:]).is_file()
