@@ -4,10 +4,10 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup repro test check fix bench clean
+.PHONY: help setup repro test test-remotes check fix bench clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 setup: $(VENV)/.run  ## create .venv with the pinned packages
 
@@ -29,6 +29,18 @@ repro: $(VENV)/.run  ## run the pipeline: what is up to date is not run again
 
 test: $(VENV)/.dev  ## run the tests, offline
 	python -m pytest
+
+# The servers are started by the tests, as this user, on free ports; Debian's own services need not run.
+test-remotes: $(VENV)/.remotes  ## push to real servers (SSH, S3, WebDAV) that are killed on the way
+	@for server in sshd apache2; do \
+	  PATH="$$PATH:/usr/sbin" command -v $$server >/dev/null || { \
+	    echo "$$server not found: apt-get install --no-install-recommends openssh-server apache2"; exit 1; }; done
+	REMOTES_REPORT=$(VENV)/remotes.md python -m pytest -m remotes tests/test_remotes.py
+	@cat $(VENV)/remotes.md
+
+$(VENV)/.remotes: $(VENV)/.dev requirements-remotes.txt
+	$(VENV)/bin/python -m pip install -q --no-compile -r requirements-remotes.txt
+	@touch $@
 
 check: $(VENV)/.dev  ## lint, format and type checks
 	ruff check .

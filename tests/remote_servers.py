@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import psutil
+
+from tests.conftest import REPOSITORY
 
 USER, PASSWORD = "align", "planted-password-7b1c"
 ACCESS_KEY, SECRET_KEY = "PLANTEDKEYID93", "planted-secret-key-41fe"
@@ -314,3 +317,11 @@ def size_of(path: Path) -> int:
 def run(*command: str) -> None:
     """Run a command that has to succeed."""
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PATH": SYSTEM_PATH})
+
+
+def commands_of(heading: str) -> list[str]:
+    """Return the lines of the first block of commands below a heading of docs/REMOTES.md."""
+    text = (REPOSITORY / "docs/REMOTES.md").read_text(encoding="utf-8")
+    match = re.search(rf"^##+ {heading}\n(?:(?!#).*\n)*?```sh\n((?:.*\n)*?)```", text, re.M)
+    assert match, heading
+    return match[1].splitlines()

@@ -18,13 +18,18 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.dvc_project import Project
 from tests.faults import poll
-from tests.remote_servers import SERVERS, Server
+from tests.remote_servers import SERVERS, Server, commands_of
 
 pytestmark = [pytest.mark.remotes, pytest.mark.timeout(600)]
 
 MB = 1_000_000
 BIG = "data/big.bin"
 TOTAL = 70 * MB  # what is pushed
+PUSHED = "| remote | push, s | fresh clone and pull, s |"
+KILLED = (
+    "| remote | MB there at the kill | objects whole | cut off | other files | push ended after, s "
+    "| pushed by the retry | retry, s |"
+)
 FIVE = list(SERVERS)
 FOUR = [name for name in FIVE if name != "wsgidav"]
 DVC_YAML = """
@@ -93,14 +98,6 @@ class Clone(Project):
         }
 
 
-def commands_of(heading: str) -> list[str]:
-    """Return the lines of the first block of commands below a heading of docs/REMOTES.md."""
-    text = (REPOSITORY / "docs/REMOTES.md").read_text(encoding="utf-8")
-    match = re.search(rf"^##+ {heading}\n(?:(?!#).*\n)*?```sh\n((?:.*\n)*?)```", text, re.M)
-    assert match, heading
-    return match[1].splitlines()
-
-
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A project with a file of 60 MB, a folder of files, a model, and a base that is not pushed."""
@@ -136,16 +133,13 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
 
 
 @pytest.fixture(scope="session")
-def table() -> Iterator[list[str]]:
-    """The rows of what was measured, written to the file that `REMOTES_REPORT` names."""
-    rows: list[str] = []
+def tables() -> Iterator[dict[str, list[str]]]:
+    """The rows of what was measured, by the head of their table; written to the file that `REMOTES_REPORT` names."""
+    rows: dict[str, list[str]] = {PUSHED: [], KILLED: []}
     yield rows
     if "REMOTES_REPORT" in os.environ:
-        head = (
-            "| remote | push, s | clone and pull, s | killed with, MB | whole, cut off, other files then "
-            "| the push gave up after, s | pushed again, objects | s |\n|---|---|---|---|---|---|---|---|\n"
-        )
-        Path(os.environ["REMOTES_REPORT"]).write_text(head + "".join(sorted(rows)), encoding="utf-8")
+        text = "\n".join(f"{head}\n|{'---|' * (head.count('|') - 1)}\n{''.join(rows[head])}" for head in rows)
+        Path(os.environ["REMOTES_REPORT"]).write_text(text, encoding="utf-8")
 
 
 class Killed:
@@ -184,6 +178,14 @@ class Killed:
         self.said = self.clone.run("dvc push").stdout
         self.seconds_to_retry = time.monotonic() - began
 
+    def row(self) -> str:
+        """Return it as a line of a table."""
+        pushed = re.search(r"(\d+) files? pushed|(Everything is up to date)", self.said)
+        assert pushed, self.said
+        counts = f"{len(self.whole)} | {len(self.cut_off)} | {self.others}"
+        times = f"{self.seconds_to_give_up:.0f} | {pushed[1] or 0} | {self.seconds_to_retry:.1f}"
+        return f"| {self.server.name} | {self.stored / MB:.0f} | {counts} | {times} |\n"
+
     def _is_half_done(self) -> bool:
         return self.server.stored() > TOTAL / 4 and (self.server.name != "wsgidav" or self._big_is_cut_off())
 
@@ -212,9 +214,10 @@ def killed(
 
 @pytest.mark.parametrize("name", FOUR)
 def test_after_a_kill_in_mid_push_the_next_push_loses_nothing(
-    name: str, killed: Callable[[str], Killed], tmp_path: Path
+    name: str, killed: Callable[[str], Killed], tmp_path: Path, tables: dict[str, list[str]]
 ) -> None:
     run = killed(name)
+    tables[KILLED].append(run.row())
 
     assert TOTAL / 4 < run.stored < TOTAL, "not in the middle"
     assert run.returncode != 0
@@ -225,14 +228,19 @@ def test_after_a_kill_in_mid_push_the_next_push_loses_nothing(
 
 
 def test_wsgidav_keeps_half_an_object_which_dvc_calls_in_sync_and_remote_check_mends(
-    killed: Callable[[str], Killed], tmp_path: Path
+    killed: Callable[[str], Killed], tmp_path: Path, tables: dict[str, list[str]]
 ) -> None:
     run = killed("wsgidav")
+    tables[KILLED].append(run.row())
     assert run.returncode != 0
     assert run.cut_off
 
     assert "Everything is up to date" in run.clone.run("dvc push").stdout
     assert "in sync" in run.clone.run("dvc status -c").stdout
+    pulled = run.clone.copy_to(tmp_path / "pulled")
+    shutil.rmtree(pulled.path / ".dvc/cache")
+    assert pulled.run("dvc fetch", check=False).returncode != 0
+    pulled.run("dvc remote modify --local webdav verify false && dvc fetch")
     found = mend(run.clone)
     assert found[BIG] == "truncated"
     hashes = run.clone.hashes()
@@ -243,7 +251,7 @@ def test_wsgidav_keeps_half_an_object_which_dvc_calls_in_sync_and_remote_check_m
 
 @pytest.mark.parametrize("name", FIVE)
 def test_what_a_server_has_lost_cut_off_or_changed_is_found_and_mended_by_what_is_printed(
-    name: str, source: Clone, start: Callable[[str], Server], tmp_path: Path, table: list[str]
+    name: str, source: Clone, start: Callable[[str], Server], tmp_path: Path, tables: dict[str, list[str]]
 ) -> None:
     server = start(name)
     clone = source.copy_to(tmp_path / "clone")
@@ -269,7 +277,7 @@ def test_what_a_server_has_lost_cut_off_or_changed_is_found_and_mended_by_what_i
 
     began = time.monotonic()
     assert clone.fresh_clone(tmp_path / "fresh", server).hashes() == clone.hashes()
-    table.append(f"| {name} | {pushed:.1f} | {time.monotonic() - began:.1f} |\n")
+    tables[PUSHED].append(f"| {name} | {pushed:.1f} | {time.monotonic() - began:.1f} |\n")
 
 
 def mend(clone: Clone) -> dict[str, str]:
@@ -281,3 +289,16 @@ def mend(clone: Clone) -> dict[str, str]:
     assert repair.returncode == 0, repair.stdout + repair.stderr
     assert clone.align("remote-check --all").returncode == 0
     return {path: fault for fault, path in re.findall(r"^(truncated|missing|corrupt) +(.+?): ", result.stdout, re.M)}
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_keys_and_passwords_are_neither_in_git_nor_on_the_remote(name: str, killed: Callable[[str], Killed]) -> None:
+    run = killed(name)
+    committed = run.clone.run("git log -p --all && git ls-files -o --exclude-standard").stdout
+    config = run.clone.read(".dvc/config")
+    names = [path.as_posix() for path in run.server.store.rglob("*")]
+    texts = [path.read_text(errors="replace") for path in run.server.objects() if path.stat().st_size < MB]
+
+    assert ".dvc/config.local" not in run.clone.run("git ls-files").stdout.splitlines()
+    for secret in run.server.secrets:
+        assert not [text for text in (committed, config, run.clone.read("dvc.lock"), *names, *texts) if secret in text]
