@@ -4,7 +4,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup repro test check fix bench clean
+.PHONY: help setup repro test test-browser test-remotes check fix bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -30,10 +30,21 @@ repro: $(VENV)/.run  ## run the pipeline: what is up to date is not run again
 test: $(VENV)/.dev  ## run the tests, offline
 	python -m pytest
 
-.PHONY: test-browser
 test-browser: $(VENV)/.dev  ## test the HTML page in Chromium, which has to be installed
 	@command -v chromedriver >/dev/null || { echo "chromedriver not found: install Chromium and its driver (apt: chromium chromium-driver)"; exit 1; }
 	python -m pytest -m browser
+
+# The servers are started by the tests, as this user, on free ports; Debian's own services need not run.
+test-remotes: $(VENV)/.remotes  ## push to real servers (SSH, S3, WebDAV) that are killed on the way
+	@for server in sshd apache2; do \
+	  PATH="$$PATH:/usr/sbin" command -v $$server >/dev/null || { \
+	    echo "$$server not found: apt-get install --no-install-recommends openssh-server apache2"; exit 1; }; done
+	REMOTES_REPORT=$(VENV)/remotes.md python -m pytest -m remotes tests/test_remotes.py
+	@cat $(VENV)/remotes.md
+
+$(VENV)/.remotes: $(VENV)/.dev requirements-remotes.txt
+	$(VENV)/bin/python -m pip install -q --no-compile -r requirements-remotes.txt
+	@touch $@
 
 check: $(VENV)/.dev  ## lint, format and type checks
 	ruff check .

@@ -13,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from stages.align.dvc_files import DvcFiles
 from stages.align.findings import Finding
+from stages.align.remote_credentials import check_credentials
 from stages.align.revisions import git
 from stages.lib.params import Params
 
@@ -22,7 +23,7 @@ RWLOCKS = (Path(".dvc/tmp/rwlock"), Path(".dvc/tmp/exps/rwlock"))
 
 
 def check_repository() -> Iterator[Finding]:
-    """Tell whether this is the root of a git repository with DVC in it, and whether params.yaml can be read."""
+    """Tell whether this is a git repository's root with DVC and no password in it, and if params.yaml can be read."""
     if git("--version") is None:
         yield Finding("repository", "problem", "git is not installed, which DVC runs", ("install git",))
         return
@@ -36,6 +37,7 @@ def check_repository() -> Iterator[Finding]:
         yield Finding("repository", "problem", f"{', '.join(missing)} not here", ("`git checkout -- .`",))
     else:
         yield Finding("repository", "ok", root)
+        yield from check_credentials()
     Params.read()
 
 
