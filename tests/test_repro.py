@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 def test_the_first_repro_runs_every_stage_once_and_writes_the_report(clone: Clone) -> None:
     first = clone.first
 
-    assert len(first) == len(set(first)) == 21
+    assert len(first) == len(set(first)) == 23
     metrics = json.loads((clone.path / "data/summary/metrics.json").read_text())
     assert 0 <= metrics["reward_model_accuracy"] <= 1
     report = (clone.path / "data/summary/report.md").read_text()
@@ -218,13 +219,43 @@ def test_a_model_without_base_weights_is_a_one_line_error_and_leaves_no_partial_
     assert result.stderr.strip().splitlines()[-1].startswith("Error: models/base: cannot load the model")
 
 
-def test_one_ppo_param_reruns_ppo_its_evaluation_and_the_summary_alone(clone: Clone) -> None:
+def walk_through() -> list[str]:
+    """Return the commands of the README's walk-through."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    part = readme.split("## What you came for")[1].split("\n## ")[0]
+    return [line for block in re.findall(r"```sh\n(.*?)```", part, re.DOTALL) for line in block.splitlines()]
+
+
+def test_the_walk_through_of_the_readme_runs_as_it_stands_there(clone: Clone) -> None:
     clone.run("git", "add", "-A")
     clone.run("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", "run")
+    said: dict[str, str] = {}
+    for command in walk_through():
+        identity = "export GIT_AUTHOR_NAME=t GIT_AUTHOR_EMAIL=t@t GIT_COMMITTER_NAME=t GIT_COMMITTER_EMAIL=t@t"
+        said[command] = clone.run("bash", "-ec", f"{identity}; {command}").stdout
 
-    assert clone.stages_run("dvc", "exp", "run", "-S", "ppo.kl_coef=0.02") == ["ppo", "evaluate@ppo", "summary"]
+    def stages(command: str) -> list[str]:
+        return re.findall(r"Running stage '([^']+)'", said[command])
 
-    clone.run("git", "restore", "-SW", ".")
+    assert stages("dvc repro") == []
+    assert stages("dvc exp run -n low-kl -S ppo.kl_coef=0.02") == ["ppo", "evaluate@ppo", "summary"]
+    assert "low-kl" in said["align experiments"]
+    assert {line.split(":")[0] for line in said["align diff m1 m2"].splitlines() if not line.startswith(" ")} == {
+        "prompts",
+        "responses",
+        "scores",
+        "preferences",
+        "ift",
+        "answers",
+    }
+    assert said["align diff m0 m2 --what answers --limit 1"].startswith("answers: ")
+    assert said["align diff ppo@HEAD ppo@low-kl"].startswith("answers: ")
+    assert (clone.path / "diff.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert stages("cd ../colleague && dvc repro --pull") == ["base_model"]
+    colleague = clone.path.parent / "colleague"
+    assert clone.run("git", "-C", str(colleague), "status", "--porcelain").stdout == ""
+
+    clone.run("git", "reset", "-q", "--hard", "HEAD~1")
     clone.run("dvc", "checkout")
     assert clone.stages_run("dvc", "repro") == []
 
@@ -237,6 +268,7 @@ def test_one_more_iteration_runs_its_own_stages_alone(clone: Clone) -> None:
                 for stage in ("generate_prompts", "generate_responses", "judge", "build_preferences", "dpo")
             ),
             "evaluate_iteration@m3",
+            "diff@m3",
             "summary",
         ]
     )
