@@ -1,7 +1,7 @@
 """The data sets that `align diff` compares, and the forms in which it writes what it finds."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from stages.align.page import Histogram, Section, write_page
 from stages.align.sides import Side, Sources, data_sets
 from stages.lib.diff import KINDS, Diff, Kind, compare
 from stages.lib.errors import InputError, printable
+from stages.lib.files import replacing
 
 FEW = 3  # rows of each kind that a terminal shows of one data set
 
@@ -88,6 +89,15 @@ class Comparison:
                 histograms,
                 (self.a.text, self.b.text),
             )
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines to a file, whole or not at all."""
+    try:
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+            stream.writelines(f"{line}\n" for line in lines)
+    except OSError as error:
+        raise InputError(f"{path}: cannot write ({error.strerror}); name another file") from None
 
 
 def _line(value: Any) -> str:

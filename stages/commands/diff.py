@@ -1,15 +1,15 @@
 """`align diff`."""
 
+import math
 from pathlib import Path
 
 import click
 
-from stages.align.diff_output import FEW, Comparison
+from stages.align.diff_output import FEW, Comparison, write_lines
 from stages.align.sides import Side, opened
 from stages.lib.artifacts import ARTIFACTS
 from stages.lib.diff import KINDS, Kind
 from stages.lib.errors import InputError
-from stages.lib.files import replacing
 
 
 @click.command()
@@ -50,6 +50,8 @@ def diff(
     """
     if style == "html" and output is None:
         raise click.UsageError("--format html writes a page: name a file with -o")
+    if not math.isfinite(tolerance):
+        raise click.UsageError(f"--tolerance: expected a number from 0, got {tolerance}")
     try:
         with opened() as sources:
             comparison = Comparison(sources, Side.parse(a), Side.parse(b), what, keys, kinds or KINDS, limit, tolerance)
@@ -57,8 +59,7 @@ def diff(
                 assert output is not None
                 comparison.write_html(output)
             elif output is not None:
-                with replacing(output) as temporary, temporary.open("w", encoding="utf-8") as stream:
-                    stream.writelines(f"{click.unstyle(line)}\n" for line in getattr(comparison, style)())
+                write_lines(output, (click.unstyle(line) for line in getattr(comparison, style)()))
             else:
                 for line in getattr(comparison, style)():
                     click.echo(line)

@@ -95,8 +95,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diff: an unknown format": ("align diff m0 m1 --format xml", "--format"),
     "diff: a page without a name": ("align diff m0 m1 --format html", "name a file with -o"),
     "diff: a tolerance below 0": ("align diff m0 m1 --tolerance -1", "--tolerance"),
-    "diff: a tolerance that is no number": ("align diff m0 m1 --tolerance nan", "--tolerance"),
-    "diff: a file that cannot be written": ("align diff m0 m1 -o no/such/../folder", "no"),
+    "diff: a tolerance that is no number": (
+        "align diff m0 m1 --tolerance nan",
+        "--tolerance: expected a number from 0",
+    ),
+    "diff: a file that cannot be written": ("align diff m0 m1 -o params.yaml/x", "params.yaml/x: cannot write"),
     "diff: one side only": ("align diff m0", "Missing argument 'B'"),
     "iterate: --max 0": ("align iterate --max 0", "--max: expected 1 or more"),
     "iterate: --max -1": ("align iterate --max -1", "--max: expected 1 or more"),
