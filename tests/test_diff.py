@@ -170,6 +170,10 @@ def test_swapped_pairs_are_told_from_new_winners_and_new_losers() -> None:
     with joined(a, b) as found:
         assert found.preferences is not None
         assert vars(found.preferences) == {"swapped": 1, "new_chosen": 1, "new_rejected": 2}
+    equal = [{"id": 1, "chosen": "same", "rejected": "same"}]
+    with joined(equal, equal) as found:
+        assert found.preferences is not None
+        assert found.preferences.swapped == 0
 
 
 def test_several_columns_together_may_be_the_key() -> None:
