@@ -93,6 +93,26 @@ def test_the_words_that_changed_are_marked_and_long_equal_parts_are_left_out() -
     assert text.rstrip().endswith("w38 w39 {+end+}")
 
 
+def test_lines_of_a_text_are_shown_below_each_other_and_indented() -> None:
+    write("a.jsonl", [{"id": 1, "text": "one two"}])
+    write("b.jsonl", [{"id": 1, "text": "one\nb.jsonl: 9 -> 9 rows two"}, {"id": 2, "text": "x\ny"}])
+    lines = unstyle(diff("a.jsonl", "b.jsonl").output).splitlines()
+    assert lines[0].startswith("b.jsonl: 1 -> 2 rows")
+    assert all(line.startswith("  ") for line in lines[1:])
+    assert "        b.jsonl: 9 -> 9 rows+} two" in lines
+    assert lines[2:5] == ["  + id=2", "      text: x", "        y"]
+
+
+def test_a_pair_whose_replies_changed_places_is_told_in_a_line() -> None:
+    write("a.jsonl", [{"id": 1, "chosen": "x x", "rejected": "y y", "margin": 1.0}])
+    write("b.jsonl", [{"id": 1, "chosen": "y y", "rejected": "x x", "margin": 2.0}])
+    assert unstyle(diff("a.jsonl", "b.jsonl").output).splitlines()[-3:] == [
+        "  ~ id=1",
+        "      chosen and rejected have changed places",
+        "      margin: 1.0 -> 2.0",
+    ]
+
+
 def test_json_holds_counts_and_up_to_limit_rows() -> None:
     write("a.jsonl", OLD)
     write("b.jsonl", [*NEW, {"id": 5, "text": "newer", "score": 0}])

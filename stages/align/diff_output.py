@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from stages.align.diff_report import report
+from stages.align.diff_report import facts, report
 from stages.align.page import Histogram, Section, write_page
 from stages.align.sides import Side, Sources, data_sets
 from stages.lib.diff import KINDS, Diff, Kind, compare
@@ -76,7 +76,6 @@ class Comparison:
 
     def _sections(self) -> Iterator[Section]:
         for name, diff, _ in self.data_sets():
-            lines = report(name, diff, self.a.text, self.b.text, (), 0)
             histograms = [
                 Histogram(column, number.edges, number.a.histogram, number.b.histogram)
                 for column, number in diff.numbers.items()
@@ -85,7 +84,7 @@ class Comparison:
             yield Section(
                 name,
                 diff.changes(self.kinds, self.limit),
-                [click.unstyle(line).strip() for line in lines],
+                list(facts(name, diff, self.a.text, self.b.text)),
                 histograms,
                 (self.a.text, self.b.text),
             )

@@ -20,6 +20,18 @@ COLORS: dict[Kind, str] = {"added": "green", "removed": "red", "changed": "yello
 
 def report(name: str, diff: Diff, a: str, b: str, kinds: Sequence[Kind], limit: int) -> Iterator[str]:
     """Yield the lines for one data set, safe for a terminal; colours are click's, which it takes out of files."""
+    yield from summary(name, diff, a, b)
+    width = _width(diff)
+    for column, number in diff.numbers.items():
+        yield _number(printable(column).ljust(width), number, b)
+        yield from _histogram(width, number)
+    for kind in kinds:
+        for change in diff.changes([kind], limit):
+            yield from _row(change, diff.key)
+
+
+def summary(name: str, diff: Diff, a: str, b: str) -> Iterator[str]:
+    """Yield what there is to tell apart from numbers and rows."""
     a, b = printable(a), printable(b)
     counts = f"{diff.added} added, {diff.removed} removed, {diff.changed} changed, {diff.unchanged} unchanged"
     yield click.style(f"{printable(name)}: {diff.rows_a} -> {diff.rows_b} rows; {counts}", bold=True)
@@ -38,12 +50,14 @@ def report(name: str, diff: Diff, a: str, b: str, kinds: Sequence[Kind], limit: 
     if diff.preferences is not None and diff.changed:
         pairs = diff.preferences
         yield f"  pairs: {pairs.swapped} swapped, {pairs.new_chosen} new chosen, {pairs.new_rejected} new rejected"
-    width = min(24, max((len(name) for name in diff.numbers), default=0))
-    for name, number in diff.numbers.items():
-        yield from _number(printable(name).ljust(width), number, b)
-    for kind in kinds:
-        for change in diff.changes([kind], limit):
-            yield from _row(change, diff.key)
+
+
+def facts(name: str, diff: Diff, a: str, b: str) -> Iterator[str]:
+    """Yield the lines for a page, which draws histograms and rows itself."""
+    for line in summary(name, diff, a, b):
+        yield click.unstyle(line).strip()
+    for column, number in diff.numbers.items():
+        yield _number(printable(column), number, b).strip()
 
 
 def _duplicates(diff: Diff, duplicates: Duplicates, side: str) -> Iterator[str]:
@@ -58,17 +72,25 @@ def _duplicates(diff: Diff, duplicates: Duplicates, side: str) -> Iterator[str]:
         )
 
 
-def _number(name: str, number: NumberColumn, b: str) -> Iterator[str]:
+def _width(diff: Diff) -> int:
+    return min(24, max((len(name) for name in diff.numbers), default=0))
+
+
+def _number(name: str, number: NumberColumn, b: str) -> str:
     old, new = number.a, number.b
     text = f"  {name}  mean {_figure(old.mean)} -> {_figure(new.mean)}"
     if old.quantiles and new.quantiles:
         text += f"  median {_figure(old.quantiles[2])} -> {_figure(new.quantiles[2])}"
     if number.higher or number.lower or number.equal:
-        text += f"  ({b} higher in {number.higher}, lower in {number.lower}, equal in {number.equal})"
-    yield text
+        text += f"  ({printable(b)} higher in {number.higher}, lower in {number.lower}, equal in {number.equal})"
+    return text
+
+
+def _histogram(width: int, number: NumberColumn) -> Iterator[str]:
+    old, new = number.a, number.b
     if len(number.edges) > 2 and old.count and new.count:
         low, high = _figure(number.edges[0]), _figure(number.edges[-1])
-        yield f"  {' ' * len(name)}  {low} |{_bars(old.histogram)}| -> |{_bars(new.histogram)}| {high}"
+        yield f"  {' ' * width}  {low} |{_bars(old.histogram)}| -> |{_bars(new.histogram)}| {high}"
 
 
 def _bars(counts: Sequence[int]) -> str:
@@ -91,8 +113,17 @@ def _row(change: RowChange, key: Sequence[str]) -> Iterator[str]:
         for name in columns:
             yield f"      {_lines(f'{name}: {_cut(_text(row[name]))}')}"
         return
-    for name in (name for name in change.b if name in change.a and change.a[name] != change.b[name]):
+    names = [name for name in change.b if name in change.a and change.a[name] != change.b[name]]
+    if {"chosen", "rejected"} <= {*names} and _swapped(change.a, change.b):
+        yield "      chosen and rejected have changed places"
+        names = [name for name in names if name not in ("chosen", "rejected")]
+    for name in names:
         yield f"      {_lines(name)}: {word_diff(_text(change.a[name]), _text(change.b[name]))}"
+
+
+def _swapped(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Tell whether the replies of a pair have changed places."""
+    return bool(a["chosen"] == b["rejected"] and a["rejected"] == b["chosen"])
 
 
 def _text(value: Any) -> str:
@@ -109,7 +140,7 @@ def _cut(text: str) -> str:
 
 def _lines(text: str) -> str:
     """Return `text` for a terminal, its lines below each other: none can pass for one of the report."""
-    return printable(text).replace("\n", "\n        ")
+    return "\n        ".join(map(printable, text.split("\n")))
 
 
 def word_diff(old: str, new: str) -> str:
