@@ -20,7 +20,7 @@ def test_the_results_are_those_of_the_committed_summary() -> None:
     assert match[0] == f"{match[1]}{table(REPOSITORY)}\n{match[2]}"
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake (\w+)", README))))
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([\w-]+)", README))))
 def test_each_make_target_in_the_readme_exists(target: str) -> None:
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
 
