@@ -187,7 +187,7 @@ def test_the_lock_file_is_of_the_committed_code_data_and_params() -> None:
         names += [stage if item is None else f"{stage}@{item}" for item in items]
     assert sorted(lock) == sorted(names)
     for name, entry in lock.items():
-        for section, value in entry["params"]["params.yaml"].items():
+        for section, value in entry.get("params", {}).get("params.yaml", {}).items():
             assert value == params[section], f"{name}: {section} has changed since the last `dvc repro`"
         for dep in entry["deps"]:
             path = REPOSITORY / dep["path"]
