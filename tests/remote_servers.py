@@ -286,10 +286,10 @@ class Local(Server):
     name, remote, heading = "local", "local", "Local folder"
 
     def command(self) -> list[str]:
-        raise NotImplementedError
+        return []
 
     def start(self) -> None:
-        pass
+        """Start nothing."""
 
     @property
     def examples(self) -> dict[str, str]:
