@@ -27,8 +27,8 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 repro: $(VENV)/.run  ## run the pipeline: what is up to date is not run again
 	dvc repro
 
-test: $(VENV)/.dev  ## run the tests, offline
-	python -m pytest
+test: $(VENV)/.dev  ## run the tests, offline, on all cores (up to 8)
+	python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 test-browser: $(VENV)/.dev  ## test the HTML page in Chromium, which has to be installed
 	@command -v chromedriver >/dev/null || { echo "chromedriver not found: install Chromium and its driver (apt: chromium chromium-driver)"; exit 1; }

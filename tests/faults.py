@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 
 from benchmarks.workspace import write_params
 from tests.conftest import REPOSITORY, build_tiny_source
+from tests.shared import shared
 from tests.test_repro import SMALL, Clone
 
 STAGE = "generate_responses@m1"
@@ -205,8 +206,5 @@ class Prepared:
 
 
 def prepare(factory: pytest.TempPathFactory) -> Prepared:
-    """Return the prepared clone, which is built once a session, whichever file asks first."""
-    prepared = Prepared(factory.getbasetemp() / "faults")
-    if not (prepared.folder / "hot").exists():
-        prepared.build()
-    return prepared
+    """Return the prepared clone, whichever file asks first."""
+    return Prepared(shared(factory, "faults", lambda folder: Prepared(folder).build()))

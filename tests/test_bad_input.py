@@ -71,16 +71,10 @@ def test_a_broken_input_is_one_clear_line_and_changes_no_file(case: Case, worksp
 # One of each of these kinds, as the command line that DVC runs.
 IN_A_PROCESS = {
     ("data file", "UTF-16"),
-    ("line of a data file", "arrays nested deeply"),
-    ("hh-rlhf transcript", "equal replies"),
-    ("params.yaml", "an alias bomb in a value"),
     ("parameter", "eft.learning_rate: 'nan'"),
     ("base model", "a pickle in place of safetensors"),
-    ("base model", "configuration: code of its own"),
-    ("chat template", "an unknown tag"),
     ("adapter", "configuration: cut off, dpo"),
     ("checker", "an exit at import"),
-    ("CSV of a stage", "data/ppo/history.csv: a cell missing"),
     ("align diff", "half a surrogate pair"),
 }
 

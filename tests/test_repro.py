@@ -20,6 +20,7 @@ from stages.lib.records import Answer, Instruction, KnownPrompt, PreferencePair,
 from stages.lib.runtime import RuntimeSettings
 from stages.reward_model import CENTERING_ROWS, score_pairs
 from tests.conftest import REPOSITORY, build_tiny_source
+from tests.shared import shared
 
 # Settings small enough that the whole graph takes about a minute and a half; all else stays as in params.yaml.
 SMALL = {
@@ -71,9 +72,8 @@ class Clone:
         return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")]
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    folder = tmp_path_factory.mktemp("repro")
+def first_repro(folder: Path) -> None:
+    """Run the whole graph in a clone of the working tree."""
     path = folder / "clone"
     tracked = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True
@@ -94,7 +94,16 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     result.run("git", "init", "-q")
     result.run("git", "add", "-A")
     result.run("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", "start")
-    result.first = result.stages_run("dvc", "repro")
+    (folder / "first.json").write_text(json.dumps(result.stages_run("dvc", "repro")))
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    made = shared(tmp_path_factory, "repro", first_repro)
+    path = tmp_path_factory.mktemp("repro") / "clone"
+    shutil.copytree(made / "clone", path, symlinks=True)
+    result = Clone(path)
+    result.first = json.loads((made / "first.json").read_text())
     return result
 
 

@@ -128,7 +128,7 @@ def _changes(head: str, text: str | None) -> str:
 
 def _params(text: str) -> dict[str, Any]:
     try:
-        value = YAML(typ="safe").load(text)
+        value = YAML(typ="safe", pure=True).load(text)
     except YAMLError:
         return {}
     return flat(value) if isinstance(value, dict) else {}

@@ -59,7 +59,7 @@ def check_lock_file() -> Iterator[Finding]:
         return
     text = LOCK_FILE.read_text(encoding="utf-8", errors="replace")
     try:
-        YAML(typ="safe").load(text)
+        YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark is not None else ""

@@ -72,7 +72,8 @@ class Params:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of an anchor that is used again, which YAML allows
-                values = YAML(typ="safe").load(data.decode("utf-8"))
+                # The C parser, which DVC uses, dies of text that is nested too deeply.
+                values = YAML(typ="safe", pure=True).load(data.decode("utf-8"))
         except (YAMLError, ValueError) as error:  # ValueError: no UTF-8, a date such as 2026-13-45
             raise InputError(f"{path}: not valid YAML: {_problem(error)}; mend it there") from None
         except RecursionError:
