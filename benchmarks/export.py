@@ -1,9 +1,9 @@
 """Export a model, load it where this project is not installed, and compare its greedy texts with those of `align chat`.
 
-`python -m benchmarks.export WORKSPACE` takes a folder in which `make repro` has run (models/ and params.yaml are read).
-It makes a virtual environment of torch, transformers and safetensors alone, in the versions of requirements.txt, exports
-the model in float32 and lets plain transformers answer held-out prompts there. The last line is a JSON object: `prompts`
-and `equal`; each text that differs is printed, up to where it does.
+`python -m benchmarks.export WORKSPACE` takes a folder in which `make repro` has run (it reads models/ and params.yaml).
+It makes a virtual environment of torch, transformers and safetensors alone, in the versions of requirements.txt,
+exports the model in float32 and lets plain transformers answer held-out prompts there. The last line is a JSON object:
+`prompts` and `equal`; of each text that differs the place where it does is printed.
 """
 
 import json
@@ -73,6 +73,7 @@ def chat_texts(workspace: Path, model: str, prompts: list[str], new_tokens: int,
 @click.option("--max-new-tokens", "new_tokens", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--environment", type=click.Path(path_type=Path), help="Keep the virtual environment in this folder.")
 def main(workspace: Path, model: str, count: int, new_tokens: int, environment: Path | None) -> None:
+    """Compare them."""
     rows = (ROOT / "data/seed/eval_prompts.jsonl").read_text(encoding="utf-8").splitlines()
     turns = [json.loads(row)["turns"][0] for row in rows]
     prompts = [turn for turn in turns if "\n" not in turn and not turn.startswith("/")][:count]
@@ -81,7 +82,7 @@ def main(workspace: Path, model: str, count: int, new_tokens: int, environment: 
         folder = Path(scratch)
         python = make_environment(environment or folder / "venv").absolute()
         exported = folder / "exported"
-        command = [sys.executable, "-m", "stages.cli", "export", model, "--to", str(exported)]
+        command = [sys.executable, "-m", "stages.cli", "export", model, "--to", str(exported), "--dtype", "float32"]
         subprocess.run(command, cwd=workspace, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
         ours = chat_texts(workspace, model, prompts, new_tokens, folder)
         arguments = [str(exported), json.dumps(prompts), str(threads), str(new_tokens)]
@@ -90,8 +91,12 @@ def main(workspace: Path, model: str, count: int, new_tokens: int, environment: 
     theirs = [json.loads(line) for line in result.stdout.splitlines()]
     for prompt, a, b in zip(prompts, ours, theirs, strict=True):
         if a != b:
-            same = len(os.path.commonprefix([a, b]))
-            click.echo(f"{prompt!r}: equal for {same} characters, then {a[same : same + 40]!r} / {b[same : same + 40]!r}")
+            same = next(
+                (i for i, pair in enumerate(zip(a, b, strict=False)) if len(set(pair)) > 1), min(len(a), len(b))
+            )
+            click.echo(
+                f"{prompt!r}: equal for {same} characters, then {a[same : same + 40]!r} / {b[same : same + 40]!r}"
+            )
     equal = sum(a == b for a, b in zip(ours, theirs, strict=True))
     click.echo(json.dumps({"prompts": len(prompts), "equal": equal, "characters": sum(map(len, ours))}))
 

@@ -9,6 +9,7 @@ from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import logging
 
 from stages.align.cards import CARD_FILE, ModelCard, source_hash
 from stages.lib.errors import InputError, quoted
@@ -25,8 +26,7 @@ from stages.lib.models import HEAD_KEY, SCORE_FILE, copy_tokenizer, put_adapter_
 
 MODELS = Path("models")
 README = "README.md"
-# What --force may replace: a folder in which an export, and nothing else, has written.
-EXPORTED = {CARD_FILE, README, "config.json"}
+SIGNATURE = "Written by `align export`."  # in the README of each export
 WRITTEN = ("*.json", "*.jinja", "*.safetensors", README, ".gitattributes")
 
 
@@ -43,6 +43,12 @@ class Parts:
     def is_reward_model(self) -> bool:
         """Tell whether it scores text instead of writing it."""
         return self.score_bias is not None
+
+
+def quiet() -> None:
+    """Silence what transformers tells at each loading and saving."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def find_model(name: str, base_dir: Path | None = None) -> Parts:
@@ -102,8 +108,8 @@ def _has_head(model_dir: Path) -> bool:
         raise InputError(f"{path}: cannot read the weights ({error}); {REBUILD}") from None
 
 
-def load_merged(parts: Parts, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the whole model on the CPU, its parameters in `dtype`, in eval mode.
+def load_merged(parts: Parts, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Return the whole model on the CPU, its parameters in `dtype` (None: that of the base's files), in eval mode.
 
     Each layer is merged in float32 and rounded to `dtype` once, however the base is stored; an adapter that was trained
     over a quantized base goes into the full-precision one. A reward model has a head of one label, without its bias.
@@ -112,8 +118,9 @@ def load_merged(parts: Parts, dtype: torch.dtype) -> PreTrainedModel:
     auto_class: Any = AutoModelForSequenceClassification if parts.is_reward_model else AutoModelForCausalLM
     labels = {"num_labels": 1} if parts.is_reward_model else {}
     model = load_weights(source, f"{source}: cannot load the model", REBUILD, auto_class, dtype="auto", **labels)
+    dtype = dtype or model.dtype
     if parts.base_dir is not None:
-        model = _merge(model, parts.model_dir)
+        model = _merge(model, parts.model_dir, dtype)
     for key, parameter in model.named_parameters():  # not the buffers: some are float32 in a model of any dtype
         parameter.data = parameter.data.to(dtype)
         if dtype == torch.float16 and not parameter.isfinite().all():
@@ -121,7 +128,7 @@ def load_merged(parts: Parts, dtype: torch.dtype) -> PreTrainedModel:
     return model.requires_grad_(False).eval()
 
 
-def _merge(model: PreTrainedModel, model_dir: Path) -> PreTrainedModel:
+def _merge(model: PreTrainedModel, model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
     config, state = load_adapter_config(model_dir), load_adapter_weights(model_dir)
     config.base_model_name_or_path = None  # PEFT warns where this differs from the base's path
     path = model_dir / "adapter_config.json"
@@ -136,14 +143,23 @@ def _merge(model: PreTrainedModel, model_dir: Path) -> PreTrainedModel:
             if isinstance(module, BaseTunerLayer):
                 if module.get_base_layer().weight is embeddings:
                     raise InputError(
-                        f"{path}: adapts {name.removeprefix('base_model.model.')}, whose weight the base shares between "
-                        "its first and its last layer; merged it would change both; train without it (target_modules)"
+                        f"{path}: adapts {name.removeprefix('base_model.model.')}, whose weight the base shares "
+                        "between its first and last layer: merged it would change both; train without it (target_modules)"
                     )
                 module.float()
                 module.merge(safe_merge=True)
+                module.get_base_layer().to(dtype)
         merged = adapted.base_model.unload()
     assert isinstance(merged, PreTrainedModel)
     return merged
+
+
+def is_exported(folder: Path) -> bool:
+    """Tell whether `align export` has written a folder: its README says so."""
+    try:
+        return (folder / "config.json").is_file() and SIGNATURE in (folder / README).read_text(encoding="utf-8")
+    except (OSError, ValueError):  # no README, or none in UTF-8; a name too long
+        return False
 
 
 def check_target(to: Path, force: bool) -> Path:
@@ -163,8 +179,8 @@ def check_target(to: Path, force: bool) -> Path:
     if not force:
         raise InputError(f"--to {to}: holds {entries[0]} already; name a new folder, or replace an export with --force")
     foreign = [name for name in entries if not any(Path(name).match(pattern) for pattern in WRITTEN)]
-    if missing := sorted(EXPORTED - set(entries)):
-        raise InputError(f"--to {to}: no export wrote it ({missing[0]} is missing); --force replaces nothing else")
+    if not is_exported(to):
+        raise InputError(f"--to {to}: `align export` did not write it; --force replaces nothing else")
     if foreign:
         raise InputError(f"--to {to}: holds {foreign[0]}, which no export writes; move it away, or name a new folder")
     return to

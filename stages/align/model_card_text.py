@@ -12,13 +12,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from gguf import GGUFReader
 from huggingface_hub import ModelCard as HubCard
 from huggingface_hub import ModelCardData, try_to_load_from_cache
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.align.cards import CARD_FILE, ModelCard, read_object, source_hash
-from stages.align.export import Parts
+from stages.align.export import SIGNATURE, Parts
 from stages.align.lineage import trace
 from stages.lib.errors import printable
 
@@ -58,7 +59,7 @@ class DataFile:
     note: str
 
 
-def model_card_text(parts: Parts, dtype: str, license_id: str | None = None) -> str:
+def model_card_text(parts: Parts, dtype: torch.dtype, license_id: str | None = None) -> str:
     """Return the text of README.md.
 
     Args:
@@ -91,11 +92,13 @@ def model_card_text(parts: Parts, dtype: str, license_id: str | None = None) -> 
     return environment.get_template("model_card.md.jinja").render(
         front=front.to_yaml(),
         name=parts.name,
+        signature=SIGNATURE,
         reward_model=parts.is_reward_model,
         score_bias=parts.score_bias,
-        dtype=dtype,
+        dtype=str(dtype).removeprefix("torch."),
         stage=STAGES.get(stage or "", stage),
         base=source,
+        hub_id=_hub_id(source),
         base_revision=revision,
         chain=chain,
         data=[file for ancestor in chain for file in _data(parts.model_dir, ancestor)],
@@ -108,18 +111,18 @@ def model_card_text(parts: Parts, dtype: str, license_id: str | None = None) -> 
 
 
 def _chain(model_dir: Path) -> Iterator[Ancestor]:
-    """Yield the model, what it went on from, and so on to the base; a parent that has changed since has no card."""
+    """Yield the model, what it went on from, and so on; the base last. A parent that has changed since has no card."""
     waiting: list[tuple[Path, str | None]] = [(model_dir, None)]
     seen: set[Path] = set()
     while waiting:
+        waiting.sort(key=lambda entry: entry[0].name == "base")
         path, sha256 = waiting.pop(0)
         if path in seen or not (path / CARD_FILE).is_file():
             continue
         seen.add(path)
         card = ModelCard.read(path)
         yield Ancestor(path.name, card, sha256)
-        parents = {role: source for role, source in card.parents.items() if role != "base"}
-        for source in [*parents.values(), *(card.parents[role] for role in card.parents if role == "base")]:
+        for source in card.parents.values():
             parent = model_dir.parent / Path(source.path).name  # the models of a pipeline lie side by side
             if source_hash(parent) == source.sha256:
                 waiting.append((parent, source.sha256))
