@@ -56,7 +56,7 @@ class Conversation:
 
     def reset(self) -> None:
         """Forget all that was said; the system prompt stays."""
-        start = [Message(role="system", content=self.system)] if self.system else []
+        start = [Message.model_construct(role="system", content=self.system)] if self.system else []
         self.messages = {speaker.name: list(start) for speaker in self.speakers}
 
     def ask(self, text: str, on_text: Callable[[str, str], None]) -> dict[str, Reply]:
@@ -65,7 +65,8 @@ class Conversation:
         Raises:
             InputError: the conversation leaves no room for a reply. It is then as it was.
         """
-        asked = {name: [*said, Message(role="user", content=text)] for name, said in self.messages.items()}
+        question = Message.model_construct(role="user", content=text)
+        asked = {name: [*said, question] for name, said in self.messages.items()}
         replies: dict[str, Reply] = {}
         for speaker in self.speakers:
             if any(reply.ending == "interrupted" for reply in replies.values()):
@@ -79,7 +80,9 @@ class Conversation:
 
             replies[speaker.name] = reply_to(speaker, said, self.sampling, seed, show)
         for name, reply in replies.items():
-            self.messages[name] = [*asked[name], Message(role="assistant", content=reply.text)]
+            # Not checked as data are: a reply may be empty.
+            said_now = Message.model_construct(role="assistant", content=reply.text)
+            self.messages[name] = [*asked[name], said_now]
         return replies
 
     def save(self, path: Path) -> None:

@@ -144,7 +144,8 @@ def _merge(model: PreTrainedModel, model_dir: Path, dtype: torch.dtype) -> PreTr
                 if module.get_base_layer().weight is embeddings:
                     raise InputError(
                         f"{path}: adapts {name.removeprefix('base_model.model.')}, whose weight the base shares "
-                        "between its first and last layer: merged it would change both; train without it (target_modules)"
+                        "between its first and last layer: merged it would change both; train without it "
+                        "(target_modules)"
                     )
                 module.float()
                 module.merge(safe_merge=True)

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.align.cards import CARD_FILE, ModelCard, read_object, source_hash
 from stages.align.export import SIGNATURE, Parts
-from stages.align.lineage import trace
+from stages.align.lineage import Lineage, trace
 from stages.lib.errors import printable
 
 HERE = Path(__file__).parent
@@ -68,13 +68,14 @@ def model_card_text(parts: Parts, dtype: torch.dtype, license_id: str | None = N
         license_id: what the user says; None: what the base says, if that is known.
     """
     chain = list(_chain(parts.model_dir))
+    lineage = trace(str(parts.model_dir)) if chain else None
     source, revision = _base_source(chain)
     license_id = license_id or _base_license(source, revision)
     stage = chain[0].card.stage if chain else None
     tags = ["align-pipeline", *TAGS.get(stage or "", [])]
     front = ModelCardData(
         base_model=_hub_id(source),
-        datasets=_hub_datasets(parts.model_dir, chain) or None,
+        datasets=_hub_datasets(lineage) or None,
         library_name="transformers",
         license=license_id,
         pipeline_tag="text-classification" if parts.is_reward_model else "text-generation",
@@ -97,7 +98,7 @@ def model_card_text(parts: Parts, dtype: torch.dtype, license_id: str | None = N
         score_bias=parts.score_bias,
         dtype=str(dtype).removeprefix("torch."),
         stage=STAGES.get(stage or "", stage),
-        base=source,
+        base=source if source in (None, EMBEDDED, _hub_id(source)) else f"a local folder, {Path(str(source)).name}",
         hub_id=_hub_id(source),
         base_revision=revision,
         chain=chain,
@@ -105,7 +106,7 @@ def model_card_text(parts: Parts, dtype: torch.dtype, license_id: str | None = N
         params=json.dumps(chain[0].card.params, indent=2, ensure_ascii=False) if chain else None,
         environment=chain[0].card.environment if chain else None,
         metrics=list(_metrics(parts)),
-        run=_run(parts.model_dir) if chain else None,
+        run=_run(lineage),
         license=license_id,
     )
 
@@ -168,12 +169,10 @@ def _base_license(source: str | None, revision: str | None) -> str | None:
     return found if isinstance(found, str) and LICENSE_ID.fullmatch(found) else None
 
 
-def _hub_datasets(model_dir: Path, chain: list[Ancestor]) -> list[str]:
+def _hub_datasets(lineage: Lineage | None) -> list[str]:
     """Return the hub data sets among the sources of the data, from the params of the runs that dvc.lock has."""
-    if not chain:
-        return []
     found = []
-    for run in trace(str(model_dir)).runs.values():
+    for run in lineage.runs.values() if lineage is not None else ():
         for key, value in run.params.items():
             if re.fullmatch(r"sources\..+\.dataset", key) and isinstance(value, str) and _hub_id(value):
                 found.append(value)
@@ -213,9 +212,8 @@ def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield prefix + key, f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _run(model_dir: Path) -> dict[str, str | None] | None:
-    lineage = trace(str(model_dir))
-    if lineage.target is None or lineage.target.stage is None:
+def _run(lineage: Lineage | None) -> dict[str, str | None] | None:
+    if lineage is None or lineage.target is None or lineage.target.stage is None:
         return None
     run = lineage.runs[lineage.target.stage]
     return {"command": run.command, "commit": run.revision.commit, "code": run.code.hash, "state": lineage.target.state}
