@@ -17,9 +17,9 @@ from stages.align.chat_screen import talk
 from stages.cli import main
 from stages.lib.sampling import SamplingParams
 from tests.conftest import REPOSITORY
-from tests.test_export import export, workspace
+from tests.test_export import export, template, workspace
 
-__all__ = ["workspace"]  # a fixture
+__all__ = ["template", "workspace"]  # fixtures
 
 NEW_TOKENS = 8
 

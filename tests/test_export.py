@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,14 @@ from markdown_it import MarkdownIt
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from stages.align.export import find_model, load_merged, write_export
+from stages.align.model_card_text import model_card_text
 from stages.cli import main
 from stages.lib.files import sha256, write_json
 from stages.lib.models import AdapterStack, copy_tokenizer, weights_hash
 from stages.lib.runtime import RuntimeSettings
 from stages.lib.scoring import reward_scores
+from tests.conftest import write_adapter
 
 BIAS = 0.75
 ATTACK = "\x1b[2J\u202e<img src=x>| # x\n---\nlicense: evil\n[a](javascript:b) ``` **b** `c`"
@@ -32,21 +34,19 @@ def write_card(folder: Path, stage: str, **changes: Any) -> None:
     write_json(folder / "model_card.json", card | changes)
 
 
-@pytest.fixture
-def workspace(
-    tiny_base: Path, make_adapter: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    """The models base, m0, m1 (from m0) and reward, with their cards, in the working directory."""
-    shutil.copytree(tiny_base, tmp_path / "models/base")
+@pytest.fixture(scope="session")
+def template(tiny_base: Path, runtime: RuntimeSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the models base, m0, m1 (from m0) and reward, and their cards."""
+    root = tmp_path_factory.mktemp("template")
+    models = root / "models"
+    shutil.copytree(tiny_base, models / "base")
     for seed, name in enumerate(("m0", "m1", "reward")):
-        shutil.move(make_adapter(name, seed + 1, head=name == "reward"), tmp_path / "models" / name)
-        copy_tokenizer(tiny_base, tmp_path / "models" / name)
-    write_json(tmp_path / "models/reward/score_bias.json", {"score_bias": BIAS})
-    monkeypatch.chdir(tmp_path)
-    data = tmp_path / "data/m1/preferences.jsonl"
+        write_adapter(models / name, tiny_base, runtime, seed + 1, head=name == "reward")
+        copy_tokenizer(tiny_base, models / name)
+    write_json(models / "reward/score_bias.json", {"score_bias": BIAS})
+    data = root / "data/m1/preferences.jsonl"
     data.parent.mkdir(parents=True)
     data.write_text('{"id": 1}\n{"id": 2}\n\n')
-    models = tmp_path / "models"
     write_card(models / "base", "base_model", params={"base_model": {"source": "owner/name", "revision": "abc"}})
     write_card(models / "m0", "sft", data={"ift": {"path": "data/m0/ift.jsonl", "sha256": "0" * 64}})
     parents = {
@@ -57,8 +57,26 @@ def workspace(
     write_card(models / "m1", "dpo", parents=parents, data=source, params={"dpo": {"beta": 0.1}})
     write_card(models / "reward", "reward_model")
     measures = {"reward": 0.25, "as_judge": {"pairs": 3}, "environment": {"torch": "2"}}
-    write_json(tmp_path / "data/eval/m1.json", measures)
+    write_json(root / "data/eval/m1.json", measures)
+    return root
+
+
+@pytest.fixture
+def workspace(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, which is the working directory."""
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def exported(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an export of m1 is."""
+    parts = find_model(str(template / "models/m1"))
+    model = load_merged(parts)
+    folder = tmp_path_factory.mktemp("exported") / "m1"
+    write_export(model, parts, folder, model_card_text(parts, model.dtype), "5GB")
+    return folder
 
 
 def align(*arguments: str) -> Result:
@@ -151,7 +169,7 @@ def test_a_reward_model_is_a_classifier_whose_logit_and_bias_are_the_pipelines_s
 ) -> None:
     assert "score_bias" in export("reward", "--to", "out")
 
-    loaded = AutoModelForSequenceClassification.from_pretrained("out")
+    loaded = AutoModelForSequenceClassification.from_pretrained("out").requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained("out")
     stack = AdapterStack(workspace / "models/base", runtime)
     stack.add("reward", workspace / "models/reward")

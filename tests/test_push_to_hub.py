@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,9 +15,9 @@ from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
 from stages.cli import main
-from tests.test_export import export, workspace
+from tests.test_export import exported, template, workspace
 
-__all__ = ["workspace"]  # a fixture
+__all__ = ["exported", "template", "workspace"]  # fixtures
 
 TOKEN = "hf_" + "s" * 30
 REPOSITORY = "owner/name"
@@ -109,7 +110,7 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(autouse=True)
-def hub(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def hub(workspace: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A server for the duration of a test, a token for it, and an export in out/m1."""
     Hub.branches, Hub.uploads, Hub.refuse, Hub.private, Hub.requests = {"main": {}}, {}, {}, None, []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
@@ -120,7 +121,7 @@ def hub(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(workspace / "no-token"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    export("m1", "--to", "out/m1")
+    shutil.copytree(exported, "out/m1")
     yield
     server.shutdown()
     thread.join()
