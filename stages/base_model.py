@@ -55,8 +55,7 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> tuple[PreTrainedMod
     """Load model and tokenizer from their source, with the pad token and chat template of the settings."""
     name, kwargs = locate(settings)
     what = f"params.yaml: base_model.source: cannot load {settings.source}"
-    place = "params.yaml: base_model.source"
-    with reading_model(what, ADVICE), hub_errors(place, settings.source, "model", settings.revision):
+    with reading_model(what, ADVICE), hub_errors(what, settings.source, "model", settings.revision):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **kwargs)
     model = load_weights(name, what, ADVICE, AutoModelForCausalLM, dtype=dtype, **kwargs)
     for key, parameter in model.named_parameters():

@@ -207,6 +207,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "no Parquet": ("a.parquet", b"PAR1 no", "cannot read a.parquet"),
     "Parquet cut off": ("a.parquet", parquet(ROWS)[:-20], "cannot read a.parquet"),
     "CSV of uneven rows": ("a.csv", b"a,b\n1,2\n1,2,3\n", "cannot read a.csv"),
+    "CSV of longer rows": ("a.csv", b"a,b\n1,2,3\n4,5,6\n", "cannot read a.csv"),
     "CSV of bytes": ("a.csv", b"a,b\n\xff\xfe,2\n", "cannot read a.csv"),
     "empty CSV": ("a.csv", b"", "a.csv"),
     "CSV of a header": ("a.csv", b"a,b\n", "has no rows"),

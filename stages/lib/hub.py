@@ -103,7 +103,7 @@ def _told(error: BaseException, repo_id: str, repo_type: RepositoryType, revisio
     at = f" --revision {revision}" if revision else ""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     match error:
-        case OfflineModeIsEnabled():
+        case OfflineModeIsEnabled() | LocalEntryNotFoundError() | ConnectionError() if is_offline():
             return (
                 f"{repo_id} is not whole in the cache, and HF_HUB_OFFLINE is set; unset it, or run `hf download "
                 f"{repo_id}{kind}{at}` where the hub can be reached, and bring {constants.HF_HUB_CACHE}"

@@ -8,6 +8,7 @@ import glob
 import math
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from datasets import DatasetBuilder, disable_progress_bars, load_dataset_builder
 from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.csv.csv import Csv, CsvConfig
 from datasets.packaged_modules.json.json import Json
+from pandas.errors import ParserWarning
 from pyarrow import ArrowException
 from pydantic import Field
 
@@ -47,6 +49,7 @@ READ_ERRORS = (
     LookupError,
     NotImplementedError,
     OSError,
+    ParserWarning,
     RuntimeError,
     TypeError,
     ValueError,
@@ -204,6 +207,8 @@ def _rows(source: Source) -> Iterator[dict[str, Any]]:
                 assert isinstance(builder.config, CsvConfig)
                 # pandas takes NA, null, None and more for nothing at all: as texts they are texts.
                 builder.config.keep_default_na, builder.config.na_values = False, [""]
+                if builder.config.index_col is None:  # it would shift rows that are longer than the header
+                    builder.config.index_col = False
             yield from builder.as_streaming_dataset(split=settings.split)
 
 
@@ -238,7 +243,11 @@ def _reading(source: Source, what: str) -> Iterator[None]:
     """Turn what the libraries raise about a source's files into an `InputError`."""
     repo_id = source.settings.dataset
     try:
-        with hub_errors(f"{source.key}.dataset", repo_id, "dataset", source.settings.revision):
+        with (
+            warnings.catch_warnings(),
+            hub_errors(f"{source.key}.dataset", repo_id, "dataset", source.settings.revision),
+        ):
+            warnings.simplefilter("error", ParserWarning)  # of lost cells
             yield
     except InputError:
         raise

@@ -8,7 +8,8 @@ from tests.broken.workspace import Break, Case, both, param, put
 
 
 def _source(path: str = "a.csv", content: str | bytes = "a,b\n1,2\n", **entry: object) -> Break:
-    return both(put(path, content), param("sources", {"x": {"dataset": path, **entry}}))
+    earlier = put("data/sources/x.jsonl", '{"a": 1}\n')  # which must survive
+    return both(put(path, content), earlier, param("sources", {"x": {"dataset": path, **entry}}))
 
 
 SOURCES: dict[str, tuple[Break, str]] = {
@@ -23,7 +24,7 @@ SOURCES: dict[str, tuple[Break, str]] = {
     "a split that is not there": (_source(path="d/train.csv", dataset="d", split="dev"), "there is no 'dev'"),
     "no such file": (param("sources", {"x": {"dataset": "data/no.csv"}}), "no such file"),
     "no such folder": (param("sources", {"x": {"dataset": "./nowhere"}}), "no such folder"),
-    "an empty folder": (_source(path="d/note.txt.tmp", dataset="d"), "sources.x"),
+    "an empty folder": (_source(path="d/.hidden", dataset="d"), "sources.x"),
     "a file of another kind": (_source("a.pdf"), "of no kind that is read"),
     "not pinned": (param("sources", {"x": {"dataset": "owner/data"}}), "sources.x.revision: missing"),
     "pinned to main": (param("sources", {"x": {"dataset": "owner/data", "revision": "main"}}), "main moves on"),
@@ -53,7 +54,10 @@ INSTRUCTIONS: dict[str, tuple[Break, str]] = {
     "an unknown format": (_told("alpaca", {}), "prepare_data.instructions_format: should be"),
     "no completion": (_told("prompt_completion", {"prompt": "a"}), 'told.jsonl:1: "completion" is missing'),
     "a prompt of messages": (_told("prompt_completion", {"prompt": [], "completion": "a"}), '"prompt" should be'),
-    "one message alone": (_told("messages", {"messages": [{"role": "user", "content": "a"}]}), '"messages" should'),
+    "one message alone": (
+        _told("messages", {"messages": [{"role": "user", "content": "a"}]}),
+        "at least 2 items",
+    ),
     "an unknown role": (_told("messages", {"messages": [{"role": "tool", "content": "a"}] * 2}), '"messages.0.role"'),
     "system messages alone": (
         _told("messages", {"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]}),
