@@ -38,7 +38,9 @@ SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 @pytest.fixture(scope="session")
 def runtime() -> RuntimeSettings:
     """Settings of `runtime` for a CPU."""
-    return RuntimeSettings(device="cpu", dtype="float32", num_threads=2, batch_size=8)
+    return RuntimeSettings(
+        device="cpu", dtype="float32", quantization="none", optim="adamw_torch", num_threads=2, batch_size=8
+    )
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ from stages.lib.loading import (
 from stages.lib.onednn import use_onednn
 from stages.lib.params import Params, Settings
 from stages.lib.provenance import environment
+from stages.lib.quantization import quantized, settle
 from stages.lib.runtime import RuntimeSettings
 
 HEAD_KEY = "base_model.model.score.weight"
@@ -91,11 +92,16 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 def load_base(
     base_dir: Path, runtime: RuntimeSettings, auto_class: Any = AutoModelForCausalLM, **kwargs: Any
 ) -> PreTrainedModel:
-    """Load the base model's full weights in `runtime.dtype` onto `runtime.device`, in eval mode."""
+    """Load the base model onto `runtime.device`, in eval mode: in `runtime.dtype`, or packed (`runtime.quantization`).
+
+    On disk its weights are full ones in either case.
+    """
     what = f"{base_dir}: cannot load the model"
-    model = load_weights(base_dir, what, REBUILD, auto_class, dtype=runtime.torch_dtype, **kwargs)
+    packing = quantized(runtime)
+    model = load_weights(base_dir, what, REBUILD, auto_class, dtype=runtime.torch_dtype, **packing, **kwargs)
     nn.Module.to(model, runtime.torch_device)
     use_onednn(model)
+    settle(model)
     model.eval()
     return model
 
@@ -145,6 +151,7 @@ class AdapterStack:
     def __init__(self, base_dir: Path, runtime: RuntimeSettings) -> None:
         self.tokenizer = load_tokenizer(base_dir)
         self.causal_lm = load_base(base_dir, runtime).requires_grad_(False)
+        self.compute_dtype, self.optim = runtime.compute_dtype, runtime.optim
         self.device = self.causal_lm.device
         self.heads = Heads()
         self._adapters: dict[str, bool] = {}  # name -> whether there is an adapter of this name
@@ -287,6 +294,20 @@ def continue_adapter(model: PreTrainedModel, model_dir: Path) -> PeftModel:
     assert isinstance(adapted, PeftModel)
     put_adapter_weights(adapted, load_adapter_weights(model_dir), "default", model_dir / ADAPTER_FILE)
     return adapted
+
+
+def merged_model(base_dir: Path, model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the base in `dtype`, on the CPU, with the adapter of `model_dir` folded in; it knows of no adapter.
+
+    The products are added in float32 and rounded once. An adapter that was trained over nf4 goes into full weights too:
+    packed ones would be rounded again.
+    """
+    what = f"{base_dir}: cannot load the model"
+    model = load_weights(base_dir, what, REBUILD, AutoModelForCausalLM, dtype=torch.float32)
+    adapted: Any = continue_adapter(model, model_dir)
+    whole: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    whole.eval().requires_grad_(False)
+    return nn.Module.to(whole, dtype)
 
 
 def save_adapter(model: PeftModel, out_dir: Path, name: str = "default") -> None:

@@ -24,6 +24,7 @@ from stages.lib.advantages import gae, token_rewards, whiten
 from stages.lib.errors import InputError
 from stages.lib.losses import policy_loss, token_entropies, token_logprobs, value_loss
 from stages.lib.models import AdapterStack
+from stages.lib.optimizers import adamw
 from stages.lib.params import MODEL_NAME, Settings
 from stages.lib.rollouts import Batch, Rollout, collate_completions, place
 from stages.lib.runtime import row_seed
@@ -116,14 +117,14 @@ class PPOTrainer:
         self.value_parameters = [*stack.parameters("value", self.value_layer), self.value_head, self.value_bias]
         for parameter in [*self.policy_parameters, *self.value_parameters]:
             parameter.requires_grad_(True)
+        kind, options = adamw(stack.optim)
+        rates = {"policy": settings.learning_rate, "value": settings.value_learning_rate}
         # eps 1e-5 as in the original implementation.
         self.optimizers = {
-            "policy": torch.optim.AdamW(self.policy_parameters, lr=settings.learning_rate, eps=1e-5, weight_decay=0.0),
-            "value": torch.optim.AdamW(
-                self.value_parameters, lr=settings.value_learning_rate, eps=1e-5, weight_decay=0.0
-            ),
+            name: kind(parameters, lr=rates[name], eps=1e-5, weight_decay=0.0, **options)  # type: ignore[call-arg]
+            for name, parameters in self._parameters().items()
         }
-        self.tolerance = SELF_TEST_TOLERANCE[stack.causal_lm.dtype]
+        self.tolerance = SELF_TEST_TOLERANCE[stack.compute_dtype]
         self._prompts = prompts
         self.updates_done = 0
         self.kl_coef = settings.kl_coef
@@ -159,19 +160,25 @@ class PPOTrainer:
             for i, parameter in enumerate(parameters):
                 tensors[f"{name}.{i}"] = parameter
                 for key, value in optimizer.state[parameter].items():
-                    tensors[f"{name}.{i}.{key}"] = value
+                    tensors[f"{name}.{i}.{key}"] = torch.as_tensor(value)
         return tensors, {"updates_done": self.updates_done, "kl_coef": self.kl_coef}
 
     @torch.no_grad()
     def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` has returned."""
+        moments: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            parameter_name, _, part = key.rpartition(".")
+            moments.setdefault(parameter_name, {})[part] = tensor
         for name, parameters in self._parameters().items():
             optimizer = self.optimizers[name]
             for i, parameter in enumerate(parameters):
                 parameter.copy_(tensors[f"{name}.{i}"])
+                found = moments[f"{name}.{i}"]
+                step = found.pop("step")  # a tensor on the CPU in torch's AdamW, a number in that of bitsandbytes
                 optimizer.state[parameter] = {
-                    key: tensors[f"{name}.{i}.{key}"].to("cpu" if key == "step" else parameter.device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    "step": step if isinstance(optimizer, torch.optim.AdamW) else int(step),
+                    **{part: tensor.to(parameter.device) for part, tensor in found.items()},
                 }
         self.updates_done, self.kl_coef = state["updates_done"], state["kl_coef"]
 
