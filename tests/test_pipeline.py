@@ -77,7 +77,7 @@ def code_and_templates(path: Path) -> set[str]:
     }
     templates = {PROMPTS / text for text in literals if text.endswith(".jinja") and (PROMPTS / text).is_file()}
     if path.name == "base_model.py":  # this one takes its template's name from params.yaml
-        templates.add(PROMPTS / "chatml.jinja")
+        templates |= {PROMPTS / f"{name}.jinja" for name in ("chatml", "mistral", "plain")}
     return {file.relative_to(REPOSITORY).as_posix() for file in modules | templates}
 
 

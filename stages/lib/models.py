@@ -75,7 +75,8 @@ def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Raise `InputError` with the param that mends it if a tokenizer cannot be used."""
     if tokenizer.eos_token_id is None:
-        raise InputError(f"{name}: the tokenizer has no EOS token; a model that cannot end its reply is of no use here")
+        advice = 'set base_model.eos_token, for example to "<|endoftext|>"'
+        raise InputError(f"{name}: the tokenizer has no EOS token, without which no reply ends; {advice}")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         found = "is the EOS token" if tokenizer.pad_token_id is not None else "is missing"
         raise InputError(f'{name}: the pad token {found}; set base_model.pad_token, for example to "<|pad|>"')
