@@ -3,6 +3,7 @@
 The rates are those of the pipeline's own code: oneDNN's layers, the decoding loop, adapters with gradients.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -31,13 +32,12 @@ from stages.lib.torch_generator import TorchGenerator
 MEMORY_SHARE = 0.5  # of the free memory, for a model to measure: of a larger one the first layers stand for all
 # One stage stands for those that import the same.
 STARTS = {
-    "prepare_data": (),
-    "diff": (),
-    "build_preferences": (),
-    "summary": (),
+    "prepare_data": ("diff",),
+    "build_preferences": ("summary",),
     "judge": ("default", "base_model", "generate_prompts", "generate_responses", "evaluate", "ppo"),
     "dpo": ("sft", "reward_model"),
 }
+HEAVY = ("judge", "dpo")  # of them
 FILE_BYTES = 64_000_000
 CONTEXT = 64  # tokens of the measured prompts
 
@@ -54,24 +54,22 @@ def calibrate(values: Values, model: Model, key: Mapping[str, Any], say: Callabl
     say("measures how long stages take to start")
     starts = start_seconds()
     say(f"measures a random model of the base's shape, {runtime.num_threads} threads")
-    measured = _fitting(replace(model, dtype="float32", quantization="none"))
+    # A GPT is measured as a Llama of its dimensions: what counts is the rate.
+    like = replace(model.shape, gated=True)
+    measured = _fitting(replace(model, shape=like, dtype="float32", quantization="none"))
     causal_lm = random_model(measured)
     tokenizer = _tokenizer()
-    lines = {
+    lines: dict[Kind, tuple[float, float]] = {
         "forward": _forward_line(causal_lm, measured),
         "decode": _decode_line(causal_lm, tokenizer, measured, runtime.batch_size),
-        "train": _train_line(causal_lm, values, measured),
+        "train": _train_line(causal_lm, measured),
     }
     scale = model.shape.layers / measured.shape.layers
-    flops: dict[Kind, float] = {}
-    calls: dict[Kind, float] = {}
-    for kind, (per_call, rate) in lines.items():
-        flops[kind], calls[kind] = rate, per_call * scale  # type: ignore[index]
     load_rate, write_rate = file_rates()
     return Calibration(
         key=dict(key),
-        flops=flops,
-        call_seconds=calls,
+        flops={kind: rate for kind, (_, rate) in lines.items()},
+        call_seconds={kind: per_call * scale for kind, (per_call, _) in lines.items()},
         start_seconds=starts,
         stage_seconds=starts["prepare_data"],
         load_rate=load_rate,
@@ -138,14 +136,14 @@ def file_rates() -> tuple[float, float]:
 
 
 def _hash(file: Path) -> None:
-    import hashlib  # noqa: PLC0415
-
     with file.open("rb") as stream:
         hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False))
 
 
 def _run(module: str) -> None:
-    subprocess.run([sys.executable, "-m", f"stages.{module}", "--help"], stdout=subprocess.DEVNULL, check=True)
+    # What transformers imports only when a model is loaded, too.
+    late = "; from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast"
+    subprocess.run([sys.executable, "-c", f"import stages.{module}{late if module in HEAVY else ''}"], check=True)
 
 
 def _time(function: Callable[[], object], repeats: int = 1) -> float:
@@ -163,6 +161,8 @@ def _fitting(model: Model) -> Model:
     shape = model.shape
     room = MEMORY_SHARE * psutil.virtual_memory().available / 4 - shape.embedding_parameters
     layers = max(1, min(shape.layers, int(room / shape.layer_parameters)))
+    if layers == shape.layers:
+        return model
     return replace(model, shape=replace(shape, layers=layers), adapted_layers=None, first_adapted=0)
 
 
@@ -198,13 +198,14 @@ def _decode_line(
     return line(measure(few), measure(max(batch, 2 * few)))
 
 
-def _train_line(causal_lm: PreTrainedModel, values: Values, model: Model) -> tuple[float, float]:
-    section = values.get("lora")
-    settings = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
-    settings |= {key: section[key] for key in ("r", "lora_dropout") if isinstance(section, dict) and key in section}
-    lora = LoraSettings(**settings, target_modules="all-linear", layers_to_transform=None)
+def _train_line(causal_lm: PreTrainedModel, model: Model) -> tuple[float, float]:
+    layers = None if model.adapted_layers is None else list(range(model.first_adapted, model.shape.layers))
+    rank, names = model.rank or 16, list(model.shape.modules)
+    lora = LoraSettings(
+        r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=names, layers_to_transform=layers or None
+    )
     adapted = new_adapter(causal_lm, lora, task_type="CAUSAL_LM").train()
-    adapter = replace(model, rank=lora.r, targets="all-linear", adapted_layers=None, first_adapted=0)
+    adapter = replace(model, rank=rank, targets="all-linear", adapted_layers=None if layers is None else len(layers))
 
     def measure(rows: int, length: int) -> tuple[float, float]:
         ids = torch.randint(model.shape.vocab, (rows, length))

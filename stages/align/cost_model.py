@@ -70,7 +70,12 @@ class Shape:
     @property
     def modules(self) -> dict[str, tuple[int, int]]:
         """The linear layers of one decoder layer: name -> (in, out), by Llama's names or GPT's."""
-        hidden, inner, queries, keys = self.hidden, self.intermediate, self.attention_width, self.kv_heads * self.head_dim
+        hidden, inner, queries, keys = (
+            self.hidden,
+            self.intermediate,
+            self.attention_width,
+            self.kv_heads * self.head_dim,
+        )
         if not self.gated:
             return {
                 "c_attn": (hidden, queries + 2 * keys),

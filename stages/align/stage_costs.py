@@ -94,7 +94,9 @@ def _prepare_data(plan: Plan, name: str) -> StageCost:
 def _fetch_data(plan: Plan, name: str) -> StageCost:
     source = name.partition("@")[2]
     rows = plan.values.source_limit(source) or 0
-    return StageCost(name, "fetch_data", rows=rows, disk=rows * 2 * ROW_BYTES, resident=0.5e9, seconds=rows * ROW_SECONDS)
+    return StageCost(
+        name, "fetch_data", rows=rows, disk=rows * 2 * ROW_BYTES, resident=0.5e9, seconds=rows * ROW_SECONDS
+    )
 
 
 def _sft(plan: Plan, name: str) -> StageCost:
@@ -149,9 +151,7 @@ def _generate_prompts(plan: Plan, name: str) -> StageCost:
     examples = values.number("generate_prompts.num_seed_examples")
     examples += values.number("generate_prompts.num_generated_examples")
     length = TEMPLATE_TOKENS + REQUEST_TOKENS + examples * (plan.facts.instructions.prompt + EXAMPLE_TOKENS)
-    parts = decode(
-        "prompts", plan.model, drawn / samples, length, samples, REPLY_SHARE * longest, longest, plan.batch
-    )
+    parts = decode("prompts", plan.model, drawn / samples, length, samples, REPLY_SHARE * longest, longest, plan.batch)
     return plan.cost(name, parts, wanted, wanted * ROW_BYTES)
 
 
@@ -210,7 +210,7 @@ def _dpo(plan: Plan, name: str) -> StageCost:
 
 def _reward_model(plan: Plan, name: str) -> StageCost:
     train_pairs, test_pairs, model = plan.facts.train_pairs, plan.facts.test_pairs, plan.model
-    length = train_pairs.prompt + train_pairs.reply + 2 * TEMPLATE_TOKENS
+    length = train_pairs.prompt + train_pairs.reply + TEMPLATE_TOKENS
     scored = min(CENTERING_ROWS, train_pairs.count) + 2 * test_pairs.count
     parts = [
         _trained(plan, "training", "reward_model", train_pairs.count, length, 0, sides=2),
@@ -279,7 +279,10 @@ def _evaluate(plan: Plan, name: str) -> StageCost:
         parts += _judging(plan, "judge", count, length)
         parts.append(forward("reward", model, count, length, plan.batch))
         if name != "evaluate@base":
-            parts += 2 * [forward("KL", model, count, length * PADDING, KL_BATCH_SIZE, positions=reply)]
+            parts += [
+                forward(f"KL, {side}", model, count, length * PADDING, KL_BATCH_SIZE, positions=reply)
+                for side in ("model", "base")
+            ]
     # Its own judgements, and for each question a response to another one.
     judged = facts.held_out_judged
     rows = judged.count + facts.held_out_questions
@@ -347,4 +350,3 @@ def stage_costs(plan: Plan) -> list[StageCost]:
         InputError: a param that a stage needs is missing or wrong.
     """
     return [STAGES[name.partition("@")[0]](plan, name) for name in stage_names(plan.values)]
-

@@ -25,7 +25,13 @@ WIDTH = 120  # where the output is no terminal
 @click.option("--calibrate", is_flag=True, help="Measure this machine's CPU again (half a minute).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: seconds, bytes, FLOPs.")
 def estimate(
-    device: str, params: Path, changes: tuple[str, ...], config: Path | None, fresh: bool, calibrate: bool, as_json: bool
+    device: str,
+    params: Path,
+    changes: tuple[str, ...],
+    config: Path | None,
+    fresh: bool,
+    calibrate: bool,
+    as_json: bool,
 ) -> None:
     """Tell before a run what each stage will take: rows, tokens, FLOPs, memory, disk and time.
 
