@@ -268,7 +268,7 @@ def test_rows_come_from_what_was_built_unless_fresh_is_asked_for(project: Path) 
 def test_a_fresh_clone_is_split_as_prepare_data_splits_it(project: Path) -> None:
     values = Values.read(Path("params.yaml"))
     facts = gather(values, Path(), None, fresh=True)
-    # What stage prepare_data writes: 232 instructions, 151 questions with 897 judgements, 145 held out, 210 + 120 pairs.
+    # What stage prepare_data writes: 232 instructions, 151 questions (897 judgements), 145 held out, 210 + 120 pairs.
     assert facts.instructions.count == 232
     assert facts.questions == pytest.approx(151, abs=8)
     assert facts.judged.count == pytest.approx(897, rel=0.05)
