@@ -50,7 +50,7 @@ def main(base: Path, data: Path, out: Path, history: Path) -> None:
     model = load_base(base, runtime.model_copy(update={"dtype": "float32"}))
     check_positions(model, settings.max_length)
     with Work("text_sft", params, runtime, [base, data]) as work:
-        arguments = settings.arguments(work.folder, params.seed, use_cpu=runtime.torch_device.type == "cpu")
+        arguments = settings.arguments(work.folder, params.seed, runtime)
         trainer = Resumable(
             model=model,
             args=TrainingArguments(**arguments | {"bf16": runtime.dtype == "bfloat16"}),

@@ -15,6 +15,8 @@ STAGES = Path(__file__).parent.parent
 def settings_by_section() -> dict[str, type[Settings]]:
     """Return the class that reads each section, found where a stage asks for it: `params.section("sft", SFTSettings)`.
 
+    Of `sources`, it reads an entry (`params.source(name, SourceSettings)`).
+
     Raises:
         InputError: a library that a stage needs is missing or broken.
     """
@@ -23,8 +25,9 @@ def settings_by_section() -> dict[str, type[Settings]]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
                 case ast.Call(ast.Attribute(attr="section"), [ast.Constant(str(section)), ast.Name(settings)]):
-                    if section not in found:
-                        found[section] = _load(path.stem, settings)
+                    found.setdefault(section, _load(path.stem, settings))
+                case ast.Call(ast.Attribute(attr="source"), [_, ast.Name(settings)]):
+                    found["sources"] = _load(path.stem, settings)
     return found
 
 
@@ -37,7 +40,11 @@ def validate_params(params: Params) -> int:
     _ = params.seed
     sections = settings_by_section()
     for section, settings in sections.items():
-        params.section(section, settings)
+        if section != "sources":
+            params.section(section, settings)
+        else:
+            for name in params.values[section]:
+                params.source(name, settings)
     return len(sections)
 
 
