@@ -108,7 +108,7 @@ def write_oasst(folder: Path) -> None:
         root = {"text": f"What is {tree} + 1?", "role": "prompter", "rank": None, "parent_id": None}
         replies = [
             {"text": text, "role": "assistant", "rank": rank, "parent_id": f"{tree}-0"}
-            for rank, text in enumerate([f"It is {tree + 1}.", "A number.", "No."])
+            for rank, text in enumerate([f"It is {tree + 1}.", "A number.", "Maybe.", "Ask me.", "No."][: 2 + tree % 4])
         ]
         rows += [
             {"message_id": f"{tree}-{i}", "message_tree_id": f"{tree}-0", "lang": "en", "deleted": False, **message}
@@ -171,16 +171,15 @@ def prepare(values: dict[str, Any]) -> None:
     source = values["base_model"]["source"]
     MODELS[source](Path("hub") / source)
     values["base_model"] |= {"source": f"hub/{source}", "revision": None}
-    for entry in values.get("sources", {}).values():
+    for entry in values["sources"].values():
         folder = Path("hub") / entry["dataset"]
         if not folder.exists():
             DATASETS[entry["dataset"]](folder)
         entry |= {"dataset": str(folder), "revision": None}
     for changed in (SIZES, RANDOM):
         for section, keys in changed.items():
-            if section in values:
-                assert keys.keys() <= values[section].keys()
-                values[section] |= keys
+            assert keys.keys() <= values[section].keys()
+            values[section] |= keys
     with Path("params.yaml").open("w", encoding="utf-8") as stream:
         YAML().dump(values, stream)
     for graph in [REPOSITORY / "dvc.yaml", *REPOSITORY.glob("*/dvc.yaml")]:

@@ -84,7 +84,9 @@ def recipe(name: str) -> Recipe:
     """
     known = {one.name: one for one in recipes()}
     if name not in known:
-        close = [other for other in known if name and name in other] or difflib.get_close_matches(name, known, cutoff=0.7)
+        close = [other for other in known if name and name in other] or difflib.get_close_matches(
+            name, known, cutoff=0.7
+        )
         hint = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(known)}"
         raise InputError(f"no recipe is named {quoted(name)}; {hint}")
     return known[name]
