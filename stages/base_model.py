@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from stages.lib.errors import InputError
 from stages.lib.files import replacing
+from stages.lib.hub import hub_errors
 from stages.lib.loading import load_weights, reading_model
 from stages.lib.models import check_tokenizer, write_model_card
 from stages.lib.params import Params, Settings
@@ -56,7 +57,8 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> tuple[PreTrainedMod
     """Load model and tokenizer from their source, with the pad token and chat template of the settings."""
     name, kwargs = locate(settings)
     what = f"params.yaml: base_model.source: cannot load {settings.source}"
-    with reading_model(what, ADVICE):
+    place = "params.yaml: base_model.source"
+    with reading_model(what, ADVICE), hub_errors(place, settings.source, "model", settings.revision):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **kwargs)
     model = load_weights(name, what, ADVICE, AutoModelForCausalLM, dtype=dtype, **kwargs)
     for key, parameter in model.named_parameters():

@@ -4,6 +4,7 @@ NAME.json beside it counts them and tells the revision: the hub's commit, or the
 Run with `python -m stages.fetch_data NAME`.
 """
 
+import logging
 import os
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from stages.lib.sources import SourceSettings, find, read
 @click.option("--data-dir", type=click.Path(path_type=Path), default="data", show_default=True)
 def main(name: str, data_dir: Path) -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    for library in ("datasets", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # what matters is raised
     params = Params.read()
     source = find(name, params.source(name, SourceSettings))
     columns: dict[str, None] = {}

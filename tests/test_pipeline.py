@@ -95,6 +95,8 @@ def test_a_stage_declares_exactly_the_params_that_its_code_reads(stage: str) -> 
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "section":
             assert isinstance(node.args[0], ast.Constant)
             read.add(node.args[0].value)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "params.source":
+            read.add("sources.${key}")
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("params.seed", "params.iterations"):
             read.add(node.attr)
 
@@ -102,7 +104,7 @@ def test_a_stage_declares_exactly_the_params_that_its_code_reads(stage: str) -> 
 
 
 def test_every_section_of_params_yaml_is_known_and_is_declared_by_a_stage() -> None:
-    declared = {name for stage in STAGES for name in body(stage).get("params", [])}
+    declared = {name.split(".")[0] for stage in STAGES for name in body(stage).get("params", [])}
 
     assert set(load_yaml("params.yaml")) == set(SECTIONS) == declared
 
@@ -131,6 +133,8 @@ PURE = {
     "records",
     "templates",
     "transcripts",
+    "trees",
+    "instructions",
     "eft",
     "judging",
     "checkers",
@@ -183,7 +187,7 @@ def test_the_lock_file_is_of_the_committed_code_data_and_params() -> None:
     names = []
     for stage, spec in STAGES.items():
         items = spec.get("foreach", [None])
-        items = params["iterations"] if items == "${iterations}" else items
+        items = params[items[2:-1]] if isinstance(items, str) else items  # ${iterations}, ${sources}
         names += [stage if item is None else f"{stage}@{item}" for item in items]
     assert sorted(lock) == sorted(names)
     for name, entry in lock.items():

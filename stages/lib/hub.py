@@ -90,7 +90,7 @@ def _problem(error: BaseException, repo_id: str, repo_type: RepositoryType, revi
             if isinstance(one, kind):
                 return _told(one, repo_id, repo_type, revision)
     for one in chain:
-        if isinstance(one, TransportError | LocalEntryNotFoundError | HFValidationError | EntryNotFoundError):
+        if isinstance(one, ConnectionError | TransportError | EntryNotFoundError | HFValidationError):
             return _told(one, repo_id, repo_type, revision)
     return None
 

@@ -144,8 +144,8 @@ def _refuse_script(key: str, folder: Path, settings: SourceSettings) -> None:
 
 def _script_refused(key: str, script: str) -> str:
     return (
-        f"{key}.dataset: its rows come from code that it brings along ({script}), which is never run; name its data "
-        "with data_files, or as revision the commit of refs/convert/parquet, where the hub keeps it as tables"
+        f"{key}.dataset: its rows come from code that it brings along ({script}), which is never run; name a "
+        "file of it instead (data_files), or as revision the commit of refs/convert/parquet, where it is tables"
     )
 
 
