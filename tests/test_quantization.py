@@ -11,18 +11,20 @@ import bitsandbytes.nn.modules
 import psutil
 import pytest
 import torch
+import transformers.modeling_utils
 from bitsandbytes.cextension import ErrorHandlerMockBNBNativeLibrary
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments
 
+from stages.lib import models
 from stages.lib.backends import GenerationSettings, open_generator
 from stages.lib.errors import InputError
 from stages.lib.models import AdapterStack, load_base, load_tokenizer, merged_model
 from stages.lib.optimizers import adamw
 from stages.lib.params import Params
 from stages.lib.provenance import environment
-from stages.lib.resume import Work
+from stages.lib.resume import Checkpoint, Work
 from stages.lib.runtime import RuntimeSettings
 from stages.lib.sampling import SamplingParams
 from stages.lib.tokenization import encode_user
@@ -156,7 +158,7 @@ def test_gradient_checkpointing_over_packed_weights_changes_no_result(
     name: str, tiny_base: Path, nf4: RuntimeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results, calls = [], 0
-    forward = torch.utils.checkpoint.checkpoint
+    forward = transformers.modeling_utils.checkpoint
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -164,7 +166,7 @@ def test_gradient_checkpointing_over_packed_weights_changes_no_result(
         assert kwargs["use_reentrant"] is False
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", counted)
+    monkeypatch.setattr(transformers.modeling_utils, "checkpoint", counted)
     for checkpointing in (False, True):
         settings = {"gradient_checkpointing": checkpointing, "num_train_epochs": 0.5}
         monkeypatch.setattr(training, "SETTINGS", training.SETTINGS.model_copy(update=settings))
@@ -226,6 +228,50 @@ def test_ppo_goes_on_from_its_state_to_the_same_bytes(make_stack: MakeStack, qua
         assert torch.equal(mine, theirs)
     assert len(codes) == (14 if quantization == "nf4" else 0)
     assert all(torch.equal(layer.weight, codes[name]) for name, layer in packed(whole.stack.causal_lm).items())
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("layers", [None, [1]])
+def test_ppo_with_gradient_checkpointing_computes_the_same(
+    make_stack: MakeStack, quantization: str, layers: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, plain = 0, models.checkpoint
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(models, "checkpoint", counted)
+    results = []
+    for checkpointing in (False, True):
+        ppo = trainer(make_stack(quantization=quantization, layers=layers), gradient_checkpointing=checkpointing)
+        results.append([ppo.step(), ppo.step(), [parameter.tolist() for parameter in ppo.policy_parameters]])
+        assert (calls > 0) == checkpointing
+    assert results[0] == results[1]
+
+
+def test_states_of_8_bits_are_written_to_a_checkpoint_and_read_from_it(
+    make_stack: MakeStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin() -> Any:
+        ppo = trainer(make_stack(optim="paged_adamw_8bit"))
+        for optimizer in ppo.optimizers.values():
+            optimizer.args.min_8bit_size = 1  # adapters of the tiny model are under the 4,096 of bitsandbytes
+        return ppo
+
+    whole, part = begin(), begin()
+    rows = [whole.step() for _ in range(2)]
+    part.step()
+    tensors, state = part.state_dict()
+    assert torch.uint8 in {tensor.dtype for tensor in tensors.values()}
+    checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors")
+    checkpoint.save(tensors, state)
+    saved = checkpoint.load()
+    assert saved is not None
+    again = begin()
+    again.load_state_dict(*saved)
+    assert again.step() == rows[1]
 
 
 def test_merging_into_full_weights_gives_what_the_adapter_gives_over_them(
