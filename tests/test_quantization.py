@@ -251,9 +251,7 @@ def test_ppo_with_gradient_checkpointing_computes_the_same(
     assert results[0] == results[1]
 
 
-def test_states_of_8_bits_are_written_to_a_checkpoint_and_read_from_it(
-    make_stack: MakeStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_states_of_8_bits_are_written_to_a_checkpoint_and_read_from_it(make_stack: MakeStack, tmp_path: Path) -> None:
     def begin() -> Any:
         ppo = trainer(make_stack(optim="paged_adamw_8bit"))
         for optimizer in ppo.optimizers.values():
