@@ -19,6 +19,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from pydantic import Field, model_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.lib.errors import InputError, quoted
@@ -258,6 +259,21 @@ class AdapterStack:
             for i, module in enumerate(below):
                 self.layers[i] = module
 
+    @contextmanager
+    def checkpointing(self) -> Iterator[None]:
+        """Let forwards keep only what enters each layer; backwards compute the rest anew, with the adapter then active.
+
+        transformers has it for models in training mode alone, where dropout is on.
+        """
+        plain = list(self.layers)
+        try:
+            for i, module in enumerate(plain):
+                self.layers[i] = _Checkpointed(module)
+            yield
+        finally:
+            for i, module in enumerate(plain):
+                self.layers[i] = module
+
     def save(self, name: str, out_dir: Path) -> None:
         """Write adapter `name` to `out_dir`; see `save_adapter`."""
         assert self._peft is not None
@@ -273,6 +289,18 @@ class _Recorded(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.states
+
+
+class _Checkpointed(nn.Module):
+    """Stands for a layer: the same, but what it computes inside is not kept for the backward pass."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        states: Tensor = checkpoint(self.layer, *args, use_reentrant=False, **kwargs)
+        return states
 
 
 def put_adapter_weights(model: PeftModel, state: dict[str, Tensor], name: str, path: Path) -> None:

@@ -6,7 +6,6 @@ On a CPU bitsandbytes computes the same, unpaged.
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
 from stages.lib.errors import InputError
 
@@ -14,7 +13,7 @@ from stages.lib.errors import InputError
 IN_TRAINERS = {"adamw_torch": "adamw_torch_fused"}
 
 
-def adamw(optim: str) -> tuple[type[Optimizer], dict[str, Any]]:
+def adamw(optim: str) -> tuple[Any, dict[str, Any]]:
     """Return the class of the optimizer and what its constructor takes beside torch's arguments.
 
     Raises:

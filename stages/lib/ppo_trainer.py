@@ -12,7 +12,7 @@ states that leave them are kept from the forward that scores the responses, and 
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -58,6 +58,7 @@ class PPOSettings(Settings):
     gamma: float = Field(ge=0, le=1)
     lam: float = Field(ge=0, le=1)
     max_grad_norm: float = Field(gt=0)
+    gradient_checkpointing: bool
     missing_eos_penalty: float = Field(ge=0)
     missing_eos_score: float | None
     temperature: float = Field(gt=0)
@@ -121,7 +122,7 @@ class PPOTrainer:
         rates = {"policy": settings.learning_rate, "value": settings.value_learning_rate}
         # eps 1e-5 as in the original implementation.
         self.optimizers = {
-            name: kind(parameters, lr=rates[name], eps=1e-5, weight_decay=0.0, **options)  # type: ignore[call-arg]
+            name: kind(parameters, lr=rates[name], eps=1e-5, weight_decay=0.0, **options)
             for name, parameters in self._parameters().items()
         }
         self.tolerance = SELF_TEST_TOLERANCE[stack.compute_dtype]
@@ -160,7 +161,8 @@ class PPOTrainer:
             for i, parameter in enumerate(parameters):
                 tensors[f"{name}.{i}"] = parameter
                 for key, value in optimizer.state[parameter].items():
-                    tensors[f"{name}.{i}.{key}"] = torch.as_tensor(value)
+                    # The maps of 8-bit states are one for all parameters; safetensors wants tensors that share nothing.
+                    tensors[f"{name}.{i}.{key}"] = value.clone() if key.startswith("qmap") else torch.as_tensor(value)
         return tensors, {"updates_done": self.updates_done, "kl_coef": self.kl_coef}
 
     @torch.no_grad()
@@ -268,7 +270,8 @@ class PPOTrainer:
     def _backward(self, part: Rollout, tokens: Tensor, check: bool) -> dict[str, float]:
         """Accumulate the gradients of a micro-batch, as its share of a mini-batch of `tokens` response tokens."""
         settings, mask = self.settings, part.response_mask
-        logprobs = self._logprobs("policy", part)
+        with self._checkpointing():
+            logprobs = self._logprobs("policy", part)
         log_ratio = torch.where(mask, logprobs.detach() - part.logprobs, 0.0)
         if check and not (gap := float(log_ratio[mask].abs().mean())) <= self.tolerance:
             raise InputError(
@@ -277,7 +280,9 @@ class PPOTrainer:
             )
         loss = policy_loss(logprobs, part.logprobs, part.advantages, mask, settings.cliprange).sum() / tokens
         loss.backward()
-        error = value_loss(self._values(part), part.values, part.returns, mask, settings.cliprange_value).sum() / tokens
+        with self._checkpointing():
+            values = self._values(part)
+        error = value_loss(values, part.values, part.returns, mask, settings.cliprange_value).sum() / tokens
         error.backward()
         ratio = log_ratio.exp()
         clipped = ((ratio - 1).abs() > settings.cliprange) & mask
@@ -367,6 +372,9 @@ class PPOTrainer:
             ).last_hidden_state[:, -length - 1 : -1]
         values: Tensor = (hidden.float() @ self.value_head.T).squeeze(-1) + self.value_bias
         return values
+
+    def _checkpointing(self) -> AbstractContextManager[None]:
+        return self.stack.checkpointing() if self.settings.gradient_checkpointing else nullcontext()
 
     def _micro_batches(self, batch: Batch, rows: Tensor) -> tuple[Tensor, ...]:
         """Cut `rows` of the batch into micro-batches, those with responses of like lengths together."""
