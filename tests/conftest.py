@@ -100,22 +100,34 @@ def make_adapter(tiny_base: Path, runtime: RuntimeSettings, tmp_path: Path) -> C
     """Return a function that writes a random LoRA adapter (with a score head, if asked) and returns its directory."""
 
     def make(name: str, seed: int, head: bool = False, layers: list[int] | None = None) -> Path:
-        torch.manual_seed(seed)
-        modules = "all-linear" if layers is None else ["q_proj", "v_proj", "down_proj"]
-        lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=modules, layers_to_transform=layers)
-        if head:
-            base = load_base(tiny_base, runtime, AutoModelForSequenceClassification, num_labels=1)
-            model = get_peft_model(base, lora.config(task_type="SEQ_CLS", modules_to_save=["score"]))
-        else:
-            base = load_base(tiny_base, runtime, AutoModelForCausalLM)
-            model = get_peft_model(base, lora.config(task_type="CAUSAL_LM"))
-        for key, parameter in model.named_parameters():
-            if "lora_" in key:
-                torch.nn.init.normal_(parameter, std=0.1)
-        save_adapter(model, tmp_path / name)
-        return tmp_path / name
+        return write_adapter(tmp_path / name, tiny_base, runtime, seed, head, layers)
 
     return make
+
+
+def write_adapter(
+    folder: Path,
+    base_dir: Path,
+    runtime: RuntimeSettings,
+    seed: int,
+    head: bool = False,
+    layers: list[int] | None = None,
+) -> Path:
+    """Write a random LoRA adapter (with a score head, if asked) over a base to `folder`, which is returned."""
+    torch.manual_seed(seed)
+    modules = "all-linear" if layers is None else ["q_proj", "v_proj", "down_proj"]
+    lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=modules, layers_to_transform=layers)
+    if head:
+        base = load_base(base_dir, runtime, AutoModelForSequenceClassification, num_labels=1)
+        model = get_peft_model(base, lora.config(task_type="SEQ_CLS", modules_to_save=["score"]))
+    else:
+        base = load_base(base_dir, runtime, AutoModelForCausalLM)
+        model = get_peft_model(base, lora.config(task_type="CAUSAL_LM"))
+    for key, parameter in model.named_parameters():
+        if "lora_" in key:
+            torch.nn.init.normal_(parameter, std=0.1)
+    save_adapter(model, folder)
+    return folder
 
 
 def tiny_gpt2(tokenizer: PreTrainedTokenizerBase) -> GPT2LMHeadModel:
