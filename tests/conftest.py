@@ -38,7 +38,9 @@ SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 @pytest.fixture(scope="session")
 def runtime() -> RuntimeSettings:
     """Settings of `runtime` for a CPU."""
-    return RuntimeSettings(device="cpu", dtype="float32", num_threads=2, batch_size=8)
+    return RuntimeSettings(
+        device="cpu", dtype="float32", quantization="none", optim="adamw_torch", num_threads=2, batch_size=8
+    )
 
 
 @pytest.fixture(scope="session")
@@ -98,22 +100,34 @@ def make_adapter(tiny_base: Path, runtime: RuntimeSettings, tmp_path: Path) -> C
     """Return a function that writes a random LoRA adapter (with a score head, if asked) and returns its directory."""
 
     def make(name: str, seed: int, head: bool = False, layers: list[int] | None = None) -> Path:
-        torch.manual_seed(seed)
-        modules = "all-linear" if layers is None else ["q_proj", "v_proj", "down_proj"]
-        lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=modules, layers_to_transform=layers)
-        if head:
-            base = load_base(tiny_base, runtime, AutoModelForSequenceClassification, num_labels=1)
-            model = get_peft_model(base, lora.config(task_type="SEQ_CLS", modules_to_save=["score"]))
-        else:
-            base = load_base(tiny_base, runtime, AutoModelForCausalLM)
-            model = get_peft_model(base, lora.config(task_type="CAUSAL_LM"))
-        for key, parameter in model.named_parameters():
-            if "lora_" in key:
-                torch.nn.init.normal_(parameter, std=0.1)
-        save_adapter(model, tmp_path / name)
-        return tmp_path / name
+        return write_adapter(tmp_path / name, tiny_base, runtime, seed, head, layers)
 
     return make
+
+
+def write_adapter(
+    folder: Path,
+    base_dir: Path,
+    runtime: RuntimeSettings,
+    seed: int,
+    head: bool = False,
+    layers: list[int] | None = None,
+) -> Path:
+    """Write a random LoRA adapter (with a score head, if asked) over a base to `folder`, which is returned."""
+    torch.manual_seed(seed)
+    modules = "all-linear" if layers is None else ["q_proj", "v_proj", "down_proj"]
+    lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=modules, layers_to_transform=layers)
+    if head:
+        base = load_base(base_dir, runtime, AutoModelForSequenceClassification, num_labels=1)
+        model = get_peft_model(base, lora.config(task_type="SEQ_CLS", modules_to_save=["score"]))
+    else:
+        base = load_base(base_dir, runtime, AutoModelForCausalLM)
+        model = get_peft_model(base, lora.config(task_type="CAUSAL_LM"))
+    for key, parameter in model.named_parameters():
+        if "lora_" in key:
+            torch.nn.init.normal_(parameter, std=0.1)
+    save_adapter(model, folder)
+    return folder
 
 
 def tiny_gpt2(tokenizer: PreTrainedTokenizerBase) -> GPT2LMHeadModel:
@@ -148,10 +162,11 @@ def make_stack(
         reference: Path | None = None,
         layers: list[int] | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
+        **settings: str,
     ) -> AdapterStack:
         policy = make_adapter("policy", 1, layers=layers)
         reward = make_adapter("reward", 2, head=True, layers=layers)
-        stack = AdapterStack(tiny_base, runtime.model_copy(update={"dtype": dtype}))
+        stack = AdapterStack(tiny_base, runtime.model_copy(update={"dtype": dtype, **settings}))
         with torch.no_grad():  # an EOS that is likely now and then: some responses end, some do not
             embeddings(stack.causal_lm)[stack.tokenizer.eos_token_id] *= 3
         for name, folder in {

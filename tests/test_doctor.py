@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,23 @@ def test_a_lock_file_that_breaks_off_is_a_problem_and_the_printed_steps_mend_it(
 def test_more_threads_than_cores_are_said(project: Project) -> None:
     project.replace("params.yaml", "num_threads: 2", "num_threads: 400")
     assert of("device")[0]["status"] == "differs"
+
+
+def test_a_packed_base_is_named_with_what_packs_it(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert of("quantization") == []
+    project.replace("params.yaml", "quantization: none", "quantization: nf4")
+    assert only("quantization")["status"] == "ok"
+    assert f"nf4 by bitsandbytes {version('bitsandbytes')}" in only("quantization")["what"]
+
+    def missing(name: str) -> str:
+        if name == "bitsandbytes":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr("stages.align.check_environment.version", missing)
+    finding = only("quantization")
+    assert finding["status"] == "problem"
+    assert "pip install -r requirements.txt" in finding["mend"][0]
 
 
 @pytest.mark.parametrize("backend", ["vllm", "openai"])

@@ -21,7 +21,8 @@ def load_yaml(name: str) -> dict[str, Any]:
     return value
 
 
-STAGES = load_yaml("dvc.yaml")["stages"]
+GRAPHS = {"": load_yaml("dvc.yaml")["stages"], "text/": load_yaml("text/dvc.yaml")["stages"]}
+STAGES = {f"{folder}{name}": stage for folder, stages in GRAPHS.items() for name, stage in stages.items()}
 
 
 def body(stage: str) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def code_and_templates(path: Path) -> set[str]:
     }
     templates = {PROMPTS / text for text in literals if text.endswith(".jinja") and (PROMPTS / text).is_file()}
     if path.name == "base_model.py":  # this one takes its template's name from params.yaml
-        templates.add(PROMPTS / "chatml.jinja")
+        templates |= {PROMPTS / f"{name}.jinja" for name in ("chatml", "mistral", "plain")}
     return {file.relative_to(REPOSITORY).as_posix() for file in modules | templates}
 
 
@@ -101,6 +102,10 @@ def test_a_stage_declares_exactly_the_params_that_its_code_reads(stage: str) -> 
             read.add(node.attr)
 
     assert set(body(stage).get("params", [])) == read
+
+
+def test_the_stages_of_the_text_track_work_in_the_root_where_params_yaml_is() -> None:
+    assert {stage["wdir"] for stage in GRAPHS["text/"].values()} == {".."}
 
 
 def test_every_section_of_params_yaml_is_known_and_is_declared_by_a_stage() -> None:
@@ -131,6 +136,7 @@ PURE = {
     "params",
     "jsonl",
     "records",
+    "labelled_texts",
     "templates",
     "transcripts",
     "trees",
@@ -181,11 +187,12 @@ def test_library_imports_have_no_cycle() -> None:
         visit(path, ())
 
 
-def test_the_lock_file_is_of_the_committed_code_data_and_params() -> None:
-    lock = load_yaml("dvc.lock")["stages"]
+@pytest.mark.parametrize("folder", GRAPHS)
+def test_the_lock_file_is_of_the_committed_code_data_and_params(folder: str) -> None:
+    lock = load_yaml(f"{folder}dvc.lock")["stages"]
     params = load_yaml("params.yaml")
     names = []
-    for stage, spec in STAGES.items():
+    for stage, spec in GRAPHS[folder].items():
         items = spec.get("foreach", [None])
         items = params[items[2:-1]] if isinstance(items, str) else items  # ${iterations}, ${sources}
         names += [stage if item is None else f"{stage}@{item}" for item in items]
@@ -199,7 +206,7 @@ def test_the_lock_file_is_of_the_committed_code_data_and_params() -> None:
                 found = hashlib.md5(path.read_bytes()).hexdigest()
                 assert found == dep["md5"], f"{name}: {dep['path']} has changed since the last `dvc repro`"
         recorded = {dep["path"] for dep in entry["deps"] if dep["path"].startswith("stages/")}
-        assert recorded == code_and_templates(module_of(name.split("@")[0])), name
+        assert recorded == code_and_templates(module_of(folder + name.split("@")[0])), name
 
 
 def test_a_stage_that_computes_no_tensors_starts_without_torch() -> None:

@@ -7,6 +7,7 @@ from stages.align.check_environment import (
     check_environment,
     check_packages,
     check_python,
+    check_quantization,
     check_settings,
 )
 from stages.align.check_experiment import check_experiment
@@ -24,6 +25,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_lock_file,
     check_environment,
     check_device,
+    check_quantization,
     check_settings,
     check_disk,
     check_memory,

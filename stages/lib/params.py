@@ -35,11 +35,12 @@ SECTIONS = (
     "reward_model",
     "ppo",
     "evaluate",
+    "text",
 )
 # The name of an iteration becomes folders (models/<name>, data/<name>) and part of commands; these are taken there.
 MODEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 SECRET = "secret"  # the type of a validation error whose value must not be shown
-TAKEN_NAMES = ("base", "eval", "metrics", "ppo", "prepared", "reward", "seed", "summary")
+TAKEN_NAMES = ("base", "eval", "metrics", "ppo", "prepared", "reward", "seed", "summary", "text")
 
 
 class Settings(BaseModel):

@@ -250,6 +250,7 @@ def cases() -> Iterator[Case]:
     for name, make in ADAPTERS.items():
         yield Case("adapter", f"{name}, judge", "judge m1 m0", make(ADAPTER), (f"{ADAPTER}/adapter_",))
         yield Case("adapter", f"{name}, dpo", "dpo m1 m0", make(ADAPTER), (f"{ADAPTER}/adapter_",))
+        yield Case("adapter", f"{name}, export", "align export m0 --to out", make(ADAPTER), (f"{ADAPTER}/adapter_",))
         yield Case("reward model", name, "ppo", make(REWARD), (f"{REWARD}/adapter_",))
     yield Case("adapter", "missing", "judge m1 m0", _gone(ADAPTER), (f"{ADAPTER}: holds no model",))
     for name, content in {
