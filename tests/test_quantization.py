@@ -179,8 +179,7 @@ def test_gradient_checkpointing_over_packed_weights_changes_no_result(
     assert all(torch.equal(weights[key], found[key]) for key in weights)
 
 
-@pytest.mark.parametrize("optim", PAGED)
-@pytest.mark.parametrize("name", ["sft", "eft"])
+@pytest.mark.parametrize(("name", "optim"), zip(("sft", "eft"), PAGED, strict=True))
 def test_bitsandbytes_adamw_trains_and_goes_on_to_the_same_bytes(
     name: str, optim: str, tiny_base: Path, runtime: RuntimeSettings, work: Work, tmp_path: Path
 ) -> None:
