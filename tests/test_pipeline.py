@@ -108,6 +108,17 @@ def test_the_stages_of_the_text_track_work_in_the_root_where_params_yaml_is() ->
     assert {stage["wdir"] for stage in GRAPHS["text/"].values()} == {".."}
 
 
+def test_no_out_of_the_text_track_is_cached_so_that_the_pipeline_is_whole_without_it() -> None:
+    outs = [
+        out
+        for stage in GRAPHS["text/"].values()
+        for kind in ("outs", "metrics", "plots")
+        for out in stage.get(kind, [])
+    ]
+    assert len(outs) == 7
+    assert all(settings["cache"] is False for out in outs for settings in out.values())
+
+
 def test_every_section_of_params_yaml_is_known_and_is_declared_by_a_stage() -> None:
     declared = {name.split(".")[0] for stage in STAGES for name in body(stage).get("params", [])}
 
@@ -187,12 +198,11 @@ def test_library_imports_have_no_cycle() -> None:
         visit(path, ())
 
 
-@pytest.mark.parametrize("folder", GRAPHS)
-def test_the_lock_file_is_of_the_committed_code_data_and_params(folder: str) -> None:
-    lock = load_yaml(f"{folder}dvc.lock")["stages"]
+def test_the_lock_file_is_of_the_committed_code_data_and_params() -> None:
+    lock = load_yaml("dvc.lock")["stages"]
     params = load_yaml("params.yaml")
     names = []
-    for stage, spec in GRAPHS[folder].items():
+    for stage, spec in GRAPHS[""].items():
         items = spec.get("foreach", [None])
         items = params[items[2:-1]] if isinstance(items, str) else items  # ${iterations}, ${sources}
         names += [stage if item is None else f"{stage}@{item}" for item in items]
@@ -206,7 +216,7 @@ def test_the_lock_file_is_of_the_committed_code_data_and_params(folder: str) -> 
                 found = hashlib.md5(path.read_bytes()).hexdigest()
                 assert found == dep["md5"], f"{name}: {dep['path']} has changed since the last `dvc repro`"
         recorded = {dep["path"] for dep in entry["deps"] if dep["path"].startswith("stages/")}
-        assert recorded == code_and_templates(module_of(folder + name.split("@")[0])), name
+        assert recorded == code_and_templates(module_of(name.split("@")[0])), name
 
 
 def test_a_stage_that_computes_no_tensors_starts_without_torch() -> None:
