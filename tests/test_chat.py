@@ -15,6 +15,7 @@ from stages.align import chat as chat_module
 from stages.align.chat import Conversation, Reply
 from stages.align.chat_screen import talk
 from stages.cli import main
+from stages.lib.errors import printable
 from stages.lib.sampling import SamplingParams
 from tests.conftest import REPOSITORY
 from tests.test_export import export, template, workspace
@@ -71,7 +72,7 @@ def test_the_screen_has_the_reply_and_a_mark_where_it_was_cut(workspace: Path) -
     (reply,) = replies(json.loads(Path("a.json").read_text())["conversations"]["m1"])
     assert result.stdout == chat("What is 2 + 3?\n", "m1").stdout
     assert result.stdout.endswith(f" [cut: --max-new-tokens {NEW_TOKENS}, or the context is full]\n")
-    assert reply.split()[0] in result.stdout
+    assert result.stdout.startswith(printable(reply))
 
 
 def test_two_models_reply_side_by_side_each_with_its_own_history(workspace: Path) -> None:

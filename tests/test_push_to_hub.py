@@ -67,6 +67,8 @@ class Hub(BaseHTTPRequestHandler):
             assert hashlib.sha256(body).hexdigest() == path.removeprefix("/upload/")
             Hub.uploads[path.removeprefix("/upload/")] = body
             return 200, {}
+        if Hub.private is None:
+            return 404, {"error": "Repository not found"}
         what = path.removeprefix(f"/api/models/{REPOSITORY}").strip("/").split("/")
         if what[0] == "branch":
             Hub.branches.setdefault(what[1], dict(Hub.branches["main"]))

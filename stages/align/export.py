@@ -170,21 +170,21 @@ def check_target(to: Path, force: bool) -> Path:
         InputError: it is neither; the message names a file that would be lost.
     """
     try:
-        to = to.resolve()
-        entries = sorted(path.name for path in to.iterdir()) if to.exists() else []
+        target = to.resolve()
+        entries = sorted(path.name for path in target.iterdir()) if target.exists() else []
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"--to {quoted(str(to))}: {reason}; name a new folder") from None
+        raise InputError(f"--to {to}: {reason}; name a new folder") from None
     if not entries:
-        return to
+        return target
     if not force:
         raise InputError(f"--to {to}: holds {entries[0]} already; name a new folder, or replace an export with --force")
     foreign = [name for name in entries if not any(Path(name).match(pattern) for pattern in WRITTEN)]
-    if not is_exported(to):
+    if not is_exported(target):
         raise InputError(f"--to {to}: `align export` did not write it; --force replaces nothing else")
     if foreign:
         raise InputError(f"--to {to}: holds {foreign[0]}, which no export writes; move it away, or name a new folder")
-    return to
+    return target
 
 
 def write_export(model: PreTrainedModel, parts: Parts, to: Path, card_text: str, max_shard_size: str) -> list[Path]:
