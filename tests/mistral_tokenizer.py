@@ -60,12 +60,13 @@ def reference(tokenizer: Tokenizer, turns: Turns) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
     system = f"{turns[0][1]}\n\n" if turns[0][0] == "system" else ""
-    ids = [tokenizer.token_to_id("<s>")]
+    [bos], [eos] = plain("<s>"), plain("</s>")
+    ids = [bos]
     for number, (role, text) in enumerate(turns[1:] if system else turns):
         if role == "user":
             ids += plain(f"[INST] {system if number == 0 else ''}{text} [/INST]")
         else:
-            ids += [*plain(text), tokenizer.token_to_id("</s>")]
+            ids += [*plain(text), eos]
     return ids
 
 

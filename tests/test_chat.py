@@ -52,7 +52,8 @@ def replies(conversation: list[dict[str, str]]) -> list[str]:
 
 def plain(folder: str, messages: list[dict[str, str]]) -> str:
     """Return the greedy reply as a user of transformers gets it."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
     return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

@@ -98,7 +98,7 @@ def error_of(*arguments: str) -> str:
 
 
 def prompts(folder: Path) -> list[torch.Tensor]:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     found = []
     for text in ("What is 2 + 3?", "Name a bird.", "Write a line about rain and the sea."):
         inputs = tokenizer.apply_chat_template(

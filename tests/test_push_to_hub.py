@@ -88,13 +88,13 @@ class Hub(BaseHTTPRequestHandler):
             return 200, {"files": modes}
         if what[0] == "commit":
             for line in map(json.loads, body.splitlines()):
-                name, files = line["value"].get("path"), Hub.branches[what[1]]
+                name, branch = line["value"].get("path"), Hub.branches[what[1]]
                 if line["key"] == "file":
-                    files[name] = base64.b64decode(line["value"]["content"])
+                    branch[name] = base64.b64decode(line["value"]["content"])
                 elif line["key"] == "lfsFile":
-                    files[name] = Hub.uploads[line["value"]["oid"]]
+                    branch[name] = Hub.uploads[line["value"]["oid"]]
                 elif line["key"] == "deletedFile":
-                    del files[name]
+                    del branch[name]
             return 200, {"commitUrl": f"{here}/{REPOSITORY}/commit/{'0' * 40}", "commitOid": "0" * 40}
         siblings = [{"rfilename": name} for name in Hub.branches["main"]]
         return 200, {"id": REPOSITORY, "private": Hub.private, "sha": "0" * 40, "siblings": siblings}

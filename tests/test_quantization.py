@@ -2,7 +2,7 @@
 
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,12 @@ import bitsandbytes.nn.modules
 import psutil
 import pytest
 import torch
-import transformers.modeling_utils
 from bitsandbytes.cextension import ErrorHandlerMockBNBNativeLibrary
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn.modules import Linear4bit
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments
 
-from stages.lib import models
 from stages.lib.backends import GenerationSettings, open_generator
 from stages.lib.errors import InputError
 from stages.lib.models import AdapterStack, load_base, load_tokenizer, merged_model
@@ -53,11 +52,11 @@ def logits(model: Any) -> Tensor:
     return result
 
 
-def packed(model: nn.Module) -> dict[str, Linear4bit]:
+def packed(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
 
 
-def unpacked(layer: Linear4bit) -> Tensor:
+def unpacked(layer: Any) -> Tensor:
     weight: Tensor = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     return weight
 
@@ -94,7 +93,8 @@ def test_the_layers_are_packed_with_their_scales_and_embeddings_norms_and_heads_
 
 def test_a_packed_weight_is_the_nearest_of_sixteen_values_a_block_of_64(tiny_base: Path, nf4: RuntimeSettings) -> None:
     model, full = load_base(tiny_base, nf4), load_base(tiny_base, nf4.model_copy(update={"quantization": "none"}))
-    code = bitsandbytes.functional.get_4bit_type("nf4", device="cpu")
+    functional: Any = bitsandbytes.functional
+    code = functional.get_4bit_type("nf4", device="cpu")
     for name, layer in packed(model).items():
         weight = full.get_submodule(name).weight
         assert isinstance(weight, Tensor)
@@ -158,7 +158,7 @@ def test_gradient_checkpointing_over_packed_weights_changes_no_result(
     name: str, tiny_base: Path, nf4: RuntimeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results, calls = [], 0
-    forward = transformers.modeling_utils.checkpoint
+    forward = checkpoint
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -166,7 +166,7 @@ def test_gradient_checkpointing_over_packed_weights_changes_no_result(
         assert kwargs["use_reentrant"] is False
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(transformers.modeling_utils, "checkpoint", counted)
+    monkeypatch.setattr("transformers.modeling_utils.checkpoint", counted)
     for checkpointing in (False, True):
         settings = {"gradient_checkpointing": checkpointing, "num_train_epochs": 0.5}
         monkeypatch.setattr(training, "SETTINGS", training.SETTINGS.model_copy(update=settings))
@@ -234,14 +234,14 @@ def test_ppo_goes_on_from_its_state_to_the_same_bytes(make_stack: MakeStack, qua
 def test_ppo_with_gradient_checkpointing_computes_the_same(
     make_stack: MakeStack, quantization: str, layers: list[int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, plain = 0, models.checkpoint
+    calls, plain = 0, checkpoint
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         return plain(*args, **kwargs)
 
-    monkeypatch.setattr(models, "checkpoint", counted)
+    monkeypatch.setattr("stages.lib.models.checkpoint", counted)
     results = []
     for checkpointing in (False, True):
         ppo = trainer(make_stack(quantization=quantization, layers=layers), gradient_checkpointing=checkpointing)
@@ -327,10 +327,9 @@ def test_a_cpu_that_multiplies_bfloat16_does_not_repack_the_layers_that_ppo_trai
 
 
 @pytest.fixture
-def without_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def without_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("bitsandbytes.cextension", "bitsandbytes.optim.adamw"):
         monkeypatch.setitem(sys.modules, name, None)
-    return
 
 
 @pytest.mark.usefixtures("without_bitsandbytes")

@@ -56,19 +56,22 @@ RANDOM: dict[str, dict[str, Any]] = {
 
 
 def tiny_mistral(folder: Path) -> None:
-    """Write a Mistral with a cut of its own tokenizer, which has no pad token and no chat template."""
+    """Write a Mistral with a cut of its own tokenizer, numbered anew; it has no pad token and no chat template."""
     whole = json.loads((REPOSITORY / "tests/mistral_tokenizer.json").read_text(encoding="utf-8"))["tokenizer"]
-    folder.mkdir(parents=True)
-    (folder / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
+    pieces = sorted(whole["model"]["vocab"], key=whole["model"]["vocab"].__getitem__)  # <unk>, <s>, </s>: 0, 1, 2
+    whole["model"]["vocab"] = {piece: number for number, piece in enumerate(pieces)}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=Tokenizer.from_str(json.dumps(whole)), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 4096}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    config = MistralConfig(vocab_size=32000, sliding_window=None, initializer_range=0.2, **sizes, **heads)
-    MistralForCausalLM(config).save_pretrained(folder)
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
+    config = MistralConfig(vocab_size=len(pieces), sliding_window=None, initializer_range=0.2, **sizes)
+    model = MistralForCausalLM(config)
+    with torch.no_grad():  # an EOS that is likely now and then: some texts end, some do not
+        model.lm_head.weight[2] *= 8
+    model.save_pretrained(folder)
 
 
 def tiny_gpt(folder: Path) -> None:
@@ -95,7 +98,7 @@ def build_tiny_llama(folder: Path) -> None:
 
 
 LABELS = ["negative", "neutral", "positive"]
-TWEETS = [
+TWEETS: list[dict[str, Any]] = [
     {"id": f"t{i}", "text": f"{word} day {i}, all {word}", "label": i % 3, "label_text": LABELS[i % 3]}
     for i, word in enumerate(["awful", "usual", "lovely"] * 12)
 ]
@@ -105,8 +108,8 @@ def write_oasst(folder: Path) -> None:
     """Write message trees as OpenAssistant/oasst1 has them: Parquet, a message a row."""
     rows = []
     for tree in range(14):
-        root = {"text": f"What is {tree} + 1?", "role": "prompter", "rank": None, "parent_id": None}
-        replies = [
+        root: dict[str, Any] = {"text": f"What is {tree} + 1?", "role": "prompter", "rank": None, "parent_id": None}
+        replies: list[dict[str, Any]] = [
             {"text": text, "role": "assistant", "rank": rank, "parent_id": f"{tree}-0"}
             for rank, text in enumerate([f"It is {tree + 1}.", "A number.", "Maybe.", "Ask me.", "No."][: 2 + tree % 4])
         ]
@@ -196,7 +199,7 @@ def stages_of(command: str) -> list[Any]:
     """Return what `dvc repro ...` would run in the working directory, each stage after those it depends on."""
     import_module("dvc.repo").Repo.init(no_scm=True)
     repo = DvcFiles().repo
-    wanted = command.removeprefix("dvc repro").split() or [None]
+    wanted: list[str | None] = [*command.removeprefix("dvc repro").split()] or [None]
     targets = [stage for target in wanted for stage in repo.stage.collect(target)]
     order = import_module("networkx").dfs_postorder_nodes
     return list(dict.fromkeys(stage for target in targets for stage in order(repo.index.graph, target)))

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def calibrate(values: Values, model: Model, key: Mapping[str, Any], say: Callabl
     runtime = RuntimeSettings(
         device="cpu",
         dtype="float32",
+        quantization="none",
+        optim="adamw_torch",
         num_threads=values.size("runtime.num_threads"),
         batch_size=values.size("runtime.batch_size"),
     )
@@ -104,14 +107,15 @@ def random_model(model: Model) -> PreTrainedModel:
     # A flat distribution has the sampler sort the vocabulary, which that of a trained model seldom does.
     causal_lm.model.norm.weight.data.fill_(100.0)
     use_onednn(causal_lm)
-    return causal_lm.eval().requires_grad_(False)
+    causal_lm.eval().requires_grad_(False)
+    return causal_lm
 
 
 def start_seconds() -> dict[str, float]:
     """Return the seconds from starting a stage to its first line of work, by its module and `default`."""
     found: dict[str, float] = {}
     for module, others in STARTS.items():
-        seconds = _time(lambda name=module: _run(name))
+        seconds = _time(partial(_run, module))
         for name in (module, *others):
             found[name] = seconds
     return found

@@ -5,6 +5,7 @@ What a model writes is text of unknown origin: what a terminal would obey is sho
 
 import sys
 from collections.abc import Iterator, Mapping
+from io import TextIOWrapper
 from pathlib import Path
 
 import click
@@ -44,7 +45,9 @@ def talk(conversation: Conversation) -> None:
 
 def _lines(terminal: bool) -> Iterator[str]:
     if not terminal:
-        for line in click.get_text_stream("stdin", encoding="utf-8", errors="replace"):
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+        for line in sys.stdin:
             yield line.strip()
         return
     import readline  # noqa: F401, PLC0415 (input() then has keys and a history; not on every system needed)

@@ -125,7 +125,8 @@ def load_merged(parts: Parts, dtype: torch.dtype | None = None) -> PreTrainedMod
         parameter.data = parameter.data.to(dtype)
         if dtype == torch.float16 and not parameter.isfinite().all():
             raise InputError(f"{parts.model_dir}: {key} has values beyond float16's range; take --dtype bfloat16")
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval()
+    return model
 
 
 def _merge(model: PreTrainedModel, model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -147,10 +148,12 @@ def _merge(model: PreTrainedModel, model_dir: Path, dtype: torch.dtype) -> PreTr
                         "between its first and last layer: merged it would change both; train without it "
                         "(target_modules)"
                     )
-                module.float()
-                module.merge(safe_merge=True)
-                module.get_base_layer().to(dtype)
-        merged = adapted.base_model.unload()
+                layer: Any = module
+                layer.float()
+                layer.merge(safe_merge=True)
+                layer.get_base_layer().to(dtype)
+        inner: Any = adapted.base_model
+        merged = inner.unload()
     assert isinstance(merged, PreTrainedModel)
     return merged
 
