@@ -24,7 +24,7 @@ from stages.lib.optimizers import adamw
 from stages.lib.params import Params
 from stages.lib.provenance import environment
 from stages.lib.resume import Checkpoint, Work
-from stages.lib.runtime import RuntimeSettings
+from stages.lib.runtime import RuntimeSettings, start
 from stages.lib.sampling import SamplingParams
 from stages.lib.tokenization import encode_user
 from stages.lib.torch_generator import TorchGenerator, tokens_in_memory
@@ -336,8 +336,18 @@ def without_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bitsandbytes_that_does_not_load_is_one_line_with_the_key(tiny_base: Path, nf4: RuntimeSettings) -> None:
     with pytest.raises(InputError, match=r"runtime\.quantization: nf4 needs bitsandbytes.*pip install.*set none"):
         load_base(tiny_base, nf4)
+    paged = nf4.model_copy(update={"optim": "paged_adamw_8bit"})
     with pytest.raises(InputError, match=r"runtime\.optim: paged_adamw_8bit needs bitsandbytes.*set adamw_torch"):
-        adamw("paged_adamw_8bit")
+        training.SETTINGS.arguments(tiny_base, 0, paged)
+
+
+@pytest.mark.parametrize("settings", [{"quantization": "nf4"}, {"optim": "paged_adamw_32bit"}])
+def test_a_stage_that_needs_bitsandbytes_says_so_first(
+    settings: dict[str, str], runtime: RuntimeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="need bitsandbytes, which is not installed; run `pip install"):
+        start(runtime.model_copy(update=settings), 17)
 
 
 def test_a_cuda_that_bitsandbytes_was_not_built_for_is_one_line(

@@ -1,6 +1,7 @@
 """Where and how a stage computes: device, dtype, threads, seeds, quiet logs. Nothing happens at import."""
 
 import hashlib
+import importlib.util
 import logging
 import os
 import re
@@ -59,7 +60,16 @@ class RuntimeSettings(Settings):
 
 
 def start(runtime: RuntimeSettings, seed: int) -> None:
-    """Seed torch, fix the thread count and silence libraries that log at every start."""
+    """Seed torch, fix the thread count and silence libraries that log at every start.
+
+    Raises:
+        InputError: the settings need bitsandbytes, which is not installed.
+    """
+    if runtime.needs_bitsandbytes and importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(
+            "params.yaml: runtime: quantization nf4 and paged optimizers need bitsandbytes, which is not installed; "
+            "run `pip install -r requirements.txt`, or set none and adamw_torch"
+        )
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     torch.set_num_threads(runtime.num_threads)

@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from stages.lib.errors import InputError
 from stages.lib.files import read_json, sha256, write_csv, write_json
-from stages.lib.optimizers import IN_TRAINERS
+from stages.lib.optimizers import IN_TRAINERS, adamw
 from stages.lib.params import Settings
 from stages.lib.resume import Pace, Work
 from stages.lib.runtime import RuntimeSettings
@@ -64,7 +64,11 @@ class TrainingSettings(Settings):
             seed: of the run.
             runtime: where it trains, and with which optimizer.
             order: of the rows, `group_by_length` or `random`.
+
+        Raises:
+            InputError: the optimizer needs bitsandbytes, which does not load.
         """
+        adamw(runtime.optim)  # what is missing for it is told before anything trains
         values = self.model_dump(exclude=set(self.model_fields) - set(TrainingSettings.model_fields) | {"max_length"})
         return values | {
             "output_dir": str(folder),
