@@ -111,7 +111,7 @@ def test_a_gpt_without_eos_and_pad_token_learns_the_labels_of_held_out_rows(
     gpt: Path, workspace: Callable[..., None], runtime: RuntimeSettings
 ) -> None:
     named = {"source": str(gpt), "pad_token": "<|pad|>", "eos_token": "<|endoftext|>", "chat_template": "plain"}
-    workspace(named, num_train_epochs=6)
+    workspace(named, num_train_epochs=6, max_length=64)
     for command in (base_model.main, text_data.main, text_sft.main, text_evaluate.main):
         succeed(command)
 
