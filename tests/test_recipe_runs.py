@@ -56,19 +56,22 @@ RANDOM: dict[str, dict[str, Any]] = {
 
 
 def tiny_mistral(folder: Path) -> None:
-    """Write a Mistral with a cut of its own tokenizer, which has no pad token and no chat template."""
+    """Write a Mistral with a cut of its own tokenizer, numbered anew; it has no pad token and no chat template."""
     whole = json.loads((REPOSITORY / "tests/mistral_tokenizer.json").read_text(encoding="utf-8"))["tokenizer"]
-    folder.mkdir(parents=True)
-    (folder / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
+    pieces = sorted(whole["model"]["vocab"], key=whole["model"]["vocab"].__getitem__)  # <unk>, <s>, </s>: 0, 1, 2
+    whole["model"]["vocab"] = {piece: number for number, piece in enumerate(pieces)}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=Tokenizer.from_str(json.dumps(whole)), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 4096}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    config = MistralConfig(vocab_size=32000, sliding_window=None, initializer_range=0.2, **sizes, **heads)
-    MistralForCausalLM(config).save_pretrained(folder)
+    config = MistralConfig(vocab_size=len(pieces), sliding_window=None, initializer_range=0.2, **sizes, **heads)
+    model = MistralForCausalLM(config)
+    with torch.no_grad():  # an EOS that is likely now and then: some texts end, some do not
+        model.lm_head.weight[2] *= 8
+    model.save_pretrained(folder)
 
 
 def tiny_gpt(folder: Path) -> None:
