@@ -209,6 +209,13 @@ def test_a_folder_that_is_not_the_root_is_a_problem_with_the_way_there(
     assert commands(finding) == [f"cd {project.path.resolve()}"]
 
 
+def test_a_key_that_no_stage_takes_is_a_problem_before_the_stage_runs(project: Project) -> None:
+    assert only("params")["status"] == "ok"
+    project.replace("params.yaml", "kl_coef: 0.05", "kl_coef: -1")
+    assert only("params")["status"] == "problem"
+    assert only("params")["what"].startswith("params.yaml: ppo.kl_coef: should be greater than or equal to 0")
+
+
 def test_broken_params_are_one_problem_and_no_traceback(project: Project) -> None:
     project.write("params.yaml", "a: [")
     (problem,) = [finding for finding in examine() if finding["status"] == "problem"]
