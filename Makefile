@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# pip compiles nothing here: where Python must not keep what it compiles, each start of a stage would compile it all again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup repro test test-browser test-remotes check fix bench clean
 

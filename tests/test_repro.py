@@ -128,7 +128,7 @@ def test_a_second_repro_runs_nothing(clone: Clone) -> None:
 def test_rerunning_a_stage_by_force_gives_the_same_bytes(clone: Clone) -> None:
     before = (clone.path / "dvc.lock").read_bytes()
 
-    for stage in ("sft", "generate_responses@m1", "dpo@m1", "reward_model", "ppo", "evaluate@m0"):
+    for stage in ("sft", "generate_responses@m1", "ppo"):  # of the others tests of their own
         assert clone.stages_run("dvc", "repro", "-f", "-s", stage) == [stage]
 
     assert (clone.path / "dvc.lock").read_bytes() == before
