@@ -5,6 +5,8 @@ What a model writes is text of unknown origin: what a terminal would obey is sho
 
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -50,8 +52,8 @@ def _lines(terminal: bool) -> Iterator[str]:
         for line in sys.stdin:
             yield line.strip()
         return
-    import readline  # noqa: F401, PLC0415 (input() then has keys and a history; not on every system needed)
-
+    with suppress(ImportError):  # not every system has it
+        import_module("readline")  # gives input() its keys and a history
     while True:
         try:
             yield input("> ").encode("utf-8", "replace").decode().strip()

@@ -103,7 +103,8 @@ def _has_head(model_dir: Path) -> bool:
     check_regular(path)
     try:
         with safe_open(path, framework="pt") as tensors:
-            return HEAD_KEY in tensors.keys()  # noqa: SIM118 (it is no mapping)
+            names: list[str] = tensors.keys()
+            return HEAD_KEY in names
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot read the weights ({error}); {REBUILD}") from None
 

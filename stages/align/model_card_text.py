@@ -17,6 +17,7 @@ from gguf import GGUFReader
 from huggingface_hub import ModelCard as HubCard
 from huggingface_hub import ModelCardData, try_to_load_from_cache
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from yaml import YAMLError
 
 from stages.align.cards import CARD_FILE, ModelCard, read_object, source_hash
 from stages.align.export import SIGNATURE, Parts
@@ -164,7 +165,7 @@ def _base_license(source: str | None, revision: str | None) -> str | None:
         if isinstance(readme, str | Path):
             try:
                 found = HubCard.load(readme, ignore_metadata_errors=True).data.license
-            except Exception:  # whatever a README that is no model card makes the parser raise: no licence is known
+            except (YAMLError, OSError, TypeError, ValueError, RecursionError):  # no model card: no licence is known
                 return None
     return found if isinstance(found, str) and LICENSE_ID.fullmatch(found) else None
 
