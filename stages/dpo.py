@@ -61,7 +61,7 @@ def main(model_name: str, parent: str) -> None:
     start(runtime, params.seed)
     base, parent_dir, out = Path("models/base"), Path("models") / parent, Path("models") / model_name
     data = Path("data") / model_name
-    preferences, ift, use_cpu = data / "preferences.jsonl", data / "ift.jsonl", runtime.torch_device.type == "cpu"
+    preferences, ift = data / "preferences.jsonl", data / "ift.jsonl"
     tokenizer = load_tokenizer(base)
     rows = [
         {
@@ -90,10 +90,10 @@ def main(model_name: str, parent: str) -> None:
     inputs = [base, parent_dir, Path("models/m0"), preferences, ift]
     with Work(f"dpo@{model_name}", params, runtime, inputs) as work:
         if accepted:
-            arguments = sft_settings.arguments(work.folder / "sft", params.seed, use_cpu)
+            arguments = sft_settings.arguments(work.folder / "sft", params.seed, runtime)
             instruction_tune(model, tokenizer, accepted, arguments, work.folder / "sft_history.csv", work)
         # Grouping by length needs one length a row; a pair has two.
-        arguments = settings.arguments(work.folder / "dpo", params.seed, use_cpu, order="random")
+        arguments = settings.arguments(work.folder / "dpo", params.seed, runtime, order="random")
         if settings.nll_coef:
             arguments |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings.nll_coef]}
         trainer = TokenizedDPOTrainer(

@@ -12,9 +12,10 @@ from typing import Literal, TypeVar
 import click
 from pydantic import Field
 
-from stages.lib.eft import MessageTree, cap_scores, judgements_of_tree, keep_consistent, off_topic_rows
+from stages.lib.eft import cap_scores, first_questions, judgements_of_tree, keep_consistent, off_topic_rows
 from stages.lib.errors import InputError, quoted
 from stages.lib.files import write_json
+from stages.lib.instructions import InstructionsFormat, read_instructions, take
 from stages.lib.params import Params, Settings
 from stages.lib.records import (
     EvalPrompt,
@@ -29,6 +30,7 @@ from stages.lib.records import (
     write_rows,
 )
 from stages.lib.transcripts import UnusablePair, parse_pair
+from stages.lib.trees import read_trees
 
 T = TypeVar("T")
 
@@ -37,12 +39,16 @@ class PrepareDataSettings(Settings):
     """Section `prepare_data` of params.yaml."""
 
     instructions: str
+    instructions_format: InstructionsFormat
+    max_instructions: int | None = Field(ge=1)
     judgements: str
     judgements_format: Literal["scores", "message_trees"]
+    max_judgements: int | None = Field(ge=1)
     language: str | None
     max_score_share: float = Field(gt=0, le=1)
     off_topic_negatives: int = Field(ge=0)
     preferences: str
+    max_preferences: int | None = Field(ge=1)
     unusable_preferences: Literal["error", "drop"]
     eval_prompts: str
     judgements_test_fraction: float = Field(gt=0, lt=1)
@@ -77,11 +83,13 @@ def conversation_key(pair: PreferencePair) -> str:
     return pair.messages[0].content.strip().lower()
 
 
-def read_preferences(path: Path, drop: bool = False) -> tuple[list[PreferencePair], dict[str, int]]:
-    """Read transcripts into pairs; one that compares no two replies is dropped and counted, or an error."""
+def read_preferences(
+    path: Path, drop: bool = False, limit: int | None = None
+) -> tuple[list[PreferencePair], dict[str, int]]:
+    """Read the first transcripts into pairs; one that compares no two replies is dropped and counted, or an error."""
     pairs: list[PreferencePair] = []
     dropped = Counter[str]()
-    for number, row in read_numbered_rows(path, Transcript):
+    for number, row in read_numbered_rows(path, Transcript)[:limit]:
         try:
             pairs.append(parse_pair(f"pref-{number:04d}", row))
         except UnusablePair as error:
@@ -95,14 +103,41 @@ def read_preferences(path: Path, drop: bool = False) -> tuple[list[PreferencePai
 
 
 def read_judgements(settings: PrepareDataSettings) -> tuple[list[Judgement], Counter[str]]:
-    """Read scored responses, or trees with ranked replies; what gives no judgements is counted by reason."""
+    """Read scored responses, or trees with ranked replies, up to the limit; what is left out is counted by reason."""
     path = Path(settings.judgements)
     if settings.judgements_format == "scores":
         rows, contradictions = keep_consistent(read_rows(path, Judgement, unique=["question_id", "response"]))
-        return rows, +Counter({"scores against the ranking": contradictions})
-    found = [judgements_of_tree(tree, language=settings.language) for tree in read_rows(path, MessageTree)]
-    judgements = [row for rows in found if not isinstance(rows, str) for row in rows]
-    return judgements, Counter(reason for reason in found if isinstance(reason, str))
+        left_out = Counter({"scores against the ranking": contradictions})
+    else:
+        trees, left_out = read_trees(path)
+        found = [judgements_of_tree(tree, language=settings.language) for tree in trees]
+        rows = [row for own in found if not isinstance(own, str) for row in own]
+        left_out += Counter(reason for reason in found if isinstance(reason, str))
+    if settings.max_judgements is not None:
+        rows, beyond = first_questions(rows, settings.max_judgements)
+        left_out["beyond max_judgements"] = beyond
+    return rows, +left_out
+
+
+def held_out_prompts(evaluation: Sequence[EvalPrompt], judged: Sequence[Judgement]) -> dict[str, str]:
+    """Return the prompts that no instruction may have, each with what it is held out for."""
+    held_out = {_key(row.prompt): "held out for the judge" for row in judged}
+    return held_out | {_key(turn): "an evaluation prompt" for row in evaluation for turn in row.turns}
+
+
+def check_own_instructions(settings: PrepareDataSettings, evaluation: Sequence[EvalPrompt]) -> None:
+    """Raise `InputError` if a row of our own format is an evaluation prompt: a slip to mend, not a row to drop."""
+    held_out = held_out_prompts(evaluation, [])
+    for number, row in read_numbered_rows(Path(settings.instructions), Instruction):
+        if _key(row.prompt) in held_out:
+            raise InputError(
+                f"{settings.instructions}:{number}: {quoted(row.id)} is a prompt of {settings.eval_prompts}: training "
+                "on it spoils the test; delete it from one of them"
+            )
+
+
+def _key(prompt: str) -> str:
+    return prompt.strip().lower()
 
 
 @click.command(help=__doc__)
@@ -110,23 +145,22 @@ def read_judgements(settings: PrepareDataSettings) -> tuple[list[Judgement], Cou
 def main(data_dir: Path) -> None:
     params = Params.read()
     settings = params.section("prepare_data", PrepareDataSettings)
-    numbered = read_numbered_rows(Path(settings.instructions), Instruction, unique=["id"])
+    found, unusable = read_instructions(Path(settings.instructions), settings.instructions_format, settings.language)
     judgements, dropped_questions = read_judgements(settings)
-    preferences, dropped = read_preferences(Path(settings.preferences), settings.unusable_preferences == "drop")
+    preferences, dropped = read_preferences(
+        Path(settings.preferences), settings.unusable_preferences == "drop", settings.max_preferences
+    )
     eval_prompts = read_rows(Path(settings.eval_prompts), EvalPrompt, unique=["id"])
-
-    held_out = {turn.strip().lower() for row in eval_prompts for turn in row.turns}
-    for number, row in numbered:
-        if row.prompt.strip().lower() in held_out:
-            raise InputError(
-                f"{settings.instructions}:{number}: {quoted(row.id)} is a prompt of {settings.eval_prompts}: training "
-                "on it spoils the test; delete it from one of them"
-            )
-    instructions = [row for _, row in numbered]
 
     eft, eval_judgements = split_by_group(
         judgements, lambda r: r.prompt, settings.judgements_test_fraction, params.seed, settings.judgements
     )
+    held_out = held_out_prompts(eval_prompts, eval_judgements)
+    if settings.instructions_format == "instructions":
+        check_own_instructions(settings, eval_prompts)
+    instructions, left_out = take(found, lambda prompt: held_out.get(_key(prompt)), settings.max_instructions)
+    instructions_dropped = dict(sorted((unusable + left_out).items()))
+    judged = {_key(row.prompt) for row in eft}
     off_topic = off_topic_rows(eft, settings.off_topic_negatives, params.seed)
     eft, over_frequent = cap_scores([*eft, *off_topic], settings.max_score_share, params.seed)
     train, test = split_by_group(
@@ -145,7 +179,7 @@ def main(data_dir: Path) -> None:
     write_rows(prepared / "prompts.jsonl", reversed(prompts.values()))
     write_rows(prepared / "eval" / "prompts.jsonl", eval_prompts)
     write_rows(prepared / "eval" / "judgements.jsonl", eval_judgements)
-    counts = {
+    counts: dict[str, object] = {
         "ift": len(instructions),
         "eft": len(eft),
         "eft_off_topic_added": len(off_topic),
@@ -159,8 +193,12 @@ def main(data_dir: Path) -> None:
         "eval_prompts": len(eval_prompts),
         "eval_judgements": len(eval_judgements),
     }
+    if settings.instructions_format != "instructions" or instructions_dropped:
+        counts["instructions_dropped"] = instructions_dropped
+        counts["ift_judged"] = sum(_key(row.prompt) in judged for row in instructions)
     write_json(data_dir / "metrics" / "prepare_data.json", counts)
     told = [f"{n} {name}" for name, n in counts.items() if isinstance(n, int)]
+    told += [f"{n} instructions left out ({reason})" for reason, n in instructions_dropped.items()]
     told += [f"{n} preferences dropped ({reason})" for reason, n in dropped.items()]
     told += [f"{n} judged questions dropped ({reason})" for reason, n in dropped_questions.items()]
     click.echo("prepare_data: " + ", ".join(told))

@@ -101,7 +101,7 @@ def fit(
     `trl.RewardConfig`.
     """
     sequence_model = load_base(base, runtime, AutoModelForSequenceClassification, num_labels=1)
-    settled = settings.arguments(folder, seed, runtime.torch_device.type == "cpu")
+    settled = settings.arguments(folder, seed, runtime)
     trainer = ResumableRewardTrainer(
         model=new_adapter(sequence_model, lora, task_type="SEQ_CLS", modules_to_save=["score"]),
         args=RewardConfig(**settled | {"max_length": None} | arguments),

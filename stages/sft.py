@@ -60,7 +60,6 @@ def main(base: Path, ift: Path, eft: Path, out: Path, history_dir: Path) -> None
     settings = params.section("sft", SFTSettings)
     start(runtime, params.seed)
     tokenizer = load_tokenizer(base)
-    use_cpu = runtime.torch_device.type == "cpu"
 
     judgements = read_rows(eft, Judgement)
     questions = judged_questions(tokenizer, judgements)
@@ -76,12 +75,12 @@ def main(base: Path, ift: Path, eft: Path, out: Path, history_dir: Path) -> None
     hold_devices("sft", runtime)
     model = new_adapter(load_base(base, runtime), lora, task_type="CAUSAL_LM")
     with Work("sft", params, runtime, [base, ift, eft]) as work:
-        arguments = eft_settings.arguments(work.folder / "eft", params.seed, use_cpu, order="random")
+        arguments = eft_settings.arguments(work.folder / "eft", params.seed, runtime, order="random")
         judge_trainer = JudgeTrainer(
             model, TrainingArguments(**arguments), questions, eft_settings.ranking_coef, eft_settings.loraplus_lr_ratio
         )
         train(judge_trainer, history_dir / "eft_history.csv", work)
-        arguments = settings.arguments(work.folder / "ift", params.seed, use_cpu)
+        arguments = settings.arguments(work.folder / "ift", params.seed, runtime)
         instruction_tune(model, tokenizer, rows, arguments, history_dir / "sft_history.csv", work)
         with replacing(out) as temporary:
             save_adapter(model, temporary)

@@ -38,7 +38,9 @@ SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 @pytest.fixture(scope="session")
 def runtime() -> RuntimeSettings:
     """Settings of `runtime` for a CPU."""
-    return RuntimeSettings(device="cpu", dtype="float32", num_threads=2, batch_size=8)
+    return RuntimeSettings(
+        device="cpu", dtype="float32", quantization="none", optim="adamw_torch", num_threads=2, batch_size=8
+    )
 
 
 @pytest.fixture(scope="session")
@@ -160,10 +162,11 @@ def make_stack(
         reference: Path | None = None,
         layers: list[int] | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
+        **settings: str,
     ) -> AdapterStack:
         policy = make_adapter("policy", 1, layers=layers)
         reward = make_adapter("reward", 2, head=True, layers=layers)
-        stack = AdapterStack(tiny_base, runtime.model_copy(update={"dtype": dtype}))
+        stack = AdapterStack(tiny_base, runtime.model_copy(update={"dtype": dtype, **settings}))
         with torch.no_grad():  # an EOS that is likely now and then: some responses end, some do not
             embeddings(stack.causal_lm)[stack.tokenizer.eos_token_id] *= 3
         for name, folder in {

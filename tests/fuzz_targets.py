@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from stages.lib.diff import compare
-from stages.lib.eft import MessageTree, judgements_of_tree
+from stages.lib.eft import judgements_of_tree
 from stages.lib.errors import InputError
 from stages.lib.files import read_csv, read_json
 from stages.lib.judging import parse_score, without_forgery
@@ -38,6 +38,7 @@ from stages.lib.records import (
     write_rows,
 )
 from stages.lib.transcripts import UnusablePair, parse_pair
+from stages.lib.trees import MessageTree
 
 ROWS: tuple[type[Row], ...] = (
     AnchorScore,

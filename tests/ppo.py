@@ -34,6 +34,7 @@ SETTINGS = {
     "gamma": 1.0,
     "lam": 0.95,
     "max_grad_norm": 1.0,
+    "gradient_checkpointing": False,
     "missing_eos_penalty": 1.0,
     "missing_eos_score": None,
     "temperature": 1.0,

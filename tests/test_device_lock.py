@@ -26,7 +26,8 @@ from stages.lib.locks import hold_devices
 from stages.lib.params import Params
 from stages.lib.resume import Work
 from stages.lib.runtime import RuntimeSettings
-runtime = RuntimeSettings(device="cpu", dtype="float32", num_threads=1, batch_size=1)
+runtime = RuntimeSettings(device="cpu", dtype="float32", quantization="none", optim="adamw_torch",
+    num_threads=1, batch_size=1)
 """
 # Says when it asks for the device and when it has it, and ends when it is told to.
 STAGE = f"""{IMPORTS}

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,23 @@ def test_more_threads_than_cores_are_said(project: Project) -> None:
     assert of("device")[0]["status"] == "differs"
 
 
+def test_a_packed_base_is_named_with_what_packs_it(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert of("quantization") == []
+    project.replace("params.yaml", "quantization: none", "quantization: nf4")
+    assert only("quantization")["status"] == "ok"
+    assert f"nf4 by bitsandbytes {version('bitsandbytes')}" in only("quantization")["what"]
+
+    def missing(name: str) -> str:
+        if name == "bitsandbytes":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr("stages.align.check_environment.version", missing)
+    finding = only("quantization")
+    assert finding["status"] == "problem"
+    assert "pip install -r requirements.txt" in finding["mend"][0]
+
+
 @pytest.mark.parametrize("backend", ["vllm", "openai"])
 def test_settings_that_cannot_promise_the_same_bytes_are_named(project: Project, backend: str) -> None:
     assert "max_batch_tokens is null" in only("backend")["what"]
@@ -189,6 +207,13 @@ def test_a_folder_that_is_not_the_root_is_a_problem_with_the_way_there(
     finding = of("repository")[0]
     assert finding["status"] == "problem"
     assert commands(finding) == [f"cd {project.path.resolve()}"]
+
+
+def test_a_key_that_no_stage_takes_is_a_problem_before_the_stage_runs(project: Project) -> None:
+    assert only("params")["status"] == "ok"
+    project.replace("params.yaml", "kl_coef: 0.05", "kl_coef: -1")
+    assert only("params")["status"] == "problem"
+    assert only("params")["what"].startswith("params.yaml: ppo.kl_coef: should be greater than or equal to 0")
 
 
 def test_broken_params_are_one_problem_and_no_traceback(project: Project) -> None:

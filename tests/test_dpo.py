@@ -66,7 +66,7 @@ def dpo(
         params = YAML(typ="safe").load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
         params["runtime"] |= {"num_threads": 1, "device": "cpu"}
         params["dpo"] |= {"beta": BETA, "per_device_train_batch_size": 2, "num_train_epochs": 1, **changes}
-        params["sft"] |= {"learning_rate": 1e-2, "warmup_ratio": 0.0, "max_length": max_sft_length}
+        params["sft"] |= {"learning_rate": 1e-2, "warmup_steps": 0.0, "max_length": max_sft_length}
         with Path("params.yaml").open("w", encoding="utf-8") as stream:
             YAML().dump(params, stream)
         result = CliRunner().invoke(main, ["m2", "m1"], catch_exceptions=False)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from stages.lib.eft import (
     OFF_TOPIC,
-    MessageTree,
     cap_scores,
     contradicts_ranking,
     judgements_of_tree,
@@ -21,6 +20,7 @@ from stages.lib.eft import (
 )
 from stages.lib.errors import InputError
 from stages.lib.records import Judgement, read_rows, write_rows
+from stages.lib.trees import MessageTree
 
 derandomized = settings(derandomize=True, deadline=None)
 

@@ -48,7 +48,7 @@ def make_trainer(tokenizer: PreTrainedTokenizerBase, base: Path, runtime: Runtim
     torch.manual_seed(0)
     lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", layers_to_transform=None)
     params = Params.read(REPOSITORY / "params.yaml").section("reward_model", RewardModelSettings)
-    arguments = params.arguments(out, 0, use_cpu=True, order="random") | {"num_train_epochs": 8, "learning_rate": 1e-2}
+    arguments = params.arguments(out, 0, runtime, order="random") | {"num_train_epochs": 8, "learning_rate": 1e-2}
     return JudgeTrainer(
         get_peft_model(load_base(base, runtime), lora.config(task_type="CAUSAL_LM")),
         TrainingArguments(**arguments),

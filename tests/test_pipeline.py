@@ -21,7 +21,8 @@ def load_yaml(name: str) -> dict[str, Any]:
     return value
 
 
-STAGES = load_yaml("dvc.yaml")["stages"]
+GRAPHS = {"": load_yaml("dvc.yaml")["stages"], "text/": load_yaml("text/dvc.yaml")["stages"]}
+STAGES = {f"{folder}{name}": stage for folder, stages in GRAPHS.items() for name, stage in stages.items()}
 
 
 def body(stage: str) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def code_and_templates(path: Path) -> set[str]:
     }
     templates = {PROMPTS / text for text in literals if text.endswith(".jinja") and (PROMPTS / text).is_file()}
     if path.name == "base_model.py":  # this one takes its template's name from params.yaml
-        templates.add(PROMPTS / "chatml.jinja")
+        templates |= {PROMPTS / f"{name}.jinja" for name in ("chatml", "mistral", "plain")}
     return {file.relative_to(REPOSITORY).as_posix() for file in modules | templates}
 
 
@@ -95,14 +96,31 @@ def test_a_stage_declares_exactly_the_params_that_its_code_reads(stage: str) -> 
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "section":
             assert isinstance(node.args[0], ast.Constant)
             read.add(node.args[0].value)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "params.source":
+            read.add("sources.${key}")
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("params.seed", "params.iterations"):
             read.add(node.attr)
 
     assert set(body(stage).get("params", [])) == read
 
 
+def test_the_stages_of_the_text_track_work_in_the_root_where_params_yaml_is() -> None:
+    assert {stage["wdir"] for stage in GRAPHS["text/"].values()} == {".."}
+
+
+def test_no_out_of_the_text_track_is_cached_so_that_the_pipeline_is_whole_without_it() -> None:
+    outs = [
+        out
+        for stage in GRAPHS["text/"].values()
+        for kind in ("outs", "metrics", "plots")
+        for out in stage.get(kind, [])
+    ]
+    assert len(outs) == 7
+    assert all(settings["cache"] is False for out in outs for settings in out.values())
+
+
 def test_every_section_of_params_yaml_is_known_and_is_declared_by_a_stage() -> None:
-    declared = {name for stage in STAGES for name in body(stage).get("params", [])}
+    declared = {name.split(".")[0] for stage in STAGES for name in body(stage).get("params", [])}
 
     assert set(load_yaml("params.yaml")) == set(SECTIONS) == declared
 
@@ -129,8 +147,11 @@ PURE = {
     "params",
     "jsonl",
     "records",
+    "labelled_texts",
     "templates",
     "transcripts",
+    "trees",
+    "instructions",
     "eft",
     "judging",
     "checkers",
@@ -181,9 +202,9 @@ def test_the_lock_file_is_of_the_committed_code_data_and_params() -> None:
     lock = load_yaml("dvc.lock")["stages"]
     params = load_yaml("params.yaml")
     names = []
-    for stage, spec in STAGES.items():
+    for stage, spec in GRAPHS[""].items():
         items = spec.get("foreach", [None])
-        items = params["iterations"] if items == "${iterations}" else items
+        items = params[items[2:-1]] if isinstance(items, str) else items  # ${iterations}, ${sources}
         names += [stage if item is None else f"{stage}@{item}" for item in items]
     assert sorted(lock) == sorted(names)
     for name, entry in lock.items():

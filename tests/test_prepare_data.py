@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from stages.lib.errors import InputError
-from stages.lib.records import Instruction, Judgement, KnownPrompt, read_rows
+from stages.lib.records import EvalPrompt, Instruction, Judgement, KnownPrompt, read_rows
 from stages.prepare_data import main, read_preferences, split_by_group
 from tests.conftest import REPOSITORY
 
@@ -144,6 +144,108 @@ def test_each_question_gets_a_good_response_to_another_and_none_from_the_held_ou
     held_out = {row.response for row in read_rows(Path("data/prepared/eval/judgements.jsonl"), Judgement)}
     assert not held_out & {row.response for row in rows}
     assert all(row.response.startswith("best of") and row.score == 0 for row in foreign)
+
+
+def flat(tree_row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a tree as the hub's tables have it: one message a row, replies before their prompt to show any order."""
+    name, prompt = tree_row["message_tree_id"], tree_row["prompt"]
+    same = {"message_tree_id": name, "tree_state": tree_row["tree_state"], "lang": prompt["lang"], "deleted": False}
+    replies = [
+        {**same, "message_id": f"{name}-{n}", "parent_id": name, "role": "assistant", **reply, "emojis": {}}
+        for n, reply in enumerate(prompt["replies"])
+    ]
+    root = {**same, "message_id": name, "parent_id": None, "role": "prompter", "text": prompt["text"], "rank": None}
+    return [*replies, root]
+
+
+TREES = [tree(i, *(f"reply {rank} to {i}" for rank in range(2 + i % 3))) for i in range(20)]
+
+
+def as_ift(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    Path("told.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return {"instructions": "told.jsonl", "instructions_format": "message_trees", **changes}
+
+
+def test_flat_messages_give_what_their_trees_give(prepare: Callable[..., Any]) -> None:
+    outs = ("data/m0/ift.jsonl", "data/m0/eft.jsonl", "data/prepared/eval/judgements.jsonl")
+    of_trees = prepare(TREES, judgements_format="message_trees", **as_ift(TREES))
+    expected = [Path(name).read_bytes() for name in outs]
+    rows = [row for one in TREES for row in flat(one)]
+    of_messages = prepare(rows, judgements_format="message_trees", **as_ift(rows))
+    assert [Path(name).read_bytes() for name in outs] == expected
+    assert of_messages == of_trees
+    lost = prepare([*rows, {**rows[0], "message_id": "x", "parent_id": "gone"}], judgements_format="message_trees")
+    assert lost["judgements_dropped"] == {"messages without their parent": 1}
+
+
+def test_the_best_reply_to_each_prompt_is_learned_and_no_prompt_that_the_judge_is_tested_on(
+    prepare: Callable[..., Any],
+) -> None:
+    asked = read_rows(REPOSITORY / "data/seed/eval_prompts.jsonl", EvalPrompt)[0].turns[0]
+    trees = [*TREES, tree(20, "a", "b", lang="de"), tree(21)]
+    trees[1] = {**trees[1], "prompt": {**trees[1]["prompt"], "text": asked}}
+    counts = prepare(TREES, judgements_format="message_trees", **as_ift(trees))
+    rows = read_rows(Path("data/m0/ift.jsonl"), Instruction)
+    held_out = {row.prompt for row in read_rows(Path("data/prepared/eval/judgements.jsonl"), Judgement)}
+    assert held_out
+    assert not held_out & {row.prompt for row in rows}
+    assert all(row.completion == f"reply 0 to {row.id[1:]}" for row in rows)
+    assert counts["instructions_dropped"] == {
+        "an evaluation prompt": 1,
+        "another language": 1,
+        "held out for the judge": len(held_out - {"Question 1?"}),
+        "no reply of rank 0": 1,
+    }
+    assert counts["ift"] + sum(counts["instructions_dropped"].values()) == len(trees)
+
+
+def test_the_best_instructions_are_the_first_of_most_ranked_replies(prepare: Callable[..., Any]) -> None:
+    prepare(TREES, judgements_format="message_trees", max_judgements=10, **as_ift(TREES, max_instructions=5))
+    rows = read_rows(Path("data/m0/ift.jsonl"), Instruction)
+    held_out = {row.prompt for row in read_rows(Path("data/prepared/eval/judgements.jsonl"), Judgement)}
+    largest = [t["message_tree_id"] for t in TREES if len(t["prompt"]["replies"]) == 4]
+    free = [name for name in largest if f"Question {name[1:]}?" not in held_out]
+    assert [row.id for row in rows] == free[:5]
+
+
+def test_judgements_are_limited_by_whole_questions(prepare: Callable[..., Any]) -> None:
+    limit = {"judgements_format": "message_trees", "max_judgements": 10, "off_topic_negatives": 0}
+    counts = prepare(TREES, **limit)  # of 2, 3, 4, 2, ... replies: the fourth question would make 11
+    assert counts["eft"] + counts["eval_judgements"] == 9
+    assert counts["judgements_dropped"] == {"beyond max_judgements": 17}
+
+
+@pytest.mark.parametrize(
+    ("file_format", "row"),
+    [
+        ("prompt_completion", {"prompt": "Why? ", "completion": " So.", "label": 1}),
+        (
+            "messages",
+            {
+                "messages": [
+                    {"role": r, "content": c} for r, c in (("user", "Why?"), ("assistant", "So."), ("user", "!"))
+                ]
+            },
+        ),
+    ],
+)
+def test_rows_by_trls_names_are_instructions_with_their_lines_number(
+    prepare: Callable[..., Any], file_format: str, row: dict[str, Any]
+) -> None:
+    system = {"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]}
+    more = [system] if file_format == "messages" else []
+    counts = prepare(
+        TREES, judgements_format="message_trees", **as_ift([row, *more, row], instructions_format=file_format)
+    )
+    rows = read_rows(Path("data/m0/ift.jsonl"), Instruction)
+    assert [(r.prompt, r.completion, r.source) for r in rows] == [("Why?", "So.", "seed")] * 2
+    assert rows[0].id == "row-000001"
+    assert counts["instructions_dropped"] == ({"system message first": 1} if more else {})
+
+
+def test_only_the_first_preferences_are_read(prepare: Callable[..., Any]) -> None:
+    counts = prepare(TREES, judgements_format="message_trees", max_preferences=50)
+    assert counts["preferences_train"] + counts["preferences_test"] == 50
 
 
 def test_a_question_whose_scores_contradict_its_ranking_is_dropped_and_counted(prepare: Callable[..., Any]) -> None:

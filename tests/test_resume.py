@@ -152,7 +152,8 @@ from stages.lib.resume import Work
 from stages.lib.runtime import RuntimeSettings
 params = Params.read(Path(sys.argv[1]))
 params.section("lora", LoraSettings)
-runtime = RuntimeSettings(device="cpu", dtype="float32", num_threads=2, batch_size=8)
+runtime = RuntimeSettings(device="cpu", dtype="float32", quantization="none", optim="adamw_torch",
+    num_threads=2, batch_size=8)
 with Work("judge@m1", params, runtime, []) as work:
     rows = work.rows("a")
     print("has", sorted(rows), flush=True)

@@ -29,7 +29,7 @@ from tests.conftest import REPOSITORY
 SETTINGS = TrainingSettings(
     learning_rate=1e-2,
     lr_scheduler_type="cosine",
-    warmup_ratio=0.2,
+    warmup_steps=0.2,
     num_train_epochs=2,
     per_device_train_batch_size=2,
     gradient_accumulation_steps=2,
@@ -66,7 +66,7 @@ def instructions() -> list[Instruction]:
 def sft(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     tokenizer = load_tokenizer(base)
     rows = [encode_instruction(tokenizer, row.prompt, row.completion) for row in instructions()]
-    arguments = SETTINGS.arguments(folder, 3, use_cpu=True)
+    arguments = SETTINGS.arguments(folder, 3, runtime)
     return ResumableSFTTrainer(
         model=get_peft_model(load_base(base, runtime), LORA.config(task_type="CAUSAL_LM")),
         args=SFTConfig(**arguments, max_length=None, completion_only_loss=True),
@@ -83,7 +83,7 @@ def eft(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     ]
     questions = (questions * 2)[:ROWS]
     model = get_peft_model(load_base(base, runtime), LORA.config(task_type="CAUSAL_LM"))
-    arguments = SETTINGS.arguments(folder, 3, use_cpu=True, order="random")
+    arguments = SETTINGS.arguments(folder, 3, runtime, order="random")
     return JudgeTrainer(model, TrainingArguments(**arguments), questions, 1.0, 16.0)
 
 
@@ -100,7 +100,7 @@ def dpo(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     ]
     return TokenizedDPOTrainer(
         model=get_peft_model(load_base(base, runtime), LORA.config(task_type="CAUSAL_LM")),
-        args=DPOConfig(**SETTINGS.arguments(folder, 3, use_cpu=True, order="random"), max_length=None),
+        args=DPOConfig(**SETTINGS.arguments(folder, 3, runtime, order="random"), max_length=None),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
@@ -113,7 +113,7 @@ def reward(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     model = load_base(base, runtime, AutoModelForSequenceClassification, num_labels=1)
     return ResumableRewardTrainer(
         model=get_peft_model(model, LORA.config(task_type="SEQ_CLS", modules_to_save=["score"])),
-        args=RewardConfig(**SETTINGS.arguments(folder, 3, use_cpu=True) | {"max_length": None}),
+        args=RewardConfig(**SETTINGS.arguments(folder, 3, runtime) | {"max_length": None}),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )

@@ -36,7 +36,7 @@ def test_the_loss_is_that_of_bradley_and_terry_less_the_margin_where_it_is_asked
     rows = training_rows(PAIRS, encode_pairs(tokenizer, PAIRS), use_margin)
     trainer = RewardTrainer(
         model=model,
-        args=RewardConfig(**settings.arguments(tmp_path, 17, use_cpu=True), max_length=None),
+        args=RewardConfig(**settings.arguments(tmp_path, 17, runtime), max_length=None),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )

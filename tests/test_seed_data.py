@@ -4,6 +4,7 @@ from itertools import combinations
 
 import pytest
 
+from stages.lib.labelled_texts import LabelledText
 from stages.lib.novelty import rouge_l, words
 from stages.lib.records import EvalPrompt, Instruction, Judgement, PreferencePair, read_rows
 from stages.prepare_data import read_preferences
@@ -45,6 +46,10 @@ def preference_prompts() -> list[str]:
 
 def eval_first_turns() -> list[str]:
     return [row.turns[0] for row in eval_prompts()]
+
+
+def tweets() -> list[str]:
+    return [row.text for split in ("train", "test") for row in read_rows(SEED / f"tweets_{split}.jsonl", LabelledText)]
 
 
 def test_there_are_at_least_200_instructions_in_8_categories() -> None:
@@ -91,7 +96,9 @@ def test_there_are_48_eval_prompts_of_two_turns_six_in_each_of_8_categories() ->
     assert sorted(Counter(row.category for row in rows).values()) == [6] * 8
 
 
-@pytest.mark.parametrize("prompts", [instruction_prompts, judgement_prompts, preference_prompts, eval_first_turns])
+@pytest.mark.parametrize(
+    "prompts", [instruction_prompts, judgement_prompts, preference_prompts, eval_first_turns, tweets]
+)
 def test_no_two_prompts_of_a_file_are_alike(prompts: Callable[[], list[str]]) -> None:
     tokens = [words(prompt) for prompt in prompts()]
     assert [(" ".join(a), " ".join(b)) for a, b in combinations(tokens, 2) if rouge_l(a, b) >= MAX_ROUGE_L] == []

@@ -47,7 +47,7 @@ def sft_trainer(base: Path, runtime: RuntimeSettings, settings: TrainingSettings
     lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", layers_to_transform=None)
     return ResumableSFTTrainer(
         model=get_peft_model(load_base(base, runtime), lora.config(task_type="CAUSAL_LM")),
-        args=SFTConfig(**settings.arguments(scratch, 0, use_cpu=True), max_length=None, completion_only_loss=True),
+        args=SFTConfig(**settings.arguments(scratch, 0, runtime), max_length=None, completion_only_loss=True),
         train_dataset=sft_rows(load_tokenizer(base)),
         processing_class=load_tokenizer(base),
     )

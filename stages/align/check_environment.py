@@ -113,6 +113,20 @@ def check_device() -> Iterator[Finding]:
     yield Finding("device", "ok", f"{device}{cuda}, {cores} cores")
 
 
+def check_quantization() -> Iterator[Finding]:
+    """Tell what runtime.quantization needs, where it is set."""
+    kind = Params.read().values["runtime"].get("quantization")
+    if kind == "none":
+        return
+    try:
+        found = f"{kind} by bitsandbytes {version('bitsandbytes')}"
+    except PackageNotFoundError:
+        yield Finding("quantization", "problem", f"{kind} needs bitsandbytes, which is not installed", (INSTALL,))
+        return
+    slow = "" if environment_here()["device"].startswith("cuda") else ": saves memory and no time on a CPU"
+    yield Finding("quantization", "ok", found + slow)
+
+
 def check_settings() -> Iterator[Finding]:
     """Name the settings with which nobody can promise the same bytes."""
     generation = Params.read().values["generation"]

@@ -7,9 +7,11 @@ from stages.align.check_environment import (
     check_environment,
     check_packages,
     check_python,
+    check_quantization,
     check_settings,
 )
 from stages.align.check_experiment import check_experiment
+from stages.align.check_params import check_params
 from stages.align.check_repository import check_lock_file, check_locks, check_repository
 from stages.align.check_storage import check_cache, check_disk, check_memory, check_unfinished
 from stages.align.findings import Finding
@@ -19,11 +21,13 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_python,
     check_packages,
     check_repository,
+    check_params,
     check_experiment,
     check_locks,
     check_lock_file,
     check_environment,
     check_device,
+    check_quantization,
     check_settings,
     check_disk,
     check_memory,

@@ -82,10 +82,12 @@ def _bfloat16(
     settings: GenerationSettings, runtime: RuntimeSettings, name: str, work: Work | None
 ) -> AbstractContextManager[Generator]:
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if runtime.torch_device.type != "cpu" or runtime.dtype != "float32" or not fast:
+    plain = runtime.dtype == "float32" and runtime.quantization == "none"
+    if runtime.torch_device.type != "cpu" or not plain or not fast:
+        weights = runtime.dtype if runtime.quantization == "none" else runtime.quantization
         raise InputError(
             "params.yaml: generation.backend: bfloat16 is for runtime.dtype float32 on a CPU that multiplies bfloat16 "
-            f"(here: {runtime.dtype} on {runtime.torch_device}{'' if fast else ', which does not'}); set transformers"
+            f"(here: {weights} on {runtime.torch_device}{'' if fast else ', which does not'}); set transformers"
         )
     return _transformers(settings, runtime, name, work, BFloat16Generator)
 

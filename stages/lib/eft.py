@@ -8,49 +8,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import ceil
-from typing import Literal
-
-from pydantic import ConfigDict, Field
 
 from stages.lib.errors import InputError
-from stages.lib.records import Judgement, Row, Text
+from stages.lib.records import Judgement
+from stages.lib.trees import MessageTree, ranked_replies
 
 BEST_SCORE = 5
 GOOD_SCORE = 4  # from here on the rubric calls a response helpful
 OFF_TOPIC = "Answers another question."
-
-
-class ForeignRow(Row):
-    """Base of a row in a format of others: the keys that are used here are strict, all others are let pass."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class TreeReply(ForeignRow):
-    """A reply to a tree's root. The export leaves out keys without a value, or writes them as null."""
-
-    text: str
-    role: Literal["prompter", "assistant"]
-    rank: int | None = Field(default=None, ge=0)
-    deleted: bool | None = None
-
-
-class TreeRoot(ForeignRow):
-    """The prompt that a tree starts with, and the replies to it."""
-
-    text: str
-    role: Literal["prompter"]
-    lang: str | None = None
-    deleted: bool | None = None
-    replies: list[TreeReply] | None = None
-
-
-class MessageTree(ForeignRow):
-    """A conversation tree in OpenAssistant's export format, as far as its first replies."""
-
-    message_tree_id: Text
-    tree_state: str | None = None
-    prompt: TreeRoot
 
 
 def judgements_of_tree(tree: MessageTree, *, language: str | None) -> list[Judgement] | str:
@@ -67,20 +32,9 @@ def judgements_of_tree(tree: MessageTree, *, language: str | None) -> list[Judge
         tree: the tree.
         language: the code that the prompt's language must have, or None for any.
     """
-    root = tree.prompt
-    if root.deleted:
-        return "deleted"
-    if tree.tree_state not in (None, "ready_for_export"):
-        return "not ready for export"  # halted by a moderator, of low grade, or still growing
-    if language is not None and root.lang != language:
-        return "another language"
-    if not root.text.strip():
-        return "blank prompt"
-    ranked = sorted(
-        (reply.rank, reply.text.strip())
-        for reply in root.replies or []
-        if reply.role == "assistant" and reply.rank is not None and not reply.deleted and reply.text.strip()
-    )
+    ranked = ranked_replies(tree, language=language)
+    if isinstance(ranked, str):
+        return ranked
     if len(ranked) < 2:
         return "fewer than two ranked replies"
     if len({text for _, text in ranked}) < len(ranked):
@@ -91,7 +45,7 @@ def judgements_of_tree(tree: MessageTree, *, language: str | None) -> list[Judge
         Judgement(
             question_id=tree.message_tree_id,
             category="ranked",
-            prompt=root.text.strip(),
+            prompt=tree.prompt.text.strip(),
             response=text,
             score=_score_of_position(position, len(ranked)),
             rank=rank,
@@ -119,6 +73,27 @@ def keep_consistent(rows: Sequence[Judgement]) -> tuple[list[Judgement], int]:
     """Return the rows, in order, of the questions whose scores agree with the ranking, and how many do not."""
     wrong = {question for question, own in _by_question(rows).items() if contradicts_ranking(own)}
     return [row for row in rows if row.question_id not in wrong], len(wrong)
+
+
+def first_questions(rows: Sequence[Judgement], limit: int) -> tuple[list[Judgement], int]:
+    """Return the rows of the first questions, whole, that are `limit` rows at most, and how many questions are not.
+
+    Raises:
+        InputError: the first question alone has more rows than that.
+    """
+    taken, total = set(), 0
+    questions = _by_question(rows)
+    for question, own in questions.items():
+        total += len(own)
+        if total > limit:
+            break
+        taken.add(question)
+    if rows and not taken:
+        raise InputError(
+            f"params.yaml: prepare_data.max_judgements: {limit} is less than the {total} rows of the first question; "
+            "raise it"
+        )
+    return [row for row in rows if row.question_id in taken], len(questions) - len(taken)
 
 
 def cap_scores(rows: Sequence[Judgement], max_share: float, seed: int) -> tuple[list[Judgement], int]:

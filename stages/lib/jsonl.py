@@ -1,6 +1,7 @@
 """JSON lines, read strictly: a line that is no JSON object is an error that names it."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import jsonlines
 from stages.lib.errors import InputError
 from stages.lib.files import check_regular, parse_json
 
+# How a line is written: text as it is; a NaN is an error, since no reader agrees on it.
+dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the JSON object of each line of a file, and the line's number; blank lines are ignored."""
@@ -16,11 +20,16 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     check_regular(path, advice)
     try:
         with path.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield number, _parse_line(f"{path}:{number}", line)
+            yield from parse_lines(str(path), stream)
     except OSError as error:
         raise InputError(f"{path}: cannot read ({error.strerror}); {advice}") from None
+
+
+def parse_lines(name: str, lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the JSON object of each line, and the line's number, from 1; `name` is the file's, for messages."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield number, _parse_line(f"{name}:{number}", line)
 
 
 def _loads(line: str | bytes) -> Any:

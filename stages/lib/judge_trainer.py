@@ -13,13 +13,14 @@ from datasets import Dataset
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from stages.lib.batching import common_prefix
 from stages.lib.errors import InputError
 from stages.lib.judging import DIGITS, SCORE_PREFIX, judge_request
 from stages.lib.losses import judge_loss
+from stages.lib.optimizers import adamw
 from stages.lib.records import Judgement
 from stages.lib.tokenization import encode_choices
 from stages.lib.training import Resumable
@@ -92,11 +93,12 @@ class JudgeTrainer(Resumable):
         self.loraplus_lr_ratio = loraplus_lr_ratio
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
-        """Return AdamW with the two rates."""
+        """Return AdamW (`runtime.optim`) with the two rates."""
         if self.optimizer is None:
             assert isinstance(self.model, PeftModel)
+            kind, options = adamw(self.args.optim)
             self.optimizer = create_loraplus_optimizer(
-                self.model, AdamW, lr=self.args.learning_rate, loraplus_lr_ratio=self.loraplus_lr_ratio
+                self.model, kind, lr=self.args.learning_rate, loraplus_lr_ratio=self.loraplus_lr_ratio, **options
             )
         return self.optimizer
 

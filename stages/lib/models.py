@@ -19,6 +19,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from pydantic import Field, model_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.lib.errors import InputError, quoted
@@ -34,6 +35,7 @@ from stages.lib.loading import (
 from stages.lib.onednn import use_onednn
 from stages.lib.params import Params, Settings
 from stages.lib.provenance import environment
+from stages.lib.quantization import quantized, settle
 from stages.lib.runtime import RuntimeSettings
 
 HEAD_KEY = "base_model.model.score.weight"
@@ -74,7 +76,8 @@ def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Raise `InputError` with the param that mends it if a tokenizer cannot be used."""
     if tokenizer.eos_token_id is None:
-        raise InputError(f"{name}: the tokenizer has no EOS token; a model that cannot end its reply is of no use here")
+        advice = 'set base_model.eos_token, for example to "<|endoftext|>"'
+        raise InputError(f"{name}: the tokenizer has no EOS token, without which no reply ends; {advice}")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         found = "is the EOS token" if tokenizer.pad_token_id is not None else "is missing"
         raise InputError(f'{name}: the pad token {found}; set base_model.pad_token, for example to "<|pad|>"')
@@ -91,11 +94,16 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 def load_base(
     base_dir: Path, runtime: RuntimeSettings, auto_class: Any = AutoModelForCausalLM, **kwargs: Any
 ) -> PreTrainedModel:
-    """Load the base model's full weights in `runtime.dtype` onto `runtime.device`, in eval mode."""
+    """Load the base model onto `runtime.device`, in eval mode: in `runtime.dtype`, or packed (`runtime.quantization`).
+
+    On disk its weights are full ones in either case.
+    """
     what = f"{base_dir}: cannot load the model"
-    model = load_weights(base_dir, what, REBUILD, auto_class, dtype=runtime.torch_dtype, **kwargs)
+    packing = quantized(runtime)
+    model = load_weights(base_dir, what, REBUILD, auto_class, dtype=runtime.torch_dtype, **packing, **kwargs)
     nn.Module.to(model, runtime.torch_device)
     use_onednn(model)
+    settle(model)
     model.eval()
     return model
 
@@ -145,6 +153,7 @@ class AdapterStack:
     def __init__(self, base_dir: Path, runtime: RuntimeSettings) -> None:
         self.tokenizer = load_tokenizer(base_dir)
         self.causal_lm = load_base(base_dir, runtime).requires_grad_(False)
+        self.compute_dtype, self.optim = runtime.compute_dtype, runtime.optim
         self.device = self.causal_lm.device
         self.heads = Heads()
         self._adapters: dict[str, bool] = {}  # name -> whether there is an adapter of this name
@@ -250,6 +259,21 @@ class AdapterStack:
             for i, module in enumerate(below):
                 self.layers[i] = module
 
+    @contextmanager
+    def checkpointing(self) -> Iterator[None]:
+        """Let forwards keep only what enters each layer; backwards compute the rest anew, with the adapter then active.
+
+        transformers has it for models in training mode alone, where dropout is on.
+        """
+        plain = list(self.layers)
+        try:
+            for i, module in enumerate(plain):
+                self.layers[i] = _Checkpointed(module)
+            yield
+        finally:
+            for i, module in enumerate(plain):
+                self.layers[i] = module
+
     def save(self, name: str, out_dir: Path) -> None:
         """Write adapter `name` to `out_dir`; see `save_adapter`."""
         assert self._peft is not None
@@ -265,6 +289,18 @@ class _Recorded(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.states
+
+
+class _Checkpointed(nn.Module):
+    """Stands for a layer: the same, but what it computes inside is not kept for the backward pass."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        states: Tensor = checkpoint(self.layer, *args, use_reentrant=False, **kwargs)
+        return states
 
 
 def put_adapter_weights(model: PeftModel, state: dict[str, Tensor], name: str, path: Path) -> None:
@@ -287,6 +323,20 @@ def continue_adapter(model: PreTrainedModel, model_dir: Path) -> PeftModel:
     assert isinstance(adapted, PeftModel)
     put_adapter_weights(adapted, load_adapter_weights(model_dir), "default", model_dir / ADAPTER_FILE)
     return adapted
+
+
+def merged_model(base_dir: Path, model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the base in `dtype`, on the CPU, with the adapter of `model_dir` folded in; it knows of no adapter.
+
+    The products are added in float32 and rounded once. An adapter that was trained over nf4 goes into full weights too:
+    packed ones would be rounded again.
+    """
+    what = f"{base_dir}: cannot load the model"
+    model = load_weights(base_dir, what, REBUILD, AutoModelForCausalLM, dtype=torch.float32)
+    adapted: Any = continue_adapter(model, model_dir)
+    whole: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    whole.eval().requires_grad_(False)
+    return nn.Module.to(whole, dtype)
 
 
 def save_adapter(model: PeftModel, out_dir: Path, name: str = "default") -> None:

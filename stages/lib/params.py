@@ -19,6 +19,7 @@ SECTIONS = (
     "seed",
     "runtime",
     "base_model",
+    "sources",
     "prepare_data",
     "lora",
     "eft",
@@ -34,11 +35,12 @@ SECTIONS = (
     "reward_model",
     "ppo",
     "evaluate",
+    "text",
 )
 # The name of an iteration becomes folders (models/<name>, data/<name>) and part of commands; these are taken there.
 MODEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 SECRET = "secret"  # the type of a validation error whose value must not be shown
-TAKEN_NAMES = ("base", "eval", "metrics", "ppo", "prepared", "reward", "seed", "summary")
+TAKEN_NAMES = ("base", "eval", "metrics", "ppo", "prepared", "reward", "seed", "summary", "text")
 
 
 class Settings(BaseModel):
@@ -117,9 +119,27 @@ class Params:
             known.append(model)
         return dict(chain)
 
+    def source(self, name: str, settings: type[S]) -> S:
+        """Return entry `name` of section `sources` as `settings`."""
+        sources = self.values["sources"]
+        if not isinstance(sources, dict):
+            raise InputError(f"{self.path}: sources: expected {{}} or entries such as `oasst: {{dataset: ...}}`")
+        if not MODEL_NAME.fullmatch(name):
+            raise InputError(
+                f"{self.path}: sources: {quoted(name)} cannot name a source: a file is named after it; take a letter, "
+                "then letters, digits, - or _"
+            )
+        if name not in sources:
+            raise InputError(f"{self.path}: sources.{name}: missing; add it ({', '.join(map(str, sources)) or 'none'})")
+        self.used["sources"] = {name: sources[name]}
+        return self._checked(f"sources.{name}", sources[name], settings)
+
     def section(self, name: str, settings: type[S]) -> S:
         """Return section `name` as `settings`."""
         values = self.used[name] = self.values[name]
+        return self._checked(name, values, settings)
+
+    def _checked(self, name: str, values: Any, settings: type[S]) -> S:
         if not isinstance(values, dict):
             raise InputError(
                 f"{self.path}: {name}: expected keys such as {', '.join(settings.model_fields)}, got {quoted(values)}"

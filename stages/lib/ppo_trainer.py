@@ -12,7 +12,7 @@ states that leave them are kept from the forward that scores the responses, and 
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from stages.lib.advantages import gae, token_rewards, whiten
 from stages.lib.errors import InputError
 from stages.lib.losses import policy_loss, token_entropies, token_logprobs, value_loss
 from stages.lib.models import AdapterStack
+from stages.lib.optimizers import adamw
 from stages.lib.params import MODEL_NAME, Settings
 from stages.lib.rollouts import Batch, Rollout, collate_completions, place
 from stages.lib.runtime import row_seed
@@ -57,6 +58,7 @@ class PPOSettings(Settings):
     gamma: float = Field(ge=0, le=1)
     lam: float = Field(ge=0, le=1)
     max_grad_norm: float = Field(gt=0)
+    gradient_checkpointing: bool
     missing_eos_penalty: float = Field(ge=0)
     missing_eos_score: float | None
     temperature: float = Field(gt=0)
@@ -116,14 +118,14 @@ class PPOTrainer:
         self.value_parameters = [*stack.parameters("value", self.value_layer), self.value_head, self.value_bias]
         for parameter in [*self.policy_parameters, *self.value_parameters]:
             parameter.requires_grad_(True)
+        kind, options = adamw(stack.optim)
+        rates = {"policy": settings.learning_rate, "value": settings.value_learning_rate}
         # eps 1e-5 as in the original implementation.
         self.optimizers = {
-            "policy": torch.optim.AdamW(self.policy_parameters, lr=settings.learning_rate, eps=1e-5, weight_decay=0.0),
-            "value": torch.optim.AdamW(
-                self.value_parameters, lr=settings.value_learning_rate, eps=1e-5, weight_decay=0.0
-            ),
+            name: kind(parameters, lr=rates[name], eps=1e-5, weight_decay=0.0, **options)
+            for name, parameters in self._parameters().items()
         }
-        self.tolerance = SELF_TEST_TOLERANCE[stack.causal_lm.dtype]
+        self.tolerance = SELF_TEST_TOLERANCE[stack.compute_dtype]
         self._prompts = prompts
         self.updates_done = 0
         self.kl_coef = settings.kl_coef
@@ -159,19 +161,26 @@ class PPOTrainer:
             for i, parameter in enumerate(parameters):
                 tensors[f"{name}.{i}"] = parameter
                 for key, value in optimizer.state[parameter].items():
-                    tensors[f"{name}.{i}.{key}"] = value
+                    # The maps of 8-bit states are one for all parameters; safetensors wants tensors that share nothing.
+                    tensors[f"{name}.{i}.{key}"] = value.clone() if key.startswith("qmap") else torch.as_tensor(value)
         return tensors, {"updates_done": self.updates_done, "kl_coef": self.kl_coef}
 
     @torch.no_grad()
     def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` has returned."""
+        moments: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            parameter_name, _, part = key.rpartition(".")
+            moments.setdefault(parameter_name, {})[part] = tensor
         for name, parameters in self._parameters().items():
             optimizer = self.optimizers[name]
             for i, parameter in enumerate(parameters):
                 parameter.copy_(tensors[f"{name}.{i}"])
+                found = moments[f"{name}.{i}"]
+                step = found.pop("step")  # a tensor on the CPU in torch's AdamW, a number in that of bitsandbytes
                 optimizer.state[parameter] = {
-                    key: tensors[f"{name}.{i}.{key}"].to("cpu" if key == "step" else parameter.device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    "step": step if isinstance(optimizer, torch.optim.AdamW) else int(step),
+                    **{part: tensor.to(parameter.device) for part, tensor in found.items()},
                 }
         self.updates_done, self.kl_coef = state["updates_done"], state["kl_coef"]
 
@@ -261,7 +270,8 @@ class PPOTrainer:
     def _backward(self, part: Rollout, tokens: Tensor, check: bool) -> dict[str, float]:
         """Accumulate the gradients of a micro-batch, as its share of a mini-batch of `tokens` response tokens."""
         settings, mask = self.settings, part.response_mask
-        logprobs = self._logprobs("policy", part)
+        with self._checkpointing():
+            logprobs = self._logprobs("policy", part)
         log_ratio = torch.where(mask, logprobs.detach() - part.logprobs, 0.0)
         if check and not (gap := float(log_ratio[mask].abs().mean())) <= self.tolerance:
             raise InputError(
@@ -270,7 +280,9 @@ class PPOTrainer:
             )
         loss = policy_loss(logprobs, part.logprobs, part.advantages, mask, settings.cliprange).sum() / tokens
         loss.backward()
-        error = value_loss(self._values(part), part.values, part.returns, mask, settings.cliprange_value).sum() / tokens
+        with self._checkpointing():
+            values = self._values(part)
+        error = value_loss(values, part.values, part.returns, mask, settings.cliprange_value).sum() / tokens
         error.backward()
         ratio = log_ratio.exp()
         clipped = ((ratio - 1).abs() > settings.cliprange) & mask
@@ -360,6 +372,9 @@ class PPOTrainer:
             ).last_hidden_state[:, -length - 1 : -1]
         values: Tensor = (hidden.float() @ self.value_head.T).squeeze(-1) + self.value_bias
         return values
+
+    def _checkpointing(self) -> AbstractContextManager[None]:
+        return self.stack.checkpointing() if self.settings.gradient_checkpointing else nullcontext()
 
     def _micro_batches(self, batch: Batch, rows: Tensor) -> tuple[Tensor, ...]:
         """Cut `rows` of the batch into micro-batches, those with responses of like lengths together."""

@@ -34,6 +34,7 @@ def environment(runtime: RuntimeSettings) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         **{library: version(library) for library in LIBRARIES},
+        **({"bitsandbytes": version("bitsandbytes")} if runtime.needs_bitsandbytes else {}),
         "device": f"{device.type} ({name})",
         "num_threads": runtime.num_threads,
     }

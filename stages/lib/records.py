@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from stages.lib.errors import InputError, quoted
 from stages.lib.files import replacing
-from stages.lib.jsonl import read_objects
+from stages.lib.jsonl import dumps, read_objects
 
 
 def _not_blank(text: str) -> str:
@@ -225,15 +225,12 @@ def read_numbered_rows(
     return rows
 
 
-_DUMPS = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
-
-
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as JSONL, whole or not at all."""
     with (
         replacing(path) as temporary,
         temporary.open("w", encoding="utf-8") as stream,
-        jsonlines.Writer(stream, dumps=_DUMPS) as writer,
+        jsonlines.Writer(stream, dumps=dumps) as writer,
     ):
         for row in rows:
             writer.write(row.model_dump(mode="json"))

@@ -1,6 +1,7 @@
 """Where and how a stage computes: device, dtype, threads, seeds, quiet logs. Nothing happens at import."""
 
 import hashlib
+import importlib.util
 import logging
 import os
 import re
@@ -19,14 +20,27 @@ class RuntimeSettings(Settings):
 
     device: str
     dtype: Literal["float32", "bfloat16"]
+    quantization: Literal["none", "nf4"]
+    optim: Literal["adamw_torch", "paged_adamw_32bit", "paged_adamw_8bit"]
     num_threads: int = Field(ge=1, le=1024)
     batch_size: int = Field(ge=1)
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype of the base model's weights."""
+        """The dtype of the base model's weights; over nf4 of those that are not packed."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of the base model's products: over nf4 bfloat16 on a GPU. Few CPUs multiply that."""
+        packed = self.quantization == "nf4" and self.torch_device.type == "cuda"
+        return torch.bfloat16 if packed else self.torch_dtype
+
+    @property
+    def needs_bitsandbytes(self) -> bool:
+        """Whether results follow from bitsandbytes too."""
+        return self.quantization != "none" or self.optim.startswith("paged_")
 
     @property
     def torch_device(self) -> torch.device:
@@ -46,7 +60,16 @@ class RuntimeSettings(Settings):
 
 
 def start(runtime: RuntimeSettings, seed: int) -> None:
-    """Seed torch, fix the thread count and silence libraries that log at every start."""
+    """Seed torch, fix the thread count and silence libraries that log at every start.
+
+    Raises:
+        InputError: the settings need bitsandbytes, which is not installed.
+    """
+    if runtime.needs_bitsandbytes and importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(
+            "params.yaml: runtime: quantization nf4 and paged optimizers need bitsandbytes, which is not installed; "
+            "run `pip install -r requirements.txt`, or set none and adamw_torch"
+        )
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     torch.set_num_threads(runtime.num_threads)
@@ -56,6 +79,7 @@ def start(runtime: RuntimeSettings, seed: int) -> None:
     # Deprecations inside the pinned libraries are no news to the user of a stage.
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category)
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")  # they are not paged there
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415 (heavy, and only here)
 
     transformers_logging.set_verbosity_error()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import click
 import torch
 import trl.trainer.utils
-from pydantic import Field
+from pydantic import Field, field_validator
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
@@ -18,8 +18,10 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from stages.lib.errors import InputError
 from stages.lib.files import read_json, sha256, write_csv, write_json
+from stages.lib.optimizers import IN_TRAINERS, adamw
 from stages.lib.params import Settings
 from stages.lib.resume import Pace, Work
+from stages.lib.runtime import RuntimeSettings
 
 # Timings differ between runs and would give every rerun a new hash.
 _UNSTABLE = ("runtime", "per_second", "total_flos")
@@ -37,7 +39,7 @@ class TrainingSettings(Settings):
 
     learning_rate: float = Field(gt=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
-    warmup_ratio: float = Field(ge=0, lt=1)
+    warmup_steps: float = Field(ge=0)  # below 1 a share of all steps
     num_train_epochs: float = Field(gt=0)
     per_device_train_batch_size: int = Field(ge=1)
     gradient_accumulation_steps: int = Field(ge=1)
@@ -45,25 +47,37 @@ class TrainingSettings(Settings):
     max_length: int = Field(ge=1)
     gradient_checkpointing: bool
 
-    def arguments(self, folder: Path, seed: int, use_cpu: bool, order: str = "group_by_length") -> dict[str, Any]:
+    @field_validator("warmup_steps")
+    @classmethod
+    def _whole_steps(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("a share of all steps, below 1, or a whole number of steps")
+        return value
+
+    def arguments(
+        self, folder: Path, seed: int, runtime: RuntimeSettings, order: str = "group_by_length"
+    ) -> dict[str, Any]:
         """Return keyword arguments for `TrainingArguments`; see `drop_too_long` for `max_length`.
 
         Args:
             folder: of checkpoints, one for each trainer.
             seed: of the run.
-            use_cpu: whether it trains there.
+            runtime: where it trains, and with which optimizer.
             order: of the rows, `group_by_length` or `random`.
+
+        Raises:
+            InputError: the optimizer needs bitsandbytes, which does not load.
         """
-        values = self.model_dump(
-            exclude=set(self.model_fields) - set(TrainingSettings.model_fields) | {"max_length", "warmup_ratio"}
-        )
+        adamw(runtime.optim)  # what is missing for it is told before anything trains
+        values = self.model_dump(exclude=set(self.model_fields) - set(TrainingSettings.model_fields) | {"max_length"})
         return values | {
             "output_dir": str(folder),
-            "warmup_steps": self.warmup_ratio,  # a value under 1 is a share of all steps
+            "optim": IN_TRAINERS.get(runtime.optim, runtime.optim),
+            "gradient_checkpointing_kwargs": {"use_reentrant": False},  # no gradient needs to enter the lowest layer
             "train_sampling_strategy": order,
             "remove_unused_columns": False,  # the sampler reads column `length`
             "seed": seed,
-            "use_cpu": use_cpu,
+            "use_cpu": runtime.torch_device.type == "cpu",
             "bf16": False,  # the weights are in runtime.dtype already; adapters stay in float32
             "logging_steps": 1,
             "report_to": "none",
@@ -153,6 +167,12 @@ class Resumable(Trainer):
 
     Its checkpoints hold what it trains, and nothing else of the model.
     """
+
+    def __init__(self, model: Any, **kwargs: Any) -> None:
+        if getattr(model, "is_loaded_in_4bit", False):
+            # TRL would round the adapters of such a model to bfloat16, in which small updates are lost.
+            model.is_loaded_in_4bit = False
+        super().__init__(model=model, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":

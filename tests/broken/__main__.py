@@ -18,6 +18,8 @@ EXAMPLES = {
     "data file": "gzip",
     "params.yaml": "a section twice",
     "parameter": "eft.learning_rate: 'nan'",
+    "source": "not pinned",
+    "instructions in other formats": "no completion",
     "checker": "a score of 6",
     "base model": "a tensor missing",
     "base model as source": "a pickle in place of safetensors",

@@ -1,0 +1,46 @@
+"""Fetch a source of data: an entry of `sources` in params.yaml -> data/sources/NAME.jsonl, its rows as they are.
+
+NAME.json beside it counts them and tells the revision: the hub's commit, or the hash of a file or folder.
+Run with `python -m stages.fetch_data NAME`.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+import click
+import jsonlines
+
+from stages.lib.files import replacing, write_json
+from stages.lib.jsonl import dumps
+from stages.lib.params import Params
+from stages.lib.sources import SourceSettings, find, read
+
+
+@click.command(help=__doc__)
+@click.argument("name")
+@click.option("--data-dir", type=click.Path(path_type=Path), default="data", show_default=True)
+def main(name: str, data_dir: Path) -> None:
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    for library in ("datasets", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # what matters is raised
+    params = Params.read()
+    source = find(name, params.source(name, SourceSettings))
+    columns: dict[str, None] = {}
+    rows = 0
+    out = data_dir / "sources" / f"{name}.jsonl"
+    with (
+        replacing(out) as temporary,
+        temporary.open("w", encoding="utf-8") as stream,
+        jsonlines.Writer(stream, dumps=dumps) as writer,
+    ):
+        for row in read(source):
+            writer.write(row)
+            columns |= dict.fromkeys(row)
+            rows += 1
+    write_json(out.with_suffix(".json"), {"rows": rows, "columns": list(columns), "revision": source.fingerprint})
+    click.echo(f"fetch_data: {rows} rows of {source.settings.dataset} at {source.fingerprint} -> {out}")
+
+
+if __name__ == "__main__":
+    main()
