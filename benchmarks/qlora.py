@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.workspace import ROOT
+from stages.align.export import find_model, load_merged
 from stages.lib.files import replacing
 from stages.lib.instruction_tuning import SFTSettings, encode_instruction, instruction_tune
 from stages.lib.models import (
@@ -25,7 +26,6 @@ from stages.lib.models import (
     copy_tokenizer,
     load_base,
     load_tokenizer,
-    merged_model,
     new_adapter,
     save_adapter,
 )
@@ -119,7 +119,7 @@ def main(workspace: Path, steps: int, held_out: int) -> None:
         "merged, bfloat16": lambda model: model.bfloat16().float(),  # the weights are rounded, the products are not
     }
     for name, rounded in merge.items():
-        measure(name, rounded(merged_model(BASE, workspace / "nf4", torch.float32)))
+        measure(name, rounded(load_merged(find_model(str(workspace / "nf4"), BASE), torch.float32)))
 
     click.echo(f"\n| model | nats a token, {len(test)} held-out rows |\n|---|---|")
     for name, value in measured.items():

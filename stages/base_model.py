@@ -78,9 +78,8 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> tuple[PreTrainedMod
     named = {"eos_token": settings.eos_token, "pad_token": settings.pad_token}
     tokenizer.add_special_tokens({key: token for key, token in named.items() if token is not None})
     if len(tokenizer) > rows:
-        model.resize_token_embeddings(
-            len(tokenizer)
-        )  # new rows are drawn, under the seed, around the mean of the others
+        # The new rows are drawn, under the seed, around the mean of the others.
+        model.resize_token_embeddings(len(tokenizer))
     check_tokenizer(tokenizer, f"params.yaml: base_model.source: {settings.source}")
     # The model must agree with the tokenizer, or generation would pad with, and stop at, other tokens.
     for config in (model.config, model.generation_config):

@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import TrainingArguments
 
+from stages.lib.errors import InputError
 from stages.lib.files import replacing
 from stages.lib.labelled_texts import LabelledText, labels_of
 from stages.lib.locks import hold_devices
@@ -33,6 +34,11 @@ def main(base: Path, data: Path, out: Path, history: Path) -> None:
     params = Params.read()
     runtime = params.section("runtime", RuntimeSettings)
     settings = params.section("text", TextSettings)
+    if runtime.quantization != "none":
+        raise InputError(
+            f"params.yaml: runtime.quantization: {runtime.quantization}: all weights are trained here, and packed ones "
+            "cannot be; set none"
+        )
     start(runtime, params.seed)
     tokenizer = load_tokenizer(base)
     pad_id, eos_id = tokenizer.pad_token_id, tokenizer.eos_token_id

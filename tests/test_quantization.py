@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments
 
+from stages.align.export import find_model, load_merged
 from stages.lib.backends import GenerationSettings, open_generator
 from stages.lib.errors import InputError
-from stages.lib.models import AdapterStack, load_base, load_tokenizer, merged_model
+from stages.lib.models import AdapterStack, load_base, load_tokenizer
 from stages.lib.optimizers import adamw
 from stages.lib.params import Params
 from stages.lib.provenance import environment
@@ -275,9 +276,9 @@ def test_merging_into_full_weights_gives_what_the_adapter_gives_over_them(
     tiny_base: Path, runtime: RuntimeSettings, nf4: RuntimeSettings, make_adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     adapter = make_adapter("first", 1)
-    merged = merged_model(tiny_base, adapter, torch.float32)
+    merged = load_merged(find_model(str(adapter), tiny_base), torch.float32)
     assert not [key for key in merged.state_dict() if "lora" in key]
-    assert merged_model(tiny_base, adapter, torch.bfloat16).dtype == torch.bfloat16
+    assert load_merged(find_model(str(adapter), tiny_base), torch.bfloat16).dtype == torch.bfloat16
     found = {}
     for kind in (runtime, nf4):
         stack = AdapterStack(tiny_base, kind)
@@ -291,7 +292,7 @@ def test_merging_into_full_weights_gives_what_the_adapter_gives_over_them(
     full = unpack_into(load_base(tiny_base, runtime), load_base(tiny_base, nf4))
     full.save_pretrained(tmp_path / "unpacked")
     load_tokenizer(tiny_base).save_pretrained(tmp_path / "unpacked")
-    same = merged_model(tmp_path / "unpacked", adapter, torch.float32)
+    same = load_merged(find_model(str(adapter), tmp_path / "unpacked"), torch.float32)
     torch.testing.assert_close(logits(same), found["nf4"], rtol=1e-4, atol=1e-4)
 
 

@@ -325,20 +325,6 @@ def continue_adapter(model: PreTrainedModel, model_dir: Path) -> PeftModel:
     return adapted
 
 
-def merged_model(base_dir: Path, model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the base in `dtype`, on the CPU, with the adapter of `model_dir` folded in; it knows of no adapter.
-
-    The products are added in float32 and rounded once. An adapter that was trained over nf4 goes into full weights too:
-    packed ones would be rounded again.
-    """
-    what = f"{base_dir}: cannot load the model"
-    model = load_weights(base_dir, what, REBUILD, AutoModelForCausalLM, dtype=torch.float32)
-    adapted: Any = continue_adapter(model, model_dir)
-    whole: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
-    whole.eval().requires_grad_(False)
-    return nn.Module.to(whole, dtype)
-
-
 def save_adapter(model: PeftModel, out_dir: Path, name: str = "default") -> None:
     """Write one adapter in PEFT's layout, byte for byte the same for the same weights.
 
