@@ -108,7 +108,8 @@ def main(clone: Path, log: Path | None, saved: Path | None) -> None:
         _reproduce(clone, log)
     found = _estimate(clone, "--fresh") if saved is None else json.loads(saved.read_text(encoding="utf-8"))
     estimated = {stage["stage"]: stage["seconds"] for stage in found["stages"]}
-    measured = measured_seconds(log.read_text(encoding="utf-8").splitlines())
+    with log.open(encoding="utf-8", newline="\n") as stream:
+        measured = measured_seconds(stream)
     result = compare(estimated, measured)
     click.echo(f"{'stage':24} {'estimated':>10} {'measured':>10} {'ratio':>6}")
     for stage, ratio in result["ratios"].items():

@@ -15,6 +15,8 @@ def stamped(lines: Iterable[str]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    for text in stamped(sys.stdin):
-        sys.stdout.write(text)
-        sys.stdout.flush()
+    # A progress bar ends its lines with a carriage return, of which sys.stdin itself makes no line.
+    with open(sys.stdin.fileno(), encoding="utf-8", errors="replace", closefd=False) as stream:
+        for text in stamped(stream):
+            sys.stdout.write(text)
+            sys.stdout.flush()

@@ -28,7 +28,7 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(source: Path | str, **changes: Any) -> Result:
     """Run the stage with the committed params.yaml, a CPU runtime and changes to section base_model."""
     params = YAML(typ="safe").load(REPOSITORY / "params.yaml")
-    params["runtime"] = {"device": "cpu", "dtype": "float32", "num_threads": 1, "batch_size": 8}
+    params["runtime"] |= {"device": "cpu", "dtype": "float32", "num_threads": 1, "batch_size": 8}
     params["base_model"] |= {"source": str(source)} | changes
     YAML().dump(params, Path("params.yaml"))
     return CliRunner().invoke(main, ["--out", "models/base"])

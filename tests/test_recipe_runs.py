@@ -16,6 +16,7 @@ import torch
 from click.testing import CliRunner
 from datasets import Dataset
 from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     MistralConfig,
@@ -25,8 +26,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from stages.align.dvc_files import DvcFiles
 from stages.align.recipes import Recipe
+from stages.align.targets import stages_of, targets_of
 from tests.conftest import REPOSITORY, build_tiny_source
 
 # All that is changed in a recipe. First where model and rows lie; then sizes ...
@@ -89,6 +90,11 @@ def tiny_gpt(folder: Path) -> None:
     torch.manual_seed(0)
     config = OpenAIGPTConfig(vocab_size=len(wrapped), n_positions=512, n_embd=32, n_layer=2, n_head=4)
     OpenAIGPTLMHeadModel(config).save_pretrained(folder)
+    # Its file on the hub has the inner model's names.
+    tensors = load_file(folder / "model.safetensors")
+    inner = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    assert inner.keys() != tensors.keys()
+    save_file(inner, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def build_tiny_llama(folder: Path) -> None:
@@ -185,24 +191,10 @@ def prepare(values: dict[str, Any]) -> None:
             values[section] |= keys
     with Path("params.yaml").open("w", encoding="utf-8") as stream:
         YAML().dump(values, stream)
-    for graph in [REPOSITORY / "dvc.yaml", *REPOSITORY.glob("*/dvc.yaml")]:
-        copy = Path(graph.relative_to(REPOSITORY))
-        copy.parent.mkdir(exist_ok=True)
-        copy.write_bytes(graph.read_bytes())
     Path("data/seed").mkdir(parents=True)
     for file in (REPOSITORY / "data/seed").glob("*.jsonl"):
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         (Path("data/seed") / file.name).write_text("".join(lines[: SEED_ROWS.get(file.stem)]), encoding="utf-8")
-
-
-def stages_of(command: str) -> list[Any]:
-    """Return what `dvc repro ...` would run in the working directory, each stage after those it depends on."""
-    import_module("dvc.repo").Repo.init(no_scm=True)
-    repo = DvcFiles().repo
-    wanted: list[str | None] = [*command.removeprefix("dvc repro").split()] or [None]
-    targets = [stage for target in wanted for stage in repo.stage.collect(target)]
-    order = import_module("networkx").dfs_postorder_nodes
-    return list(dict.fromkeys(stage for target in targets for stage in order(repo.index.graph, target)))
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
@@ -211,13 +203,14 @@ def test_every_stage_of_a_recipe_runs(path: Path, tmp_path: Path, monkeypatch: p
     prepare(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
 
     ran = set()
-    for stage in stages_of(Recipe.read(path).command):
+    params = YAML(typ="safe").load(Path("params.yaml"))
+    for stage in stages_of(targets_of(Recipe.read(path).command), params, REPOSITORY):
         python, dash_m, module, *arguments = shlex.split(stage.cmd)
         assert (python, dash_m) == ("python", "-m")
         result = CliRunner().invoke(import_module(module).main, arguments)
         assert result.exit_code == 0, f"{stage.cmd}: {result.output}{result.exception!r}"
         for out in stage.outs:
-            assert Path(out.fs_path).exists(), f"{stage.cmd}: {out}"
+            assert Path(out.def_path).exists(), f"{stage.cmd}: {out}"
         ran.add(module.removeprefix("stages."))
 
     assert ran >= STAGES[path.stem]

@@ -5,6 +5,7 @@ The rates are those of the pipeline's own code: oneDNN's layers, the decoding lo
 
 import hashlib
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -40,11 +41,13 @@ STARTS = {
 }
 HEAVY = ("judge", "dpo")  # of them
 FILE_BYTES = 64_000_000
+DVC_STARTS = 3  # light starts that DVC takes for a stage: files hashed, dvc.lock read and written (docs/ESTIMATE.md)
 CONTEXT = 64  # tokens of the measured prompts
+FEW_TOKENS, MANY_TOKENS = 2, 18  # written after one
 
 
 def calibrate(values: Values, model: Model, key: Mapping[str, Any], say: Callable[[str], None]) -> Calibration:
-    """Measure this machine, in about half a minute with a small model."""
+    """Measure this machine, in a minute or two with a small model."""
     runtime = RuntimeSettings(
         device="cpu",
         dtype="float32",
@@ -74,7 +77,7 @@ def calibrate(values: Values, model: Model, key: Mapping[str, Any], say: Callabl
         flops={kind: rate for kind, (_, rate) in lines.items()},
         call_seconds={kind: per_call * scale for kind, (per_call, _) in lines.items()},
         start_seconds=starts,
-        stage_seconds=starts["prepare_data"],
+        stage_seconds=DVC_STARTS * starts["prepare_data"],
         load_rate=load_rate,
         write_rate=write_rate,
         memory=float(psutil.virtual_memory().total),
@@ -151,13 +154,13 @@ def _run(module: str) -> None:
 
 
 def _time(function: Callable[[], object], repeats: int = 1) -> float:
-    """Return the shortest of some runs, in seconds."""
+    """Return the mean seconds of some runs; of more than one the first is left out, as it allocates and packs."""
     found = []
     for _ in range(repeats):
         begun = time.perf_counter()
         function()
         found.append(time.perf_counter() - begun)
-    return min(found)
+    return statistics.fmean(found[1:] or found)
 
 
 def _fitting(model: Model) -> Model:
@@ -175,7 +178,7 @@ def _forward_line(causal_lm: PreTrainedModel, model: Model) -> tuple[float, floa
     def measure(rows: int, length: int) -> tuple[float, float]:
         ids = torch.randint(model.shape.vocab, (rows, length))
         with frozen_linears(causal_lm, torch.float32):
-            seconds = _time(lambda: causal_lm(input_ids=ids, logits_to_keep=1), repeats=2)
+            seconds = _time(lambda: causal_lm(input_ids=ids, logits_to_keep=1), repeats=3)
         return forward("", model, rows, length, rows, positions=1).flops, seconds
 
     return line(measure(1, CONTEXT), measure(8, 2 * CONTEXT))
@@ -185,18 +188,19 @@ def _decode_line(
     causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, model: Model, batch: int
 ) -> tuple[float, float]:
     def measure(rows: int) -> tuple[float, float]:
-        prompts = torch.randint(4, model.shape.vocab, (rows, CONTEXT)).tolist()
+        prompt = torch.randint(4, model.shape.vocab, (CONTEXT,)).tolist()
         generator = TorchGenerator(causal_lm, tokenizer, rows)
 
         def write(tokens: int) -> float:
+            # Samples of one prompt: it is read once, and nearly all of the time is that of the steps.
             sampling = SamplingParams(tokens, 0.7, 0.9)
-            return _time(lambda: generator.generate(prompts, sampling, list(range(rows))))
+            return _time(lambda: generator.generate([prompt], sampling, [0], n=rows), repeats=3)
 
-        write(2)
-        short, long = 2, 10
-        seconds = (write(long) - write(short)) / (long - short)
+        write(1)
+        short, long = write(FEW_TOKENS), write(MANY_TOKENS)
+        seconds = (long - short) / (MANY_TOKENS - FEW_TOKENS) if short < long else long / MANY_TOKENS
         step = decode("", model, rows, CONTEXT, 1, 1, 1, rows)[1]
-        return step.flops, max(seconds, 1e-6)
+        return step.flops, seconds
 
     few = max(1, batch // 8)
     return line(measure(few), measure(max(batch, 2 * few)))
@@ -220,7 +224,7 @@ def _train_line(causal_lm: PreTrainedModel, model: Model) -> tuple[float, float]
             logits.float().log_softmax(-1)[..., 0].mean().backward()
             adapted.zero_grad()
 
-        return train("", adapter, rows, length, rows, positions=keep).flops, _time(step, repeats=2)
+        return train("", adapter, rows, length, rows, positions=keep).flops, _time(step, repeats=3)
 
     return line(measure(1, CONTEXT), measure(4, 2 * CONTEXT))
 

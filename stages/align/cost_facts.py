@@ -1,7 +1,7 @@
 """What a run is about to work on: rows and tokens, from the files that are here and from params where they are not."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -44,6 +44,8 @@ class Facts:
     rubric: float  # tokens of the judge's request without question and response
     data_bytes: int
     notes: list[str]
+    texts: Rows = Rows(0)  # of the plain-text track; whole rows, as prompts
+    held_out_texts: Rows = Rows(0)
 
 
 class Counter:
@@ -67,7 +69,7 @@ class Counter:
         return sum(len(found.ids) for found in encoded) / len(chosen)
 
 
-def gather(values: Values, root: Path, tokenizer: Path | None, fresh: bool) -> Facts:
+def gather(values: Values, root: Path, tokenizer: Path | None, fresh: bool, texts: bool = False) -> Facts:
     """Return the facts of a run with these params in `root`.
 
     Args:
@@ -75,6 +77,7 @@ def gather(values: Values, root: Path, tokenizer: Path | None, fresh: bool) -> F
         root: of the repository.
         tokenizer: a folder with the base's tokenizer, if there is one.
         fresh: count the raw data alone, as if nothing had been built.
+        texts: count those of the plain-text track, too.
     """
     counter, notes = Counter(tokenizer), []
     if not counter.exact:
@@ -85,6 +88,9 @@ def gather(values: Values, root: Path, tokenizer: Path | None, fresh: bool) -> F
         facts = _prepared(root, counter, rubric, notes)
     else:
         facts = _raw(values, root, counter, rubric, notes)
+    if texts:
+        both = (_texts(values, root, key, counter, notes) for key in ("train", "test"))
+        facts = replace(facts, texts=next(both), held_out_texts=next(both))
     return replace(facts, ppo_prompts=_within(values, facts))
 
 
@@ -157,6 +163,24 @@ def _raw(values: Values, root: Path, counter: Counter, rubric: float, notes: lis
     )
 
 
+def _texts(values: Values, root: Path, key: str, counter: Counter, notes: list[str]) -> Rows:
+    """Read the labelled texts that section `text` names, as its template puts them."""
+    path, template = root / values.text(f"text.{key}"), values.text("text.template")
+    if path.is_file():
+        found = [
+            template.replace("{text}", _text(row, "text")).replace("{label_text}", _text(row, "label_text"))
+            for row in _objects(path)
+        ]
+        return Rows(len(found), counter.mean(found) + 1)  # an EOS
+    count = values.source_limit(path.stem)
+    of = f"sources.{path.stem}.limit" if count else f"a guess, set sources.{path.stem}.limit"
+    notes.append(
+        f"text.{key}: no rows to read here yet: {int(count or UNKNOWN_ROWS)} ({of}), taken to be {UNKNOWN_PROMPT:.0f} "
+        "tokens each"
+    )
+    return Rows(int(count or UNKNOWN_ROWS), UNKNOWN_PROMPT)
+
+
 def _within(values: Values, facts: Facts) -> Rows:
     """Return PPO's prompts, which are no longer than it allows."""
     return replace(
@@ -166,8 +190,8 @@ def _within(values: Values, facts: Facts) -> Rows:
 
 
 def _rows(rows: Sequence[dict[str, Any]], counter: Counter, prompt: str, reply: str) -> Rows:
-    pick: Callable[[str], float] = lambda key: counter.mean([_text(row, key) for row in rows]) if key else 0.0  # noqa: E731
-    return Rows(len(rows), pick(prompt), pick(reply))
+    means = [counter.mean([_text(row, key) for row in rows]) if key else 0.0 for key in (prompt, reply)]
+    return Rows(len(rows), *means)
 
 
 def _text(row: dict[str, Any], key: str) -> str:

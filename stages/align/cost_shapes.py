@@ -57,13 +57,13 @@ def find_shape(values: Values, root: Path, config: Path | None = None) -> tuple[
     )
 
 
-def model_of(values: Values, shape: Shape) -> Model:
-    """Return what the params train on a base."""
+def model_of(values: Values, shape: Shape, adapter: bool = True) -> Model:
+    """Return what the params train on a base: an adapter, or all of its weights."""
     quantization = values.get("runtime.quantization", "none")
     dtype = values.get("runtime.dtype")
     if dtype not in ("float32", "bfloat16") or quantization not in ("none", "nf4"):
         raise InputError(f"{values.path}: runtime: expected dtype float32 or bfloat16 and quantization none or nf4")
-    if values.get("lora") is None:
+    if not adapter:
         return Model(shape, dtype, quantization, rank=None)
     layers = values.get("lora.layers_to_transform")
     if layers is not None and not (isinstance(layers, list) and layers and all(type(i) is int for i in layers)):

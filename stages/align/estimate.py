@@ -15,13 +15,15 @@ from stages.align.cost_machines import CARDS, Calibration, detect, gpu, load_cal
 from stages.align.cost_model import Machine, Model, StageCost
 from stages.align.cost_settings import Values
 from stages.align.cost_shapes import base_here, find_shape, model_of
-from stages.align.stage_costs import Plan, stage_costs
+from stages.align.stage_costs import STAGES, Plan, group_of, stage_costs, trains_adapters
+from stages.align.targets import name_of, stages_of
 
-# Hours that the references name for their own scripts: what of ours does the same work, the card, the hours.
+# Hours that the references name for their own scripts: what of ours does the same work, the card, the hours. A run
+# without the stage `of` is another track's, and its `sft` another work.
 PUBLISHED = [
-    ("self-rewarding", ("sft",), "A10", "3-4"),
-    ("self-rewarding", ("generate_responses",), "A10", "11"),
-    ("RLHF", ("reward_model", "ppo"), "A100", "12"),
+    ("self-rewarding", "dpo@m1", ("sft",), "A10", "3-4"),
+    ("self-rewarding", "dpo@m1", ("generate_responses@m1",), "A10", "11"),
+    ("RLHF", "ppo", ("reward_model", "ppo"), "A100", "12"),
 ]
 LARGE = 3e9  # parameters: the published hours are those of 7B models
 
@@ -81,6 +83,7 @@ def estimate(
     values: Values,
     root: Path,
     device: str,
+    targets: Sequence[str] = (),
     *,
     config: Path | None = None,
     fresh: bool = False,
@@ -93,18 +96,23 @@ def estimate(
         values: the params.
         root: of the repository.
         device: one of `DEVICES`.
+        targets: stages, as `dvc repro` takes them, of which all that they need is counted; none: the whole pipeline.
         config: the base's config.json, where it is nowhere else.
         fresh: as if nothing had been built.
         calibrate: measure this machine's CPU, even if it was measured before.
         say: is told what takes a while.
     """
+    names = [name_of(stage) for stage in stages_of(targets, values.tree, root)]
     shape, shape_from = find_shape(values, root, config)
-    model = model_of(values, shape)
-    facts = gather(values, root, base_here(values, root), fresh)
-    stages = stage_costs(Plan(values, facts, model, adapter=model.rank is not None))
+    model = model_of(values, shape, trains_adapters(names))
+    texts = any(name.startswith("text/") for name in names)
+    facts = gather(values, root, base_here(values, root), fresh, texts)
+    stages = stage_costs(Plan(values, facts, model, adapter=model.rank is not None), names)
     name = detect() if device == "auto" else device
     machine = gpu(name, model) if name in CARDS else _cpu(values, model, calibrate, say)
     notes = list(facts.notes)
+    if unknown := [name for name in names if group_of(name) not in STAGES]:
+        notes.append(f"not estimated: {', '.join(unknown)}")
     if values.get("generation.backend") not in ("transformers", "bfloat16"):
         notes.append(f"generation.backend is {values.get('generation.backend')}; times are those of transformers")
     if machine.memory is not None and max(stage.memory for stage in stages) > machine.memory:
@@ -142,17 +150,16 @@ def _processor() -> str:
 def published(found: Estimate) -> list[dict[str, Any]]:
     """Return the references' hours beside this estimate's, where the base is of their size and the card theirs."""
     rows = []
-    for track, names, card, hours in PUBLISHED:
-        if found.model.shape.parameters < LARGE:
+    stages = {stage.name: stage for stage in found.stages}
+    for track, of, names, card, hours in PUBLISHED:
+        if found.model.shape.parameters < LARGE or not {of, *names} <= stages.keys():
             continue
-        chosen = [stage for stage in found.stages if stage.name.partition("@")[0] in names]
-        first = [stage for stage in chosen if stage.name.partition("@")[2] in ("", "m1")]
         rows.append(
             {
-                "work": f"{track}: {' + '.join(stage.name for stage in first)}",
+                "work": f"{track}: {' + '.join(names)}",
                 "published_hours": hours,
                 "published_device": card,
-                "estimated_hours": sum(stage.time(gpu(card, found.model)) for stage in first) / 3600,
+                "estimated_hours": sum(stages[name].time(gpu(card, found.model)) for name in names) / 3600,
             }
         )
     return rows

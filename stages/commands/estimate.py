@@ -10,6 +10,8 @@ from stages.align.cost_machines import DEVICES
 from stages.align.cost_settings import Values
 from stages.align.estimate import estimate as estimate_run
 from stages.align.estimate import remarks, table
+from stages.align.recipes import Recipe
+from stages.align.targets import targets_of
 from stages.lib.errors import printable
 from stages.lib.params import PARAMS_FILE
 
@@ -17,14 +19,16 @@ WIDTH = 120  # where the output is no terminal
 
 
 @click.command()
+@click.argument("targets", nargs=-1)
 @click.option("--device", type=click.Choice(DEVICES, case_sensitive=False), default="auto", show_default=True)
 @click.option("--params", type=click.Path(path_type=Path), default=PARAMS_FILE, show_default=True, help="Or a recipe.")
 @click.option("--set", "changes", metavar="KEY=VALUE", multiple=True, help="Another value, such as ppo.num_updates=20.")
 @click.option("--config", type=click.Path(path_type=Path), help="The base's config.json, where it is not here.")
 @click.option("--fresh", is_flag=True, help="Count the raw data alone, as before a first run.")
-@click.option("--calibrate", is_flag=True, help="Measure this machine's CPU again (half a minute).")
+@click.option("--calibrate", is_flag=True, help="Measure this machine's CPU again (a minute or two).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: seconds, bytes, FLOPs.")
 def estimate(
+    targets: tuple[str, ...],
     device: str,
     params: Path,
     changes: tuple[str, ...],
@@ -35,6 +39,9 @@ def estimate(
 ) -> None:
     """Tell before a run what each stage will take: rows, tokens, FLOPs, memory, disk and time.
 
+    TARGETS are stages, as for `dvc repro`: all that they need is counted. Without any they are those of the command in
+    the file's first lines (`# Run: dvc repro ...`), or the whole pipeline.
+
     `cpu` is this machine, measured once and kept in .align/; a GPU is computed from its data sheet.
     """
     device = "cpu" if calibrate and device == "auto" else device
@@ -42,6 +49,7 @@ def estimate(
         Values.read(params, changes),
         Path(),
         device,
+        targets or targets_of(Recipe.read(params).command),
         config=config,
         fresh=fresh,
         calibrate=calibrate,

@@ -21,7 +21,14 @@ from stages.lib.runtime import RuntimeSettings
 from tests.conftest import REPOSITORY, build_tiny_source
 
 Break = Callable[[], None]  # breaks the workspace that is the working directory
-RUNTIME = {"device": "cpu", "dtype": "float32", "num_threads": 1, "batch_size": 8}
+RUNTIME = {
+    "device": "cpu",
+    "dtype": "float32",
+    "quantization": "none",
+    "optim": "adamw_torch",
+    "num_threads": 1,
+    "batch_size": 8,
+}
 MODELS = ("base", "m0", "m1", "ppo")
 
 
