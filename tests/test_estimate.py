@@ -228,6 +228,11 @@ def test_a_graph_that_dvc_does_not_read_is_one_line(project: Path) -> None:
     assert "DVC makes no graph of these params: unable to read: 'dvc.yaml'" in result.stderr
 
 
+def test_without_a_graph_the_message_tells_where_to_run(project: Path) -> None:
+    Path("dvc.yaml").unlink()
+    assert run("--device", "A10").stderr == "Error: dvc.yaml: no such file; run from the repository's root\n"
+
+
 def test_targets_are_estimated_with_all_that_they_need(project: Path) -> None:
     assert set(by_stage(run_json("--device", "A10", "sft"), "rows")) == {"base_model", "prepare_data", "sft"}
     names = set(by_stage(run_json("--device", "A10", "evaluate"), "rows"))

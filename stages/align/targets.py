@@ -35,8 +35,10 @@ def stages_of(targets: Sequence[str], params: Mapping[str, Any], root: Path) -> 
         root: of the repository, of which the dvc.yaml files are taken.
 
     Raises:
-        InputError: a target is no stage, or DVC makes no graph of the params.
+        InputError: a target is no stage, DVC makes no graph of the params, or there is no dvc.yaml.
     """
+    if not (root / "dvc.yaml").is_file():
+        raise InputError(f"{root / 'dvc.yaml'}: no such file; run from the repository's root")
     # DVC takes longer to import than the commands that do without it take altogether.
     dvc_repo, exceptions = import_module("dvc.repo"), import_module("dvc.exceptions")
     with tempfile.TemporaryDirectory() as folder:
