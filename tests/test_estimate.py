@@ -239,7 +239,7 @@ def test_targets_are_estimated_with_all_that_they_need(project: Path) -> None:
     assert {"evaluate@base", "evaluate@m0", "evaluate@ppo", "ppo"} <= names
     result = run("--device", "A10", "sfd")
     assert result.exit_code == 1
-    assert result.stderr == 'Error: no stage "sfd"; `dvc stage list --all` names them\n'
+    assert result.stderr == "Error: no stage 'sfd'; `dvc stage list --all` names them\n"
 
 
 def test_full_fine_tuning_keeps_each_weight_with_its_gradient_and_moments(project: Path) -> None:

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,9 @@ from stages.lib.files import sha256
 from stages.lib.resume import Checkpoint
 from tests.conftest import REPOSITORY
 
-# Runs the stage in children of one process that has imported it, since imports take longer than the training. A child
-# with a kill gets one function replaced by one that kills it at its n-th call, before or after doing its work.
+# Runs the stage in children of one process that has imported it, since imports take longer than the training: a line
+# of jobs in, an exit code a line out. A child with a kill gets one function replaced by one that kills it at its n-th
+# call, before or after doing its work.
 CHILDREN = """
 import json, os, shutil, signal, sys
 import stages.ppo
@@ -39,7 +40,7 @@ def kill_at(place, count, moment):
 
     setattr(owner, name, fatal)
 
-for number, (folder, kill) in enumerate(json.loads(sys.argv[1])):
+for number, (folder, kill) in (job for line in sys.stdin for job in enumerate(json.loads(line))):
     pid = os.fork()
     if pid == 0:
         os.chdir(folder)
@@ -89,14 +90,32 @@ def workspace(tiny_base: Path, make_adapter: Callable[..., Path], tmp_path: Path
     return folder
 
 
-def run(*jobs: tuple[Path, tuple[str, int, str] | None]) -> list[int]:
-    """Run the stage in each folder in turn, with or without a kill; return the exit codes, negative for a signal."""
-    described = json.dumps([(str(folder), kill) for folder, kill in jobs])
+Run = Callable[..., list[int]]
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """Return a function that runs the stage in each folder in turn, with or without a kill: (folder, kill or None).
+
+    It returns the exit codes, negative for a signal.
+    """
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "ALIGN_CHECKPOINT_SECONDS": "0"}
-    result = subprocess.run(
-        [sys.executable, "-c", CHILDREN, described], env=environment, capture_output=True, text=True, check=True
-    )
-    return [int(line) for line in result.stdout.split()]
+    command = [sys.executable, "-c", CHILDREN]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+
+        def jobs(*described: tuple[Path, tuple[str, int, str] | None]) -> list[int]:
+            stdin.write(json.dumps([(str(folder), kill) for folder, kill in described]) + "\n")
+            stdin.flush()
+            return [int(stdout.readline()) for _ in described]
+
+        yield jobs
+        stdin.close()
+        assert process.wait(60) == 0
 
 
 def outputs(folder: Path) -> tuple[str, str]:
@@ -107,7 +126,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / ".align").rglob("*.safetensors"))
 
 
-def test_a_killed_run_goes_on_from_its_last_update_and_ends_in_the_same_bytes(workspace: Path) -> None:
+def test_a_killed_run_goes_on_from_its_last_update_and_ends_in_the_same_bytes(workspace: Path, run: Run) -> None:
     folders = {name: Path(shutil.copytree(workspace, workspace.parent / f"killed-{i}")) for i, name in enumerate(KILLS)}
     jobs: list[tuple[Path, tuple[str, int, str] | None]] = [(workspace, None)]
     for name, (kill, _) in KILLS.items():
@@ -122,7 +141,7 @@ def test_a_killed_run_goes_on_from_its_last_update_and_ends_in_the_same_bytes(wo
         assert not checkpoints(folders[name])
 
 
-def test_a_run_with_other_params_does_not_see_the_checkpoint(workspace: Path) -> None:
+def test_a_run_with_other_params_does_not_see_the_checkpoint(workspace: Path, run: Run) -> None:
     changed = Path(shutil.copytree(workspace, workspace.parent / "changed"))
     text = (workspace / "params.yaml").read_text(encoding="utf-8")
     (changed / "params.yaml").write_text(text.replace("kl_coef: 0.05", "kl_coef: 0.06"), encoding="utf-8")
@@ -164,7 +183,9 @@ def test_a_damaged_checkpoint_is_left_out_with_a_word(
     assert f"{checkpoint.path}: the checkpoint is damaged" in capsys.readouterr().err
 
 
-def test_a_run_that_finds_a_damaged_checkpoint_starts_anew_and_ends_in_the_same_bytes(workspace: Path) -> None:
+def test_a_run_that_finds_a_damaged_checkpoint_starts_anew_and_ends_in_the_same_bytes(
+    workspace: Path, run: Run
+) -> None:
     plain, killed = (Path(shutil.copytree(workspace, workspace.parent / name)) for name in ("plain", "killed"))
     assert run((plain, None), (killed, ("save", 2, "after"))) == [0, -signal.SIGKILL]
     [checkpoint] = checkpoints(killed)
