@@ -335,6 +335,17 @@ def test_a_row_longer_than_the_models_positions_is_an_error(tiny_base: Path, wor
     assert "text.max_length: 5000" in run(text_sft.main, "--base", str(tiny_base)).stderr
 
 
+def test_packed_weights_are_not_trained_whole(tiny_base: Path, workspace: Callable[..., None]) -> None:
+    succeed(text_data.main)
+    params = Path("params.yaml").read_text(encoding="utf-8")
+    assert "quantization: none" in params
+    Path("params.yaml").write_text(params.replace("quantization: none", "quantization: nf4"), encoding="utf-8")
+    result = run(text_sft.main, "--base", str(tiny_base))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: params.yaml: runtime.quantization: nf4: all weights are trained here")
+    assert not Path("models").exists()
+
+
 def test_the_table_has_each_rows_labels_by_both_models(tiny_base: Path, workspace: Callable[..., None]) -> None:
     succeed(text_data.main)
     succeed(text_evaluate.main, "--base", str(tiny_base), "--model", str(tiny_base))
