@@ -17,7 +17,7 @@ from benchmarks.estimate import compare, measured_seconds
 from stages.align import calibrate as calibration
 from stages.align.cost_facts import gather
 from stages.align.cost_machines import CARDS, Calibration, gpu, load_calibration
-from stages.align.cost_model import Machine, Model, Part, Shape, decode, forward, forward_flops, train
+from stages.align.cost_model import Kind, Machine, Model, Part, Shape, decode, forward, forward_flops, train
 from stages.align.cost_settings import Values
 from stages.align.cost_shapes import KNOWN, find_shape, model_of
 from stages.align.estimate import count, duration, estimate
@@ -342,9 +342,9 @@ def test_a_fresh_clone_is_split_as_prepare_data_splits_it(project: Path) -> None
 
 
 def made(key: dict[str, Any]) -> Calibration:
-    rates = {"forward": 1e11, "decode": 5e10, "train": 8e10}
-    calls = {"forward": 0.1, "decode": 0.05, "train": 0.2}
-    return Calibration(key, rates, calls, {"default": 9.0, "prepare_data": 1.0}, 1.0, 1e9, 1e8, 1e12)  # type: ignore[arg-type]
+    rates: dict[Kind, float] = {"forward": 1e11, "decode": 5e10, "train": 8e10}
+    calls: dict[Kind, float] = {"forward": 0.1, "decode": 0.05, "train": 0.2}
+    return Calibration(key, rates, calls, {"default": 9.0, "prepare_data": 1.0}, 1.0, 1e9, 1e8, 1e12)
 
 
 def test_a_calibration_is_measured_once_and_again_where_the_base_is_another(
