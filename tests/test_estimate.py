@@ -304,8 +304,7 @@ def test_nf4_lowers_the_memory_of_every_model_stage(project: Path) -> None:
         values = Values(params, Path("params.yaml"))
         facts = gather(values, Path(), None, fresh=True)
         memory[quantization] = {
-            stage.name: stage.memory
-            for stage in stage_costs(Plan(values, facts, model_of(values, shape), adapter=True), names)
+            stage.name: stage.memory for stage in stage_costs(Plan(values, facts, model_of(values, shape)), names)
         }
     for name in names:
         assert memory["none"][name] - memory["nf4"][name] > 15e9  # float32 to half a byte

@@ -107,7 +107,7 @@ def estimate(
     model = model_of(values, shape, trains_adapters(names))
     texts = any(name.startswith("text/") for name in names)
     facts = gather(values, root, base_here(values, root), fresh, texts)
-    stages = stage_costs(Plan(values, facts, model, adapter=model.rank is not None), names)
+    stages = stage_costs(Plan(values, facts, model), names)
     name = detect() if device == "auto" else device
     machine = gpu(name, model) if name in CARDS else _cpu(values, model, calibrate, say)
     notes = list(facts.notes)

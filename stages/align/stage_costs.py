@@ -41,7 +41,6 @@ class Plan:
     values: Values
     facts: Facts
     model: Model
-    adapter: bool
 
     @property
     def batch(self) -> int:
@@ -51,7 +50,7 @@ class Plan:
     @property
     def model_disk(self) -> float:
         """Bytes of a trained model's folder."""
-        if self.adapter:
+        if self.model.rank is not None:
             return self.model.trained_parameters * 4 + TOKENIZER_BYTES
         return self.model.shape.parameters * self.model.width + TOKENIZER_BYTES
 
@@ -299,7 +298,7 @@ def _evaluate(plan: Plan, name: str) -> StageCost:
     rows = judged.count + facts.held_out_questions
     parts += _judging(plan, "as a judge", rows, judged.prompt + judged.reply)
     seconds = (count + rows) * JUDGED_ROW_SECONDS
-    resident = 3 * plan.model_disk if plan.adapter else 0.0
+    resident = 3 * plan.model_disk
     return plan.cost(name, parts, count + rows, REPORT_BYTES, seconds=seconds, resident=resident)
 
 
