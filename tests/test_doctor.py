@@ -78,6 +78,7 @@ def slow_project(finished_project: Project, tmp_path_factory: pytest.TempPathFac
     project.replace("dvc.yaml", "cmd: sleep ${wait} &&", "cmd: touch started && sleep ${wait} &&")
     project.write(".gitignore", "started\n")
     project.write("wait.yaml", "wait: 600\n")
+    project.write("gone.txt", "gone\n")
     project.commit("slow")
     return project
 
@@ -285,6 +286,37 @@ def test_a_hard_link_lock_of_a_killed_dvc_is_mended(project: Project) -> None:
     project.run("dvc repro -q")
 
 
+@pytest.mark.parametrize(
+    ("lock", "stopped"),
+    [
+        (".git/index.lock", "git add -A"),
+        (".git/HEAD.lock", "git checkout -q --detach"),
+        (".git/refs/exps/stash.lock", "dvc exp run -q -S dpo.beta=0.2"),
+    ],
+)
+def test_a_lock_of_git_that_was_left_is_mended(project: Project, lock: str, stopped: str) -> None:
+    project.write(lock, "")
+    project.write("notes.txt", "my notes\n")
+    assert project.run(stopped, check=False).returncode != 0
+
+    finding = only("locks")
+    assert finding["status"] == "problem"
+    assert commands(finding) == [f"rm {lock}"]
+    project.run(f"rm {lock}")
+    project.run(stopped)
+    assert only("locks")["status"] == "ok"
+
+
+def test_a_lock_of_a_git_that_runs_is_no_problem(project: Project) -> None:
+    project.write("staged.txt", "staged\n")
+    project.run("git add staged.txt")
+    with running(project, "git -c core.editor='touch started && sleep 600 #' commit -a") as process:
+        wait_for(stage_runs(project))
+        finding = only("locks")
+        assert (finding["status"], finding["mend"]) == ("differs", [])
+        assert finding["what"] == f".git/index.lock is held, as it seems by PID {process.pid}"
+
+
 def kill_experiment(project: Project, ready: Callable[[], bool]) -> str:
     """Make edits (unstaged, staged, a new file in the index, an untracked one) and kill `dvc exp run` when `ready`.
 
@@ -302,18 +334,22 @@ def kill_experiment(project: Project, ready: Callable[[], bool]) -> str:
 
 
 def check_way_back(project: Project, params: str) -> None:
-    finding = only("experiment")
-    assert finding["status"] == "problem"
-    assert commands(finding)[-1] == "dvc checkout"
-    for step in finding["mend"]:
+    """Do what the report says, from top to bottom; then all edits are there, and the same command runs."""
+    problems = [finding for finding in examine() if finding["status"] == "problem"]
+    assert {finding["check"] for finding in problems} <= {"locks", "experiment", "repository"}  # without params.yaml
+    for step in (step for finding in problems for step in finding["mend"]):
         project.run(re.findall("`([^`]+)`", step)[0])
 
     assert project.run("git symbolic-ref --short HEAD").stdout == "main\n"
+    assert project.run("git stash list").stdout == ""
     assert project.read("params.yaml") == params
     assert project.read("notes.txt") == "my notes\n"
     assert project.read("staged.txt") == "staged\n"
     assert project.read("untracked.txt") == "untracked\n"
-    assert only("experiment")["status"] == "ok"
+    assert only("experiment")["status"] == only("locks")["status"] == "ok"
+    project.write("wait.yaml", "wait: 0\n")
+    project.run("dvc exp run -q -n again -S dpo.max_length=77")
+    assert project.run("dvc exp list --name-only").stdout == "again\n"
 
 
 def test_an_experiment_killed_in_a_stage_is_recovered_with_all_edits(slow: Project) -> None:
@@ -321,24 +357,42 @@ def test_an_experiment_killed_in_a_stage_is_recovered_with_all_edits(slow: Proje
     assert slow.run("git symbolic-ref -q HEAD", check=False).returncode == 1
     assert "max_length: 77" in slow.read("params.yaml")
 
+    assert commands(only("experiment"))[-1] == "dvc checkout"
     check_way_back(slow, params)
-    slow.write("wait.yaml", "wait: 0\n")
-    slow.run("dvc exp run -q -S dpo.max_length=78")
 
 
 def test_an_experiment_killed_while_it_stashed_is_recovered_with_all_edits(slow: Project) -> None:
     overridden = "max_length: 77"
-    params = kill_experiment(slow, lambda: overridden in slow.read("params.yaml"))
-    assert slow.run("git stash list").stdout
+    # It may have taken a lock by then, or be past the stash.
+    check_way_back(slow, kill_experiment(slow, lambda: overridden in slow.read("params.yaml")))
+
+
+@pytest.mark.parametrize(
+    "undo", ["git reset -q --hard", "git checkout -q HEAD -- params.yaml gone.txt", "rm notes.txt", "rm params.yaml"]
+)
+def test_an_experiment_killed_between_its_two_stashes_is_recovered_with_all_edits(slow: Project, undo: str) -> None:
+    (slow.path / "gone.txt").unlink()
+    params = kill_experiment(slow, stage_runs(slow))
+    # A moment earlier it is in this state: only EXEC_MERGE has the edits, of all files or of some.
+    slow.run(f"git checkout -q main && git reset -q && rm staged.txt && {undo}")
 
     check_way_back(slow, params)
+    assert not (slow.path / "gone.txt").exists()
 
 
-def test_an_experiment_killed_between_its_two_stashes_is_recovered_with_all_edits(slow: Project) -> None:
+@pytest.mark.parametrize("popped", ["", ".", "notes.txt"])
+def test_an_experiment_killed_on_its_way_back_to_the_branch_is_not_run_by_the_next(slow: Project, popped: str) -> None:
     params = kill_experiment(slow, stage_runs(slow))
-    # A moment earlier it is in this state: only EXEC_MERGE has the edits.
-    slow.run("git reset -q --hard && git checkout -q main && rm -f staged.txt")
-    assert slow.read("notes.txt") == "notes\n"
+    # A moment earlier: its own stash is not at EXEC_MERGE yet, git's has the edits, and so has the tree, in part.
+    own = slow.run("git rev-parse refs/exps/exec/EXEC_MERGE").stdout
+    commits = slow.run("git fsck --no-reflogs --unreachable | grep commit | cut -d' ' -f3").stdout.split()
+    (edits,) = [edit for edit in commits if slow.run(f"git log -1 --format=%s {edit}").stdout.startswith("WIP on main")]
+    slow.run("git reset -q --hard && rm -f staged.txt && git symbolic-ref -m 'dvc: Restore HEAD' HEAD refs/heads/main")
+    slow.run(f"git update-ref --create-reflog refs/exps/stash {own}")
+    slow.run("git update-ref -d refs/exps/exec/EXEC_MERGE && git update-ref -d refs/exps/exec/EXEC_BASELINE")
+    slow.run(f"git stash store {edits}")
+    if popped:
+        slow.run(f"git restore --source={edits} -- {popped}")
 
     check_way_back(slow, params)
 

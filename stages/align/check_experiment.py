@@ -1,18 +1,23 @@
 """Check of `align doctor`: what a killed `dvc exp run` leaves behind, and the way back that loses no uncommitted edit.
 
 `dvc exp run` puts the uncommitted edits into git's stash, detaches HEAD, applies the edits and the `-S` overrides,
-makes a stash of both at EXEC_MERGE, drops the first stash and runs the stages on a detached HEAD. When it is killed
-decides what is left:
+makes a stash of both at refs/exps/stash, goes back to the branch and takes the edits out of git's stash. Then it moves
+its own stash to EXEC_MERGE and runs the stages on a detached HEAD. When it is killed decides what is left:
 
 - early: HEAD detached, the edits in refs/stash, the tree clean or with edits and overrides;
-- for a moment between: the tree clean, the edits in EXEC_MERGE alone;
+- for a moment, back on the branch: the edits in refs/stash or in the tree;
+- for another: all edits or those of some files in EXEC_MERGE alone;
 - in the stages, where all the time goes: HEAD detached, edits and overrides in the tree.
+
+A stash that is left at refs/exps/stash would be run too, by the next `dvc exp run`.
 """
 
 import json
 import re
+import shlex
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -25,9 +30,10 @@ from stages.align.revisions import git
 from stages.lib.params import PARAMS_FILE
 
 EXEC = "refs/exps/exec"
-MARKS = (f"{EXEC}/EXEC_BASELINE", f"{EXEC}/EXEC_MERGE")  # EXEC_HEAD stays after a run that ended well
-MERGE = MARKS[1]
-STASH_SECONDS = 60  # from the stash of the edits to EXEC_MERGE; a second or two
+MERGE = f"{EXEC}/EXEC_MERGE"
+OWN_STASH = "refs/exps/stash"
+MARKS = (f"{EXEC}/EXEC_BASELINE", MERGE, OWN_STASH)  # EXEC_HEAD stays after a run that ended well
+STASH_SECONDS = 60  # from the stash of the edits to the detached HEAD, or to EXEC_MERGE; a second or two
 KEPT_SECONDS = 13 * 86400  # git keeps what nothing points to for two weeks at least
 
 
@@ -42,7 +48,7 @@ def check_experiment() -> Iterator[Finding]:
     detached = git("symbolic-ref", "-q", "HEAD") is None
     marks = [mark for mark in MARKS if git("rev-parse", "-q", "--verify", mark)]
     dirty = bool(git("status", "--porcelain", "-uno"))
-    stashed = git("rev-parse", "-q", "--verify", "refs/stash^1") == head
+    stashed = _stashed(head)
     # DVC detaches at a full hash, which people seldom type; a build server does, with a clean tree and no stash.
     by_dvc = re.search(r"checkout: moving from \S+ to [0-9a-f]{40}$", git("reflog", "-1", "--format=%gs") or "")
     if marks or (detached and by_dvc and (dirty or stashed)):
@@ -55,8 +61,23 @@ def check_experiment() -> Iterator[Finding]:
         yield Finding("experiment", "ok", "none was killed here")
 
 
+def _stashed(head: str) -> bool:
+    """Tell whether the last stash was made by DVC: of HEAD's commit, and just before HEAD was detached."""
+    if git("rev-parse", "-q", "--verify", "refs/stash^1") != head:
+        return False
+    made = int(git("log", "-1", "--format=%ct", "refs/stash") or 0)
+    moves = re.findall(r"\{(\d+)\}", git("reflog", "-2", "--date=unix", "--format=%gd") or "")  # detached, and back
+    return any(0 <= int(move) - made <= STASH_SECONDS for move in moves)
+
+
 def _way_back(head: str, detached: bool, marks: list[str], dirty: bool, stashed: bool) -> Iterator[str]:
-    if detached and stashed and MERGE not in marks:
+    if not detached and MERGE not in marks:
+        if stashed and not dirty:
+            yield "`git stash pop --index` (your edits, as they were before the run)"
+        elif stashed:
+            yield from _restore("stash@{0}", _lost(head, "refs/stash"))
+            yield "`git stash drop` once you have seen that nothing is missing: DVC had put your edits there"
+    elif stashed and MERGE not in marks:
         if dirty:
             yield "`git stash push -m 'edits and overrides of the killed run'`"
         yield f"`git checkout {_branch(head)}`"
@@ -67,18 +88,39 @@ def _way_back(head: str, detached: bool, marks: list[str], dirty: bool, stashed:
         if detached:
             yield f"`git checkout {_branch(head)}` (without -f: it keeps the uncommitted edits)"
         source = _edits_before(head) if MERGE in marks else None
-        lost = not dirty and MERGE in marks and not _same((head, MERGE), ".", ":!.dvc/tmp")
-        if lost:
-            yield f"`git restore --source={source or MERGE} -- . ':!.dvc/tmp'` (your edits are there alone)"
-        elif source is not None and not _same((source,), str(PARAMS_FILE)):
+        lost = _lost(head, source or MERGE) if MERGE in marks else []
+        yield from _restore(source or MERGE, lost)
+        params_lost = str(PARAMS_FILE) in lost
+        if source is not None and not params_lost and not _same((source,), str(PARAMS_FILE)):
             restore = f"git restore --staged {PARAMS_FILE} && git restore --source={source} {PARAMS_FILE}"
             yield f"`{restore}` (as it was before -S, with your edits)"
-        overrides = _changes(head, git("show", f"{MERGE}:./{PARAMS_FILE}") if lost else None)
+        overrides = _changes(head, git("show", f"{MERGE}:./{PARAMS_FILE}") if params_lost else None)
         if source is None and overrides:
             yield f"set back in {PARAMS_FILE} what came from -S, of what has changed there: {overrides}"
     for mark in marks:
         yield f"`git update-ref -d {mark}`"
     yield "`dvc checkout`"
+
+
+def _restore(source: str, names: list[str]) -> Iterator[str]:
+    if names:
+        yield f"`git restore --source={source} -- {' '.join(map(shlex.quote, names))}` (your edits are there alone)"
+
+
+def _lost(head: str, source: str) -> list[str]:
+    """Return the files whose edits in `source` a checkout has taken from the tree: absent, or as in HEAD again."""
+
+    def differing(*arguments: str) -> set[str]:
+        names = git("diff", "--name-only", "--no-renames", "-z", *arguments, "--", ".", ":!.dvc/tmp") or ""
+        return set(names.split("\0")) - {""}
+
+    added, deleted = (differing(f"--diff-filter={kind}", head, source) for kind in "AD")
+    here = differing(head)
+    return sorted(
+        name
+        for name in differing(head, source)
+        if (name not in deleted and not Path(name).exists()) or (name not in added and name not in here)
+    )
 
 
 def _same(commits: tuple[str, ...], *paths: str) -> bool:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,10 @@ def check_repository() -> Iterator[Finding]:
 
 
 def check_locks() -> Iterator[Finding]:
-    """Tell whether DVC runs, and whether a killed one left a lock that stops the next."""
+    """Tell whether DVC runs, and whether a killed DVC or git left a lock that stops the next."""
     if not LOCK.parent.is_dir():
         return
-    found = [*_repository_lock(), *(finding for path in RWLOCKS for finding in _rwlock(path))]
+    found = [*_repository_lock(), *(finding for path in RWLOCKS for finding in _rwlock(path)), *_git_locks()]
     running = running_dvc()
     if running:
         what = f"DVC is running ({'; '.join(f'PID {pid}: {command}' for pid, command in running.items())})"
@@ -105,6 +106,31 @@ def _rwlock(path: Path) -> list[Finding]:
         return []
     what = f"{path} names {', '.join(map(str, others))} as DVC, which is another program by now"
     return [Finding("locks", "problem", what, (f"`rm {path}`",))]
+
+
+def _git_locks() -> list[Finding]:
+    """Look for git's locks, also those that DVC takes of the index, a ref or an object; no PID is in them."""
+    folder = git("rev-parse", "--git-common-dir")
+    locks = sorted(Path(folder).rglob("*.lock")) if folder else []
+    if not locks:
+        return []
+    names = " ".join(map(shlex.quote, map(str, locks)))
+    at_work = [f"PID {pid}" for pid in _at_work()]
+    if at_work:
+        return [Finding("locks", "differs", f"{names} is held, as it seems by {', '.join(at_work)}")]
+    what = f"{names} was left by a killed DVC or git, and stops the next that would write there"
+    return [Finding("locks", "problem", what, (f"`rm {names}`",))]
+
+
+def _at_work() -> list[int]:
+    """Return the PID of each live git and DVC in this repository, of which DVC names its own late."""
+    found = []
+    for process in psutil.process_iter(["pid", "name", "cwd"]):
+        place = process.info["cwd"]  # None where the process may not be looked into
+        here = place is not None and Path(place).is_relative_to(Path.cwd())
+        if here and (process.info["name"] == "git" or _is_dvc(process.info["pid"])):
+            found.append(process.info["pid"])
+    return found
 
 
 def _owners(path: Path) -> dict[int, str] | None:

@@ -22,9 +22,9 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_packages,
     check_repository,
     check_params,
-    check_experiment,
-    check_locks,
+    check_locks,  # before what is to be mended with git, which a lock stops
     check_lock_file,
+    check_experiment,
     check_environment,
     check_device,
     check_quantization,
