@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from datasets import Dataset
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     MistralConfig,
     MistralForCausalLM,
@@ -29,6 +29,7 @@ from transformers import (
 from stages.align.recipes import Recipe
 from stages.align.targets import stages_of, targets_of
 from tests.conftest import REPOSITORY, build_tiny_source
+from tests.gpt import SUFFIX, UNKNOWN, gpt_bpe
 
 # All that is changed in a recipe. First where model and rows lie; then sizes ...
 SIZES: dict[str, dict[str, Any]] = {
@@ -77,15 +78,12 @@ def tiny_mistral(folder: Path) -> None:
 
 def tiny_gpt(folder: Path) -> None:
     """Write a GPT of 2018 with a tokenizer like its own: lower case, ends of words marked, no EOS and no pad token."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False
-    )
-    tokenizer.train_from_iterator([row["text"] + " sentiment : " + row["label_text"] for row in TWEETS], trainer)
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    tokenizer.decoder = decoders.BPEDecoder(suffix=SUFFIX)
+    tokenizer.model = gpt_bpe(tokenizer, [row["text"] + " sentiment : " + row["label_text"] for row in TWEETS])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN)
     wrapped.save_pretrained(folder)
     torch.manual_seed(0)
     config = OpenAIGPTConfig(vocab_size=len(wrapped), n_positions=512, n_embd=32, n_layer=2, n_head=4)
