@@ -313,7 +313,7 @@ def test_a_lock_of_a_git_that_runs_is_no_problem(project: Project) -> None:
         wait_for(stage_runs(project))
         finding = only("locks")
         assert (finding["status"], finding["mend"]) == ("differs", [])
-        assert finding["what"] == f".git/index.lock is held, as it seems by PID {process.pid}"
+        assert finding["what"] == f".git/index.lock is held, it seems by PID {process.pid}"
 
 
 def kill_experiment(project: Project, ready: Callable[[], bool]) -> str:

@@ -117,7 +117,7 @@ def _git_locks() -> list[Finding]:
     names = " ".join(map(shlex.quote, map(str, locks)))
     at_work = [f"PID {pid}" for pid in _at_work()]
     if at_work:
-        return [Finding("locks", "differs", f"{names} is held, as it seems by {', '.join(at_work)}")]
+        return [Finding("locks", "differs", f"{names} is held, it seems by {', '.join(at_work)}")]
     what = f"{names} was left by a killed DVC or git, and stops the next that would write there"
     return [Finding("locks", "problem", what, (f"`rm {names}`",))]
 
