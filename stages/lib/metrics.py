@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from scipy import stats
+import scipy  # its submodules load at first use: `stats` takes most of a second, and most stages need none of it
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -33,7 +33,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Return Spearman's rank correlation, or None where one side is constant (or has fewer than two values)."""
     if len(set(x)) < 2 or len(set(y)) < 2:
         return None
-    return float(stats.spearmanr(x, y).statistic)
+    return float(scipy.stats.spearmanr(x, y).statistic)
 
 
 def wilson_interval(successes: float, total: int, z: float = 1.959964) -> tuple[float, float] | None:
@@ -120,7 +120,7 @@ def agreement(
         ours, theirs = zip(*members, strict=True)
         if len(set(theirs)) > 1:
             rank_correlations.append(spearman(ours, theirs) or 0.0)
-            kendalls.append(0.0 if len(set(ours)) == 1 else float(stats.kendalltau(ours, theirs).statistic))
+            kendalls.append(0.0 if len(set(ours)) == 1 else float(scipy.stats.kendalltau(ours, theirs).statistic))
     pairs = [outcome for group in outcomes for outcome in group]
     highest: dict[str, int] = {}
     for h, g in zip(human, groups, strict=True):
