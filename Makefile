@@ -41,7 +41,7 @@ test-remotes: $(VENV)/.remotes  ## push to real servers (SSH, S3, WebDAV) that a
 	@for server in sshd apache2; do \
 	  PATH="$$PATH:/usr/sbin" command -v $$server >/dev/null || { \
 	    echo "$$server not found: apt-get install --no-install-recommends openssh-server apache2"; exit 1; }; done
-	REMOTES_REPORT=$(VENV)/remotes.md python -m pytest -m remotes tests/test_remotes.py
+	REMOTES_REPORT=$(VENV)/remotes.md python -m pytest -m remotes tests/servers/test_remotes.py
 	@cat $(VENV)/remotes.md
 
 $(VENV)/.remotes: $(VENV)/.dev requirements-remotes.txt

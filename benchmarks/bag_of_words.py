@@ -11,9 +11,9 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.lib.metrics import agreement
-from stages.lib.novelty import words
-from stages.lib.records import Judgement, read_rows
+from align.core.rows import Judgement, read_rows
+from align.loop.novelty import words
+from align.report.statistics import agreement
 from stages.prepare_data import conversation_key, read_preferences
 
 FOLDS = 10

@@ -2,7 +2,7 @@
 
 The stages of the loop run in folder WORKSPACE (made here, what is there already is not made again): SFT on sentences of
 the seed data and the words taken out of them, then iterations in which the model writes new word lists, answers each
-several times, `stages.lib.checkers:sentence_with_words` scores the answers, and DPO learns from the best against the
+several times, `align.judge.checkers:sentence_with_words` scores the answers, and DPO learns from the best against the
 worst. Measured on held-out word lists, greedily: the mean score, and the share of answers that hold every word. The
 last line is one JSON object. Run after `dvc repro`.
 """
@@ -16,11 +16,11 @@ from typing import Any
 
 import click
 
+from align.core.files import read_json
+from align.core.rows import Answer, EvalPrompt, Instruction, read_rows, write_rows
+from align.judge.checkers import sentence_with_words
+from align.report.statistics import bootstrap_interval, mean, wilson_interval
 from benchmarks.workspace import link, project_params, run, write_params
-from stages.lib.checkers import sentence_with_words
-from stages.lib.files import read_json
-from stages.lib.metrics import bootstrap_interval, mean, wilson_interval
-from stages.lib.records import Answer, EvalPrompt, Instruction, read_rows, write_rows
 
 NUM_WORDS = 3
 MIN_LENGTH, MAX_LENGTH = 5, 20  # words of a sentence
@@ -39,7 +39,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "max_rouge_l": 1.0,  # two lists in the same frame are two prompts
     },
     "generate_responses": {"num_responses": 8, "max_new_tokens": 40},
-    "judge": {"mode": "checker", "checker": "stages.lib.checkers:sentence_with_words"},
+    "judge": {"mode": "checker", "checker": "align.judge.checkers:sentence_with_words"},
     "gates": {"max_mode_share": 1.0, "max_failure_rate": 0.6, "min_pair_yield": 0.2},
     "build_preferences": {"accept_score": 5.0, "min_margin": 1.0},
     "evaluate": {"max_new_tokens": 40},

@@ -150,7 +150,7 @@ def main(workspace: Path, preferences: Path, rows: int, rounds: int) -> None:
     for number in (1000, rows):
         a, b = map(str, write_sides(workspace / str(number), real, number))
         programs = {
-            "align": [sys.executable, "-m", "stages.cli", "diff", a, b, "--format", "json"],
+            "align": [sys.executable, "-m", "align.cli.main", "diff", a, b, "--format", "json"],
             "pandas": [sys.executable, "-c", PANDAS, a, b],
             "oxen": [str(oxen), "-c", OXEN_DIFF, a, b],
         }

@@ -65,7 +65,7 @@ def compare(estimated: Mapping[str, float], measured: Mapping[str, float]) -> di
 
 def _estimate(clone: Path, *options: str) -> dict[str, Any]:
     python = clone / ".venv/bin/python"
-    command = [str(python.absolute()), "-m", "stages.cli", "estimate", "--device", "cpu", "--json", *options]
+    command = [str(python.absolute()), "-m", "align.cli.main", "estimate", "--device", "cpu", "--json", *options]
     done = subprocess.run(command, cwd=clone, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -59,7 +59,7 @@ def chat_texts(workspace: Path, model: str, prompts: list[str], new_tokens: int,
     """Return the replies of `align chat`, each prompt a conversation of its own."""
     files = [folder / f"chat-{i}.json" for i in range(len(prompts))]
     lines = [f"{prompt}\n/save {file}\n/reset\n" for prompt, file in zip(prompts, files, strict=True)]
-    command = [sys.executable, "-m", "stages.cli", "chat", model, "--max-new-tokens", str(new_tokens)]
+    command = [sys.executable, "-m", "align.cli.main", "chat", model, "--max-new-tokens", str(new_tokens)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run(command, cwd=workspace, env=environment, input="".join(lines), text=True, check=True)
     saved = [json.loads(file.read_text(encoding="utf-8"))["conversations"] for file in files]
@@ -82,7 +82,7 @@ def main(workspace: Path, model: str, count: int, new_tokens: int, environment: 
         folder = Path(scratch)
         python = make_environment(environment or folder / "venv").absolute()
         exported = folder / "exported"
-        command = [sys.executable, "-m", "stages.cli", "export", model, "--to", str(exported), "--dtype", "float32"]
+        command = [sys.executable, "-m", "align.cli.main", "export", model, "--to", str(exported), "--dtype", "float32"]
         subprocess.run(command, cwd=workspace, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
         ours = chat_texts(workspace, model, prompts, new_tokens, folder)
         arguments = [str(exported), json.dumps(prompts), str(threads), str(new_tokens)]

@@ -28,17 +28,17 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from stages.lib.batching import left_pad
-from stages.lib.judging import JudgeSettings, judge_request
-from stages.lib.models import AdapterStack
-from stages.lib.onednn import linear, pack
-from stages.lib.params import Params
-from stages.lib.records import Instruction, Response, read_rows
-from stages.lib.runtime import RuntimeSettings, start
-from stages.lib.sampling import SamplingParams
-from stages.lib.scoring import judge_responses
-from stages.lib.tokenization import encode_user
-from stages.lib.torch_generator import BFloat16Generator, TorchGenerator
+from align.core.params import Params
+from align.core.rows import Instruction, Response, read_rows
+from align.generation.local import BFloat16Generator, TorchGenerator
+from align.generation.sampling import SamplingParams
+from align.judge.asking import judge_responses
+from align.judge.request import JudgeSettings, judge_request
+from align.models.base import AdapterStack
+from align.models.batching import left_pad
+from align.models.linears import linear, pack
+from align.models.tokenization import encode_user
+from align.run.runtime import RuntimeSettings, start
 
 Tokens = list[list[int]]
 JUDGEMENT_TOKENS = 100  # that the reference scripts decode for each

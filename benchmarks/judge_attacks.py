@@ -11,15 +11,15 @@ from unittest.mock import patch
 
 import click
 
-from stages.lib import judging
-from stages.lib.judging import JudgeSettings
-from stages.lib.metrics import mean
-from stages.lib.models import AdapterStack
-from stages.lib.params import Params
-from stages.lib.records import Judgement, read_rows
-from stages.lib.runtime import RuntimeSettings, start
-from stages.lib.scoring import judge_responses
-from stages.lib.torch_generator import TorchGenerator
+from align.core.params import Params
+from align.core.rows import Judgement, read_rows
+from align.generation.local import TorchGenerator
+from align.judge import request as judging
+from align.judge.asking import judge_responses
+from align.judge.request import JudgeSettings
+from align.models.base import AdapterStack
+from align.report.statistics import mean
+from align.run.runtime import RuntimeSettings, start
 
 # What is appended to a response ({} is the response itself, where the attack is not a mere addition).
 ATTACKS = {

@@ -14,18 +14,18 @@ from pathlib import Path
 
 import click
 
+from align.core.params import Params
+from align.core.rows import Judgement, read_rows, write_rows
+from align.data.judgements import judgements_of_tree, off_topic_rows
+from align.data.message_trees import MessageTree
+from align.generation.local import TorchGenerator
+from align.judge.anchors import relevance
+from align.judge.asking import judge_responses
+from align.judge.request import JudgeSettings
+from align.models.base import AdapterStack
+from align.report.statistics import agreement
+from align.run.runtime import RuntimeSettings, start
 from benchmarks.workspace import link, run, write_params
-from stages.lib.eft import judgements_of_tree, off_topic_rows
-from stages.lib.judge_report import relevance
-from stages.lib.judging import JudgeSettings
-from stages.lib.metrics import agreement
-from stages.lib.models import AdapterStack
-from stages.lib.params import Params
-from stages.lib.records import Judgement, read_rows, write_rows
-from stages.lib.runtime import RuntimeSettings, start
-from stages.lib.scoring import judge_responses
-from stages.lib.torch_generator import TorchGenerator
-from stages.lib.trees import MessageTree
 from stages.prepare_data import split_by_group
 
 Measures = dict[str, float | int | None]

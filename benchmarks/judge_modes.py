@@ -10,15 +10,15 @@ from pathlib import Path
 
 import click
 
+from align.core.params import Params
+from align.core.rows import Judgement, read_rows
+from align.generation.local import TorchGenerator
+from align.judge.asking import judge_responses
+from align.judge.request import JudgeSettings, Verdict
+from align.models.base import AdapterStack
+from align.report.statistics import agreement, spearman
+from align.run.runtime import RuntimeSettings, start
 from benchmarks.workspace import link, run, write_params
-from stages.lib.judging import JudgeSettings, Verdict
-from stages.lib.metrics import agreement, spearman
-from stages.lib.models import AdapterStack
-from stages.lib.params import Params
-from stages.lib.records import Judgement, read_rows
-from stages.lib.runtime import RuntimeSettings, start
-from stages.lib.scoring import judge_responses
-from stages.lib.torch_generator import TorchGenerator
 
 DATA = ("data/m0/ift.jsonl", "data/m0/eft.jsonl")
 

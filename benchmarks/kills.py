@@ -29,7 +29,7 @@ from ruamel.yaml import YAML
 
 from benchmarks.workspace import ROOT, write_params
 from tests.conftest import build_tiny_source
-from tests.test_repro import SMALL
+from tests.pipeline.test_repro import SMALL
 
 # More batches, steps and updates than the tests need: a kill shall fall between two of them. The rates are so small
 # that the model stays random: one that has learned a little writes no prompt that ends.
@@ -58,7 +58,7 @@ from importlib.util import find_spec
 
 class Finder(MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "stages.lib.torch_generator":
+        if name != "align.generation.local":
             return None
         sys.meta_path.remove(self)
         spec = find_spec(name)
@@ -191,7 +191,7 @@ class Clone:
         A kill may meet DVC while it writes dvc.lock or its rwlock, which it does in place; it stops at one that breaks
         off.
         """
-        doctor = [sys.executable, "-m", "stages.cli", "doctor", "--json"]
+        doctor = [sys.executable, "-m", "align.cli.main", "doctor", "--json"]
         told = subprocess.run(doctor, cwd=self.path, capture_output=True, text=True, check=False).stdout
         problems = [finding for finding in json.loads(told) if finding["status"] == "problem"]
         for finding in problems:

@@ -14,8 +14,8 @@ import click
 from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
-from stages.lib.novelty import RougeIndex, rouge_l, words
-from stages.lib.records import EvalPrompt, Instruction, Judgement, read_rows
+from align.core.rows import EvalPrompt, Instruction, Judgement, read_rows
+from align.loop.novelty import RougeIndex, rouge_l, words
 
 SMALL = 3000
 MAX_ROUGE_L = 0.7

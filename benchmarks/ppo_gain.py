@@ -13,18 +13,18 @@ from typing import Any
 import click
 import torch
 
-from stages.lib.metrics import distinct_2
-from stages.lib.models import AdapterStack
-from stages.lib.novelty import words
-from stages.lib.params import Params
-from stages.lib.ppo_trainer import PPOSettings, PPOTrainer
-from stages.lib.records import PreferencePair, read_rows
-from stages.lib.rollouts import collate_completions
-from stages.lib.runtime import RuntimeSettings, row_seed, start
-from stages.lib.sampling import SamplingParams
-from stages.lib.scoring import reward_scores
-from stages.lib.tokenization import encode_prompt
-from stages.lib.torch_generator import TorchGenerator
+from align.core.params import Params
+from align.core.rows import PreferencePair, read_rows
+from align.generation.local import TorchGenerator
+from align.generation.sampling import SamplingParams
+from align.judge.asking import reward_scores
+from align.loop.novelty import words
+from align.models.base import AdapterStack
+from align.models.tokenization import encode_prompt
+from align.ppo.rollout import collate_completions
+from align.ppo.trainer import PPOSettings, PPOTrainer
+from align.report.statistics import distinct_2
+from align.run.runtime import RuntimeSettings, row_seed, start
 
 
 @torch.no_grad()

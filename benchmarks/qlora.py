@@ -16,11 +16,13 @@ import click
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.workspace import ROOT
-from stages.align.export import find_model, load_merged
-from stages.lib.files import replacing
-from stages.lib.instruction_tuning import SFTSettings, encode_instruction, instruction_tune
-from stages.lib.models import (
+from align.cli.export.merge import find_model, load_merged
+from align.core.files import replacing
+from align.core.params import Params
+from align.core.rows import Instruction, read_rows
+from align.generation.local import TorchGenerator
+from align.generation.sampling import SamplingParams
+from align.models.base import (
     AdapterStack,
     LoraSettings,
     copy_tokenizer,
@@ -29,12 +31,10 @@ from stages.lib.models import (
     new_adapter,
     save_adapter,
 )
-from stages.lib.params import Params
-from stages.lib.records import Instruction, read_rows
-from stages.lib.runtime import RuntimeSettings, start
-from stages.lib.sampling import SamplingParams
-from stages.lib.tokenization import encode_user
-from stages.lib.torch_generator import TorchGenerator
+from align.models.tokenization import encode_user
+from align.run.runtime import RuntimeSettings, start
+from align.training.sft import SFTSettings, encode_instruction, instruction_tune
+from benchmarks.workspace import ROOT
 
 BASE = ROOT / "models/base"
 BATCH_SIZE = 4

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from stages.lib.files import write_text
+from align.core.files import write_text
 
 MARKERS = re.compile(r"(<!-- results:[^\n]*-->\n).*?(<!-- /results -->)", re.DOTALL)
 

@@ -1,7 +1,7 @@
 """What resuming costs: the share of each long stage's time that goes into keeping its finished work.
 
 `python -m benchmarks.resume_overhead WORKSPACE`, after `make repro`, runs the stages of the default run (those of m1
-for the loop) once more in a folder of their own, with a clock around all that stages/lib/resume.py and the checkpoints
+for the loop) once more in a folder of their own, with a clock around all that align/run/work.py and the checkpoints
 of training do: lock, identity, records with their fsync, checkpoints, deleting it all. `hashing` is the time of the
 thread that hashes the inputs while the model loads, part of which is in `machinery`, where the stage waits for it. The
 last line is a JSON object.
@@ -20,8 +20,9 @@ from typing import Any
 
 import click
 
+from align.run import work as resume
+from align.training import trainer as training
 from benchmarks.workspace import ROOT, link
-from stages.lib import resume, training
 
 STAGES = (
     "evaluate m1",

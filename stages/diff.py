@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from stages.lib.artifacts import ARTIFACTS
-from stages.lib.diff import KINDS, Diff, compare
-from stages.lib.errors import InputError
-from stages.lib.files import REBUILD, write_csv, write_json
+from align.compare.data_sets import ARTIFACTS
+from align.compare.join import KINDS, Diff, compare
+from align.core.errors import InputError
+from align.core.files import REBUILD, write_csv, write_json
 
 
 def measures(diff: Diff) -> dict[str, Any]:

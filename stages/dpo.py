@@ -14,11 +14,10 @@ from peft import set_peft_model_state_dict
 from pydantic import Field
 from trl import DPOConfig, DPOTrainer
 
-from stages.lib.files import replacing
-from stages.lib.instruction_tuning import SFTSettings, encode_instruction, instruction_tune
-from stages.lib.loading import load_adapter_weights
-from stages.lib.locks import hold_devices
-from stages.lib.models import (
+from align.core.files import replacing
+from align.core.params import Params
+from align.core.rows import Instruction, PreferencePair, read_rows
+from align.models.base import (
     continue_adapter,
     copy_tokenizer,
     load_base,
@@ -26,12 +25,13 @@ from stages.lib.models import (
     save_adapter,
     write_model_card,
 )
-from stages.lib.params import Params
-from stages.lib.records import Instruction, PreferencePair, read_rows
-from stages.lib.resume import Work
-from stages.lib.runtime import RuntimeSettings, start
-from stages.lib.tokenization import drop_too_long, encode_completion, encode_prompt
-from stages.lib.training import Resumable, TrainingSettings, train
+from align.models.loading import load_adapter_weights
+from align.models.tokenization import drop_too_long, encode_completion, encode_prompt
+from align.run.locks import hold_devices
+from align.run.runtime import RuntimeSettings, start
+from align.run.work import Work
+from align.training.sft import SFTSettings, encode_instruction, instruction_tune
+from align.training.trainer import Resumable, TrainingSettings, train
 
 
 class DPOSettings(TrainingSettings):

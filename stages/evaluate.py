@@ -12,27 +12,27 @@ import click
 import torch
 from pydantic import Field
 
-from stages.lib.batching import cut_batches
-from stages.lib.eft import off_topic_rows
-from stages.lib.files import write_json
-from stages.lib.generation import Completion
-from stages.lib.judge_report import anchor_scores, relevance
-from stages.lib.judging import JudgeSettings
-from stages.lib.locks import hold_devices
-from stages.lib.losses import kl_divergence
-from stages.lib.metrics import agreement, distinct_2, mean
-from stages.lib.models import AdapterStack
-from stages.lib.novelty import words
-from stages.lib.params import Params, Settings
-from stages.lib.provenance import environment
-from stages.lib.records import Answer, EvalPrompt, Judgement, Message, read_rows, write_rows
-from stages.lib.resume import Work
-from stages.lib.rollouts import collate_completions
-from stages.lib.runtime import RuntimeSettings, row_seed, start
-from stages.lib.sampling import SamplingParams
-from stages.lib.scoring import judge_responses, reward_scores
-from stages.lib.tokenization import encode_prompt
-from stages.lib.torch_generator import TorchGenerator
+from align.core.files import write_json
+from align.core.params import Params, Settings
+from align.core.rows import Answer, EvalPrompt, Judgement, Message, read_rows, write_rows
+from align.data.judgements import off_topic_rows
+from align.generation.generator import Completion
+from align.generation.local import TorchGenerator
+from align.generation.sampling import SamplingParams
+from align.judge.anchors import anchor_scores, relevance
+from align.judge.asking import judge_responses, reward_scores
+from align.judge.request import JudgeSettings
+from align.loop.novelty import words
+from align.models.base import AdapterStack
+from align.models.batching import cut_batches
+from align.models.tokenization import encode_prompt
+from align.ppo.losses import kl_divergence
+from align.ppo.rollout import collate_completions
+from align.report.statistics import agreement, distinct_2, mean
+from align.run.locks import hold_devices
+from align.run.provenance import environment
+from align.run.runtime import RuntimeSettings, row_seed, start
+from align.run.work import Work
 
 KL_BATCH_SIZE = 8  # rows whose logits over the whole vocabulary are in memory together
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import click
 import jsonlines
 
-from stages.lib.files import replacing, write_json
-from stages.lib.jsonl import dumps
-from stages.lib.params import Params
-from stages.lib.sources import SourceSettings, find, read
+from align.core.files import replacing, write_json
+from align.core.jsonl import dumps
+from align.core.params import Params
+from align.data.sources import SourceSettings, find, read
 
 
 @click.command(help=__doc__)

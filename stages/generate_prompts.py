@@ -16,19 +16,19 @@ from typing import Literal, Self
 import click
 from pydantic import Field, model_validator
 
-from stages.lib.backends import BASE, GenerationSettings, open_generator
-from stages.lib.errors import InputError
-from stages.lib.files import write_json
-from stages.lib.metrics import corpus_distinct_2, mean
-from stages.lib.novelty import PromptFilter, nearest_similarity, words
-from stages.lib.params import Params, Settings
-from stages.lib.provenance import environment
-from stages.lib.records import EvalPrompt, Judgement, KnownPrompt, Message, Prompt, read_rows, write_rows
-from stages.lib.resume import Work
-from stages.lib.runtime import RuntimeSettings, is_main_process, row_seed, start
-from stages.lib.sampling import SamplingParams
-from stages.lib.templates import render
-from stages.lib.tokenization import encode_user
+from align.backends.choose import BASE, GenerationSettings, open_generator
+from align.core.errors import InputError
+from align.core.files import write_json
+from align.core.params import Params, Settings
+from align.core.rows import EvalPrompt, Judgement, KnownPrompt, Message, Prompt, read_rows, write_rows
+from align.core.templates import render
+from align.generation.sampling import SamplingParams
+from align.loop.novelty import PromptFilter, nearest_similarity, words
+from align.models.tokenization import encode_user
+from align.report.statistics import corpus_distinct_2, mean
+from align.run.provenance import environment
+from align.run.runtime import RuntimeSettings, is_main_process, row_seed, start
+from align.run.work import Work
 
 
 class GeneratePromptsSettings(Settings):

@@ -9,16 +9,16 @@ from pathlib import Path
 import click
 from pydantic import Field
 
-from stages.lib.backends import BASE, GenerationSettings, open_generator
-from stages.lib.files import write_json
-from stages.lib.metrics import mean
-from stages.lib.params import Params, Settings
-from stages.lib.provenance import environment
-from stages.lib.records import Prompt, Response, read_rows, write_rows
-from stages.lib.resume import Work
-from stages.lib.runtime import RuntimeSettings, is_main_process, row_seed, start
-from stages.lib.sampling import SamplingParams
-from stages.lib.tokenization import encode_prompt
+from align.backends.choose import BASE, GenerationSettings, open_generator
+from align.core.files import write_json
+from align.core.params import Params, Settings
+from align.core.rows import Prompt, Response, read_rows, write_rows
+from align.generation.sampling import SamplingParams
+from align.models.tokenization import encode_prompt
+from align.report.statistics import mean
+from align.run.provenance import environment
+from align.run.runtime import RuntimeSettings, is_main_process, row_seed, start
+from align.run.work import Work
 
 
 class GenerateResponsesSettings(Settings):

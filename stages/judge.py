@@ -9,17 +9,17 @@ from pathlib import Path
 
 import click
 
-from stages.lib.backends import BASE, GenerationSettings, open_generator
-from stages.lib.errors import InputError
-from stages.lib.files import write_json
-from stages.lib.judging import JudgeSettings
-from stages.lib.metrics import agreement, mean, mode_share, spearman, standard_deviation
-from stages.lib.params import Params
-from stages.lib.provenance import environment
-from stages.lib.records import Judgement, Response, ScoredResponse, read_rows, write_rows
-from stages.lib.resume import Work
-from stages.lib.runtime import RuntimeSettings, is_main_process, start
-from stages.lib.scoring import judge_responses
+from align.backends.choose import BASE, GenerationSettings, open_generator
+from align.core.errors import InputError
+from align.core.files import write_json
+from align.core.params import Params
+from align.core.rows import Judgement, Response, ScoredResponse, read_rows, write_rows
+from align.judge.asking import judge_responses
+from align.judge.request import JudgeSettings
+from align.report.statistics import agreement, mean, mode_share, spearman, standard_deviation
+from align.run.provenance import environment
+from align.run.runtime import RuntimeSettings, is_main_process, start
+from align.run.work import Work
 
 
 @click.command(help=__doc__)

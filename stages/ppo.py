@@ -10,18 +10,18 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from stages.lib.files import replacing, write_csv
-from stages.lib.locks import hold_devices
-from stages.lib.models import AdapterStack, copy_tokenizer, write_model_card
-from stages.lib.params import Params
-from stages.lib.ppo_trainer import PPOSettings, PPOTrainer
-from stages.lib.records import Prompt, TrainingSample, read_rows, write_rows
-from stages.lib.resume import Pace, Work
-from stages.lib.runtime import RuntimeSettings, row_seed, start
-from stages.lib.sampling import SamplingParams
-from stages.lib.scoring import reward_scores
-from stages.lib.tokenization import drop_too_long, encode_prompt
-from stages.lib.torch_generator import TorchGenerator
+from align.core.files import replacing, write_csv
+from align.core.params import Params
+from align.core.rows import Prompt, TrainingSample, read_rows, write_rows
+from align.generation.local import TorchGenerator
+from align.generation.sampling import SamplingParams
+from align.judge.asking import reward_scores
+from align.models.base import AdapterStack, copy_tokenizer, write_model_card
+from align.models.tokenization import drop_too_long, encode_prompt
+from align.ppo.trainer import PPOSettings, PPOTrainer
+from align.run.locks import hold_devices
+from align.run.runtime import RuntimeSettings, row_seed, start
+from align.run.work import Pace, Work
 
 NUM_SAMPLES = 4  # prompts whose answers show what training does
 

@@ -12,12 +12,10 @@ from typing import Literal, TypeVar
 import click
 from pydantic import Field
 
-from stages.lib.eft import cap_scores, first_questions, judgements_of_tree, keep_consistent, off_topic_rows
-from stages.lib.errors import InputError, quoted
-from stages.lib.files import write_json
-from stages.lib.instructions import InstructionsFormat, read_instructions, take
-from stages.lib.params import Params, Settings
-from stages.lib.records import (
+from align.core.errors import InputError, quoted
+from align.core.files import write_json
+from align.core.params import Params, Settings
+from align.core.rows import (
     EvalPrompt,
     Instruction,
     Judgement,
@@ -29,8 +27,10 @@ from stages.lib.records import (
     read_rows,
     write_rows,
 )
-from stages.lib.transcripts import UnusablePair, parse_pair
-from stages.lib.trees import read_trees
+from align.data.instructions import InstructionsFormat, read_instructions, take
+from align.data.judgements import cap_scores, first_questions, judgements_of_tree, keep_consistent, off_topic_rows
+from align.data.message_trees import read_trees
+from align.data.transcripts import UnusablePair, parse_pair
 
 T = TypeVar("T")
 

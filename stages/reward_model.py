@@ -17,10 +17,12 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
-from stages.lib.errors import InputError
-from stages.lib.files import replacing, write_csv, write_json
-from stages.lib.locks import hold_devices
-from stages.lib.models import (
+from align.core.errors import InputError
+from align.core.files import replacing, write_csv, write_json
+from align.core.params import Params
+from align.core.rows import PreferencePair, ScoredPair, read_rows, write_rows
+from align.judge.asking import reward_scores
+from align.models.base import (
     SCORE_FILE,
     AdapterStack,
     LoraSettings,
@@ -31,14 +33,12 @@ from stages.lib.models import (
     save_adapter,
     write_model_card,
 )
-from stages.lib.params import Params
-from stages.lib.records import PreferencePair, ScoredPair, read_rows, write_rows
-from stages.lib.resume import Work
-from stages.lib.reward_report import calibration, reward_report
-from stages.lib.runtime import RuntimeSettings, start
-from stages.lib.scoring import reward_scores
-from stages.lib.tokenization import drop_too_long, encode_completion, encode_prompt
-from stages.lib.training import Resumable, TrainingSettings, train
+from align.models.tokenization import drop_too_long, encode_completion, encode_prompt
+from align.reward.report import calibration, reward_report
+from align.run.locks import hold_devices
+from align.run.runtime import RuntimeSettings, start
+from align.run.work import Work
+from align.training.trainer import Resumable, TrainingSettings, train
 
 # Chosen replies of the training pairs whose mean score becomes 0: enough for a mean within a tenth of a deviation.
 CENTERING_ROWS = 128

@@ -11,12 +11,12 @@ import click
 from pydantic import Field
 from transformers import TrainingArguments
 
-from stages.lib.files import replacing
-from stages.lib.instruction_tuning import SFTSettings, encode_instruction, instruction_tune
-from stages.lib.judge_trainer import JudgeTrainer, judged_questions
-from stages.lib.judging import judge_reply, judge_request
-from stages.lib.locks import hold_devices
-from stages.lib.models import (
+from align.core.files import replacing
+from align.core.params import Params
+from align.core.rows import Instruction, Judgement, read_rows
+from align.judge.request import judge_reply, judge_request
+from align.judge.trainer import JudgeTrainer, judged_questions
+from align.models.base import (
     LoraSettings,
     copy_tokenizer,
     load_base,
@@ -25,12 +25,12 @@ from stages.lib.models import (
     save_adapter,
     write_model_card,
 )
-from stages.lib.params import Params
-from stages.lib.records import Instruction, Judgement, read_rows
-from stages.lib.resume import Work
-from stages.lib.runtime import RuntimeSettings, start
-from stages.lib.tokenization import drop_too_long
-from stages.lib.training import TrainingSettings, train
+from align.models.tokenization import drop_too_long
+from align.run.locks import hold_devices
+from align.run.runtime import RuntimeSettings, start
+from align.run.work import Work
+from align.training.sft import SFTSettings, encode_instruction, instruction_tune
+from align.training.trainer import TrainingSettings, train
 
 
 class EFTSettings(TrainingSettings):

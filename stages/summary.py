@@ -11,11 +11,14 @@ from typing import Any, TypeVar
 
 import click
 
-from stages.lib.errors import InputError
-from stages.lib.files import REBUILD, read_csv, write_csv, write_json, write_text
-from stages.lib.judge_report import drift
-from stages.lib.loop_report import loop_row, score_histogram, score_rows
-from stages.lib.measures import (
+from align.core.errors import InputError
+from align.core.files import REBUILD, read_csv, write_csv, write_json, write_text
+from align.core.params import Params
+from align.core.rows import AnchorScore, Answer, TrainingSample, read_rows
+from align.core.templates import render
+from align.judge.anchors import drift
+from align.report.iterations import loop_row, score_histogram, score_rows
+from align.report.schemas import (
     Changes,
     Measures,
     ModelMeasures,
@@ -25,11 +28,8 @@ from stages.lib.measures import (
     ScoreCounts,
     read_measures,
 )
-from stages.lib.metrics import bootstrap_interval, mean, win_rate
-from stages.lib.params import Params
-from stages.lib.recorded import drop_recorded
-from stages.lib.records import AnchorScore, Answer, TrainingSample, read_rows
-from stages.lib.templates import render
+from align.report.statistics import bootstrap_interval, mean, win_rate
+from align.run.release import drop_recorded
 
 R = TypeVar("R", Answer, AnchorScore)
 SAMPLE_PROMPTS = 5

@@ -26,9 +26,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from align.models.base import AdapterStack, LoraSettings, load_base, save_adapter
+from align.run.runtime import RuntimeSettings
 from stages.base_model import BaseModelSettings, load
-from stages.lib.models import AdapterStack, LoraSettings, load_base, save_adapter
-from stages.lib.runtime import RuntimeSettings
 
 torch.set_num_threads(1)  # tiny matrices: a second thread only waits
 REPOSITORY = Path(__file__).parent.parent

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from stages.cli import main
+from align.cli.main import main
 from tests.conftest import REPOSITORY
 
 # models/m1 is made of models/base and of data/m1/pairs.jsonl, which comes from models/base too.

@@ -1,0 +1,126 @@
+"""Instructions to learn from (IFT), out of the formats that they come in: the best, and none that is held out."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from align.core.errors import InputError, quoted
+from align.core.rows import Instruction, Message, Text, read_numbered_rows
+from align.data.message_trees import ForeignRow, MessageTree, ranked_replies, read_trees
+
+InstructionsFormat = Literal["instructions", "prompt_completion", "messages", "message_trees"]
+CATEGORY = "source"  # of instructions whose source has no categories
+
+
+class Completed(ForeignRow):
+    """A prompt and its completion, by TRL's names."""
+
+    prompt: Text
+    completion: Text
+
+
+class Conversation(ForeignRow):
+    """A conversation, by TRL's names: its first turn and the reply to it are an instruction."""
+
+    messages: list[Message] = Field(min_length=2)
+
+
+def read_instructions(
+    path: Path, file_format: InstructionsFormat, language: str | None
+) -> tuple[list[Instruction], Counter[str]]:
+    """Read the instructions of a file, in its order; what gives none is counted by reason.
+
+    The id is the row's own in format `instructions`, the tree's in `message_trees`, and the line's number elsewhere.
+    """
+    if file_format == "instructions":
+        return [row for _, row in read_numbered_rows(path, Instruction, unique=["id"])], Counter()
+    left_out = Counter[str]()
+    if file_format == "prompt_completion":
+        found: Iterable[Instruction | str] = (
+            _instruction(f"row-{number:06d}", row.prompt, row.completion)
+            for number, row in read_numbered_rows(path, Completed)
+        )
+    elif file_format == "messages":
+        found = (of_conversation(number, row.messages) for number, row in read_numbered_rows(path, Conversation))
+    else:
+        trees, left_out = read_trees(path)
+        # Those whose best reply was ranked above most others come first: `first_rows` takes from the front.
+        found = [of_tree(tree, language) for tree in sorted(trees, key=_rivals(language), reverse=True)]
+    rows = []
+    for row in found:
+        if isinstance(row, str):
+            left_out[row] += 1
+        else:
+            rows.append(row)
+    if not rows:
+        raise InputError(f"{path}: no instruction in it ({_told(left_out)}); check prepare_data.instructions_format")
+    return rows, left_out
+
+
+def of_conversation(number: int, messages: Sequence[Message]) -> Instruction | str:
+    """Return the first turn of a conversation and the reply to it, or the reason why it has none.
+
+    An instruction holds no system message, and without it the reply may be to something else.
+    """
+    prompt, reply = messages[:2]
+    if prompt.role == "system":
+        return "system message first"
+    if (prompt.role, reply.role) != ("user", "assistant"):
+        return "no user turn and reply first"
+    return _instruction(f"row-{number:06d}", prompt.content, reply.content)
+
+
+def of_tree(tree: MessageTree, language: str | None) -> Instruction | str:
+    """Return a tree's prompt with its reply of rank 0, or the reason why it has none."""
+    ranked = ranked_replies(tree, language=language)
+    if isinstance(ranked, str):
+        return ranked
+    best = [text for rank, text in ranked if rank == 0]
+    if not best:
+        return "no reply of rank 0"
+    if len(best) > 1:
+        return "tied ranks"
+    return _instruction(tree.message_tree_id, tree.prompt.text, best[0])
+
+
+def take(
+    rows: Sequence[Instruction], held_out: Callable[[str], str | None], limit: int | None
+) -> tuple[list[Instruction], Counter[str]]:
+    """Return the first `limit` rows whose prompt is not held out, and the number of the others by reason.
+
+    Args:
+        rows: the rows, best first.
+        held_out: gives the reason why a prompt must not be trained on, or None.
+        limit: how many rows to take at most, or None for all.
+    """
+    left_out = Counter[str]()
+    kept: list[Instruction] = []
+    for row in rows:
+        if reason := held_out(row.prompt):
+            left_out[reason] += 1
+        elif limit is not None and len(kept) == limit:
+            left_out["beyond max_instructions"] += 1
+        else:
+            kept.append(row)
+    if not kept:
+        raise InputError(f"prepare_data.instructions: no row is left ({_told(left_out)}); add instructions")
+    return kept, left_out
+
+
+def _rivals(language: str | None) -> Callable[[MessageTree], int]:
+    def count(tree: MessageTree) -> int:
+        ranked = ranked_replies(tree, language=language)
+        return 0 if isinstance(ranked, str) else len(ranked)
+
+    return count
+
+
+def _instruction(row_id: str, prompt: str, completion: str) -> Instruction:
+    return Instruction(id=row_id, category=CATEGORY, prompt=prompt.strip(), completion=completion.strip())
+
+
+def _told(left_out: Counter[str]) -> str:
+    return ", ".join(f"{count} {quoted(reason)}" for reason, count in sorted(left_out.items())) or "0 rows"

@@ -1,0 +1,331 @@
+"""Sources of data: a dataset on the Hugging Face hub, a folder laid out as one, or a file -> rows, as they are.
+
+Lines of JSON are read here, strictly and to the letter; library `datasets` finds the files of configurations and
+splits, and reads CSV, Parquet and the rest. It would turn JSON texts that look like dates into dates, and 1 into 1.0.
+"""
+
+import glob
+import math
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+from zlib import error as ZlibError
+
+import fsspec
+from datasets import DatasetBuilder, disable_progress_bars, load_dataset_builder
+from datasets.exceptions import DatasetsError
+from datasets.packaged_modules.csv.csv import Csv, CsvConfig
+from datasets.packaged_modules.json.json import Json
+from pandas.errors import ParserWarning
+from pyarrow import ArrowException
+from pydantic import Field
+
+from align.core.errors import InputError, quoted
+from align.core.files import check_regular, parse_json, sha256
+from align.data.hub import commit_of, download, hub_errors, is_offline, page_of
+from align.core.jsonl import parse_lines
+from align.core.params import Settings
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+DIGEST = re.compile(r"sha256:[0-9a-f]{12,64}")
+MOVING = ("main", "master")
+# What a file is read as, by the end of its name; all but Parquet may be compressed.
+BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+COMPRESSED = (".gz", ".bz2", ".xz")
+# What `datasets`, Arrow and pandas raise about files that they did not expect.
+READ_ERRORS = (
+    ArrowException,
+    AttributeError,
+    DatasetsError,
+    EOFError,
+    ImportError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    ParserWarning,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    ZlibError,
+)
+
+
+class SourceSettings(Settings):
+    """An entry of section `sources` of params.yaml."""
+
+    dataset: str = Field(min_length=1)
+    config: str | None = None
+    revision: str | None = None
+    data_files: str | None = Field(default=None, min_length=1)
+    split: str = Field(default="train", min_length=1)
+    streaming: bool = False
+    limit: int | None = Field(default=None, ge=1)
+    columns: list[str] | dict[str, str] | None = Field(default=None, min_length=1)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source that was found: while `fingerprint` stays the same, so do its rows.
+
+    `location` is a file, a folder, or (streamed) the repository's id with its commit in `revision`.
+    """
+
+    name: str
+    settings: SourceSettings
+    location: str
+    fingerprint: str
+    revision: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The place of the entry, for messages."""
+        return f"params.yaml: sources.{self.name}"
+
+
+def find(name: str, settings: SourceSettings) -> Source:
+    """Find a source, and download it unless it is local or streamed.
+
+    Raises:
+        InputError: it is not there, not pinned, not what it was pinned to, or the hub does not give it.
+    """
+    key = f"params.yaml: sources.{name}"
+    path = Path(settings.dataset).expanduser()
+    if path.is_dir() or _builder_of(path) or not HUB_ID.fullmatch(settings.dataset):
+        return _find_local(key, name, settings, path)
+    if settings.revision is None or settings.revision in MOVING:
+        found = "missing" if settings.revision is None else f"{settings.revision} moves on"
+        raise InputError(
+            f"{key}.revision: {found}; pin a dataset of the hub to a commit, or a tag, so that every run gets the same "
+            f"rows: `git ls-remote {page_of(settings.dataset, 'dataset')} main` prints the present commit"
+        )
+    if settings.streaming:
+        if is_offline():
+            raise InputError(f"{key}.streaming: reads from the hub, but HF_HUB_OFFLINE is set; unset it, or set false")
+        commit = commit_of(f"{key}.dataset", settings.dataset, settings.revision)
+        return Source(name, settings, settings.dataset, commit, commit)
+    folder = download(f"{key}.dataset", settings.dataset, settings.revision, settings.data_files)
+    _refuse_script(key, folder, settings)
+    return Source(name, settings, str(folder), folder.name)
+
+
+def _find_local(key: str, name: str, settings: SourceSettings, path: Path) -> Source:
+    if not path.is_dir():
+        if not path.exists() and _builder_of(path) is None:
+            raise InputError(
+                f"{key}.dataset: no such folder: {settings.dataset}; give a hub id (owner/name), a folder, or a file "
+                f"({', '.join(BUILDERS)})"
+            )
+        check_regular(path, f"give sources.{name}.dataset a hub id (owner/name), a folder or a file")
+        if _builder_of(path) is None:
+            raise InputError(f"{key}.dataset: {path.name} is of no kind that is read here; give {', '.join(BUILDERS)}")
+    else:
+        _refuse_script(key, path, settings)
+    fingerprint = f"sha256:{sha256(path)}"
+    revision = settings.revision
+    if revision is not None and not DIGEST.fullmatch(revision):
+        raise InputError(
+            f"{key}.revision: expected null, or the hash of the data as sha256:HEX, got {quoted(revision)}; "
+            f"now it is {fingerprint}"
+        )
+    if revision is not None and not fingerprint.startswith(revision):
+        raise InputError(f"{key}.revision: {settings.dataset} has changed; now it is {fingerprint}: set that if it may")
+    return Source(name, settings, str(path.resolve()), fingerprint)
+
+
+def _refuse_script(key: str, folder: Path, settings: SourceSettings) -> None:
+    script = f"{Path(settings.dataset).name}.py"
+    if settings.data_files is None and (folder / script).is_file():
+        raise InputError(_script_refused(key, script))
+
+
+def _script_refused(key: str, script: str) -> str:
+    return (
+        f"{key}.dataset: its rows come from code that it brings along ({script}), which is never run; name a "
+        "file of it instead (data_files), or as revision the commit of refs/convert/parquet, where it is tables"
+    )
+
+
+def read(source: Source) -> Iterator[dict[str, Any]]:
+    """Yield a source's rows in order, as JSON can hold them, with the columns and up to the limit of its settings.
+
+    Dates and times become ISO 8601 texts.
+
+    Raises:
+        InputError: no such configuration, split or column; a file that is not what it should be; a value that JSON
+            cannot hold; no row.
+    """
+    settings, seen = source.settings, dict[str, None]()
+    number = 0
+    for number, row in enumerate(islice(_rows(source), settings.limit), 1):
+        seen |= dict.fromkeys(row)
+        try:
+            yield {column: _plain(value) for column, value in _kept(row, settings.columns)}
+        except _Unfit as unfit:
+            raise InputError(
+                f"{source.key}: row {number} holds {unfit}, which JSON cannot; leave its column out with "
+                f"sources.{source.name}.columns (it has {', '.join(map(quoted, row))})"
+            ) from None
+    if not number:
+        raise InputError(f"{source.key}: has no rows; check its dataset, config, split and data_files")
+    wanted = settings.columns.values() if isinstance(settings.columns, dict) else settings.columns or ()
+    if missing := [column for column in wanted if column not in seen]:
+        raise InputError(
+            f"{source.key}.columns: no row has {', '.join(map(quoted, missing))}; there are "
+            f"{', '.join(map(quoted, seen))}"
+        )
+
+
+def _rows(source: Source) -> Iterator[dict[str, Any]]:
+    settings = source.settings
+    path = Path(source.location)
+    if path.is_file() and _builder_of(path) == "json":
+        with _reading(source, settings.dataset):
+            yield from _json_rows(settings.dataset, source.location)
+        return
+    with tempfile.TemporaryDirectory() as scratch, _reading(source, settings.dataset):
+        # A cache of its own: from a common one `datasets` takes, without the hub, whatever revision it holds.
+        builder = _builder(source, scratch)
+        files = builder.config.data_files or {}
+        if settings.split not in files:
+            raise InputError(
+                f"{source.key}.split: there is no {quoted(settings.split)}; there are {', '.join(map(quoted, files))}"
+                + ("; take a part with limit" if "[" in settings.split else "")
+            )
+        if isinstance(builder, Json):
+            for file in files[settings.split]:
+                name = f"{settings.dataset}/{file.removeprefix(source.location).split('@')[-1].lstrip('/')}"
+                yield from _json_rows(name, file)
+        else:
+            if isinstance(builder, Csv):
+                assert isinstance(builder.config, CsvConfig)
+                # pandas takes NA, null, None and more for nothing at all: as texts they are texts.
+                builder.config.keep_default_na, builder.config.na_values = False, [""]
+                if builder.config.index_col is None:  # it would shift rows that are longer than the header
+                    builder.config.index_col = False
+            yield from builder.as_streaming_dataset(split=settings.split)
+
+
+def _builder(source: Source, scratch: str) -> DatasetBuilder:
+    """Return the builder that knows the files of each split; nothing is read yet."""
+    settings, path = source.settings, Path(source.location)
+    disable_progress_bars()
+    if path.is_file():
+        options = {"sep": "\t"} if ".tsv" in path.suffixes else {}
+        files = {settings.split: [glob.escape(source.location)]}
+        return load_dataset_builder(_builder_of(path), data_files=files, cache_dir=scratch, **options)
+    try:
+        return load_dataset_builder(
+            source.location,
+            settings.config,
+            revision=source.revision,
+            data_files=settings.data_files and {settings.split: settings.data_files},
+            cache_dir=scratch,
+        )
+    except ValueError as error:
+        if "onfig" not in str(error):
+            raise
+        raise InputError(f"{source.key}.config: {_shortened(error)}; set one that exists") from None
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        raise InputError(_script_refused(source.key, str(error).split()[-1])) from None
+
+
+@contextmanager
+def _reading(source: Source, what: str) -> Iterator[None]:
+    """Turn what the libraries raise about a source's files into an `InputError`."""
+    repo_id = source.settings.dataset
+    try:
+        with (
+            warnings.catch_warnings(),
+            hub_errors(f"{source.key}.dataset", repo_id, "dataset", source.settings.revision),
+        ):
+            warnings.simplefilter("error", ParserWarning)  # of lost cells
+            yield
+    except InputError:
+        raise
+    except READ_ERRORS as error:
+        cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
+        raise InputError(
+            f"{source.key}: cannot read {what}: {_shortened(cause)}; check that its files are whole, and of the kind "
+            "that their names say"
+        ) from None
+
+
+def _json_rows(name: str, location: str) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file: one a line, or in one list."""
+    with fsspec.open(location, "rb", compression="infer") as stream:
+        start = stream.read(1)
+        while start.isspace():
+            start = stream.read(1)
+        if start == b"[":
+            yield from _json_list(name, start + stream.read())
+        else:
+            first = start + stream.readline()
+            for _, row in parse_lines(name, chain([first], stream)):
+                yield row
+
+
+def _json_list(name: str, data: bytes) -> list[dict[str, Any]]:
+    try:
+        rows = parse_json(data.decode("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{name}: not valid JSON ({error}); mend the file") from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise InputError(f"{name}: element {number} is no object, but {quoted(row)}; each must be one in braces")
+    rows_: list[dict[str, Any]] = rows
+    return rows_
+
+
+class _Unfit(ValueError):
+    """A value that JSON cannot hold; the message says what it is."""
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it; dates and times as ISO 8601 texts."""
+    match value:
+        case None | bool() | str():
+            return value
+        case int() if abs(value) < 10**18:  # what our reader of JSON takes
+            return value
+        case float() if math.isfinite(value):
+            return value
+        case datetime() | date() | time():
+            return value.isoformat()
+        case list():
+            return [_plain(one) for one in value]
+        case dict() if all(isinstance(key, str) for key in value):
+            return {key: _plain(one) for key, one in value.items()}
+        case int() | float():
+            raise _Unfit(quoted(value))
+        case bytes():
+            raise _Unfit("bytes")
+    raise _Unfit(f"a {type(value).__name__}")
+
+
+def _kept(row: dict[str, Any], columns: list[str] | dict[str, str] | None) -> list[tuple[str, Any]]:
+    """Return the wanted columns of a row that it has, under their new names."""
+    if columns is None:
+        return list(row.items())
+    pairs = columns.items() if isinstance(columns, dict) else zip(columns, columns, strict=True)
+    return [(new, row[old]) for new, old in pairs if old in row]
+
+
+def _builder_of(path: Path) -> str | None:
+    """Return the name of the builder that reads a file, by the end of its name; None for others."""
+    name = path.with_suffix("") if path.suffix in COMPRESSED else path
+    kind = BUILDERS.get(name.suffix)
+    return None if kind == "parquet" and name != path else kind
+
+
+def _shortened(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:300] + "..."

@@ -1,0 +1,68 @@
+"""Anthropic's hh-rlhf transcripts: `\\n\\nHuman: ...\\n\\nAssistant: ...`, as text, to conversations."""
+
+import re
+
+from align.core.rows import Message, PreferencePair, Transcript
+
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+class UnusablePair(ValueError):
+    """A pair of transcripts that compares no two replies; `reason` is one of a few, for counting."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def parse_transcript(text: str) -> list[Message]:
+    """Split a transcript into its turns.
+
+    A turn starts at a blank line followed by `Human:` or `Assistant:`; the same words inside a line are text.
+
+    Raises:
+        UnusablePair: the text does not start with a human turn, turns do not alternate, or a turn is empty.
+    """
+    head, *parts = _TURN.split(text)
+    if head.strip() or not parts or parts[0] != "Human":
+        raise UnusablePair("no human turn first", r'must start with "\n\nHuman: "')
+    speakers, contents = parts[::2], [content.strip() for content in parts[1::2]]
+    for number, (speaker, content) in enumerate(zip(speakers, contents, strict=True), 1):
+        expected = ("Human", "Assistant")[(number - 1) % 2]
+        if speaker != expected:
+            raise UnusablePair(
+                "turns do not alternate", f"turn {number} is of {speaker}; turns must alternate, so {expected} is due"
+            )
+        if not content:
+            last = number == len(contents)
+            raise UnusablePair(
+                "empty last turn" if last else "empty turn before the last", f"turn {number} ({speaker}) is empty"
+            )
+    return [Message(role=_ROLES[s], content=c) for s, c in zip(speakers, contents, strict=True)]  # type: ignore[arg-type]
+
+
+def parse_pair(row_id: str, transcript: Transcript) -> PreferencePair:
+    """Turn a pair of transcripts into a shared conversation and two replies.
+
+    Raises:
+        UnusablePair: a transcript is malformed or ends with a human turn, the conversations before the last reply
+            differ, or the replies are equal.
+    """
+    sides = {}
+    for side in ("chosen", "rejected"):
+        try:
+            *context, reply = parse_transcript(getattr(transcript, side))
+        except UnusablePair as error:
+            raise UnusablePair(error.reason, f'"{side}" {error}') from None
+        if reply.role != "assistant":
+            raise UnusablePair(
+                "no reply last", f'"{side}" ends with a human turn; the last turn must be the reply to compare'
+            )
+        sides[side] = (context, reply.content)
+    (context, chosen), (other, rejected) = sides["chosen"], sides["rejected"]
+    if context != other:
+        raise UnusablePair("differ before the last reply", '"chosen" and "rejected" differ before the last reply')
+    if chosen == rejected:
+        raise UnusablePair("equal replies", '"chosen" and "rejected" are equal')
+    return PreferencePair(id=row_id, messages=context, chosen=chosen, rejected=rejected)

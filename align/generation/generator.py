@@ -1,0 +1,197 @@
+"""Inference: completions of prompts, and the next-token distribution after them. Every caller goes through here.
+
+A `Generator` is one model that writes; `align.backends.choose` opens one by name. What a row gets follows from its
+prompt and its seed: neither the order of the prompts nor another row's random numbers change it.
+"""
+
+import hashlib
+import json
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import click
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from align.core.errors import InputError
+from align.core.rows import FinishReason
+from align.generation.sampling import SamplingParams
+from align.run.runtime import is_main_process
+from align.run.work import Rows, Work
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A reply: its token ids (with the EOS, if it ends by itself), its text, and why it ended."""
+
+    token_ids: list[int]
+    text: str
+    finish_reason: FinishReason
+
+
+class Progress:
+    """A bar that counts rows, from those `recovered` of a run that was stopped, and shows tokens a second.
+
+    Without a description it is not shown.
+
+    At its end, what was done and how fast is appended to `.align/log/generation.jsonl`, a file that no stage reads.
+    """
+
+    def __init__(self, total: int, description: str | None, backend: str, recovered: int = 0) -> None:
+        if not is_main_process():
+            description = None
+        if description is not None and recovered:
+            click.echo(f"{description}: {recovered} of {total} rows were finished before, the others follow")
+        self.bar = tqdm(total=total, initial=recovered, desc=description, unit="row", disable=description is None)
+        self.description, self.backend, self.recovered = description, backend, recovered
+        self.tokens, self.halvings, self.begin = 0, 0, time.perf_counter()
+
+    def update(self, rows: int = 0, tokens: int = 0) -> None:
+        """Count rows that are done, and tokens."""
+        self.tokens += tokens
+        self.bar.set_postfix_str(f"{self.tokens / (time.perf_counter() - self.begin):.0f} tokens/s", refresh=False)
+        self.bar.update(rows)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.close()
+        if self.description is None or kind is not None:
+            return
+        seconds = time.perf_counter() - self.begin
+        entry = {
+            "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "description": self.description,
+            "backend": self.backend,
+            "rows": self.bar.n - self.recovered,
+            "recovered": self.recovered,
+            "tokens": self.tokens,
+            "seconds": round(seconds, 3),
+            "tokens_per_second": round(self.tokens / seconds, 1),
+            "batches_halved": self.halvings,
+        }
+        log = Path(os.environ.get("DVC_ROOT", ".")) / ".align" / "log" / "generation.jsonl"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+
+class Generator(ABC):
+    """A model that writes.
+
+    Args:
+        tokenizer: its tokenizer.
+        max_length: tokens that it can read and write together; None where that is not known.
+        work: where finished rows are kept until the stage has succeeded; None: nowhere.
+        name: of the model, in `work`.
+    """
+
+    backend: str
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int | None, work: Work | None = None, name: str = ""
+    ) -> None:
+        self.tokenizer, self.max_length, self.work, self.name = tokenizer, max_length, work, name
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: SamplingParams,
+        seeds: Sequence[int],
+        *,
+        n: int = 1,
+        description: str | None = None,
+    ) -> list[list[Completion]]:
+        """Return `n` completions for each prompt.
+
+        Args:
+            prompts: token ids, at least one each.
+            sampling: see `SamplingParams`.
+            seeds: one for each prompt; sample k of prompt i depends on `prompts[i]`, `seeds[i]` and k alone.
+            n: samples a prompt.
+            description: the progress bar's text; None shows no bar.
+
+        Raises:
+            InputError: a prompt leaves no room for `max_new_tokens`; the message counts them.
+        """
+        assert len(prompts) == len(seeds)
+        self._check_lengths(prompts, sampling.max_new_tokens)
+        if not prompts:
+            return []
+        rows = self._rows("generate", prompts, vars(sampling), seeds, n)
+        with Progress(len(prompts) * n, description, self.backend, len(rows)) as progress:
+            self._generate(prompts, sampling, seeds, n, progress, rows)
+        found = [Completion(*rows[number]) for number in range(len(prompts) * n)]
+        return [found[i : i + n] for i in range(0, len(found), n)]
+
+    def next_token_logprobs(
+        self, prompts: Sequence[list[int]], token_ids: Sequence[int], *, description: str | None = None
+    ) -> list[list[float]]:
+        """Return, for each prompt, how likely each of `token_ids` is as its next token: log-probabilities in nats.
+
+        Raises:
+            InputError: a prompt is too long; the message counts them.
+        """
+        self._check_lengths(prompts, 1)
+        if not prompts:
+            return []
+        rows = self._rows("logprobs", prompts, list(token_ids))
+        with Progress(len(prompts), description, self.backend, len(rows)) as progress:
+            self._next_token_logprobs(prompts, token_ids, progress, rows)
+        return [rows[i] for i in range(len(prompts))]
+
+    @abstractmethod
+    def _generate(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: SamplingParams,
+        seeds: Sequence[int],
+        n: int,
+        progress: Progress,
+        rows: Rows,
+    ) -> None:
+        """Finish all of `rows` that are missing: sample k of prompt i is row i * n + k, `as_row` of a completion."""
+
+    @abstractmethod
+    def _next_token_logprobs(
+        self, prompts: Sequence[list[int]], token_ids: Sequence[int], progress: Progress, rows: Rows
+    ) -> None:
+        """Finish all of `rows` that are missing, one a prompt: a list of log-probabilities."""
+
+    def _rows(self, *request: Any) -> Rows:
+        if self.work is None:
+            return Rows()
+        text = json.dumps([self.name, *request], sort_keys=True)
+        return self.work.rows(hashlib.sha256(text.encode()).hexdigest()[:16])
+
+    def completion(self, ids: list[int]) -> Completion:
+        """Return the completion that consists of `ids`."""
+        stopped = ids[-1] == self.tokenizer.eos_token_id
+        text = str(self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True))
+        return Completion(ids, text, "stop" if stopped else "length")
+
+    def _check_lengths(self, prompts: Sequence[list[int]], new_tokens: int) -> None:
+        if self.max_length is None:
+            return
+        too_long = [i for i, prompt in enumerate(prompts) if len(prompt) + new_tokens > self.max_length]
+        if too_long:
+            first = too_long[0]
+            raise InputError(
+                f"{len(too_long)} of {len(prompts)} prompts are too long: with {new_tokens} new tokens they pass the "
+                f"model's {self.max_length} tokens (first: prompt {first + 1}, {len(prompts[first])} tokens); shorten "
+                "them, or lower max_new_tokens in params.yaml"
+            )
+
+
+def as_row(completion: Completion) -> list[Any]:
+    """Return a completion as JSON holds it."""
+    return [completion.token_ids, completion.text, completion.finish_reason]

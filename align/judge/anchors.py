@@ -1,0 +1,67 @@
+"""What a judge makes of the held-out judged responses: the same ones for every model, hence anchors of a drift."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from align.core.rows import AnchorScore, Judgement
+from align.judge.request import Verdict
+from align.report.statistics import bootstrap_interval, mean, spearman, win_rate
+
+
+def anchor_scores(judgements: Sequence[Judgement], verdicts: Sequence[Verdict]) -> list[AnchorScore]:
+    """Return a row for each held-out response with the human score and the judge's."""
+    numbers = Counter[str]()
+    rows = []
+    for row, verdict in zip(judgements, verdicts, strict=True):
+        rows.append(
+            AnchorScore(
+                question_id=row.question_id,
+                number=numbers[row.question_id],
+                score=row.score,
+                predicted=verdict.score,
+                failure=verdict.failure,
+            )
+        )
+        numbers[row.question_id] += 1
+    return rows
+
+
+def drift(before: Sequence[AnchorScore], after: Sequence[AnchorScore]) -> dict[str, float | None]:
+    """Compare two judges on the anchors: `shift` is the mean change of a score, `spearman` how far they order alike."""
+    pairs = [
+        (a.predicted, b.predicted)
+        for a, b in zip(before, after, strict=True)
+        if a.predicted is not None and b.predicted is not None
+    ]
+    return {
+        "shift": mean([b - a for a, b in pairs]),
+        "spearman": spearman([a for a, _ in pairs], [b for _, b in pairs]),
+    }
+
+
+def relevance(
+    judgements: Sequence[Judgement],
+    verdicts: Sequence[Verdict],
+    off_topic: Sequence[Judgement],
+    off_topic_verdicts: Sequence[Verdict],
+) -> dict[str, float | int | None]:
+    """Return how often a judge puts a question's best response above a good one to another question.
+
+    The order that looks at the response alone gives 0.5. Questions where a judgement failed take no part.
+
+    Args:
+        judgements, verdicts: the held-out responses, and what the judge makes of them.
+        off_topic, off_topic_verdicts: the responses to other questions, and what it makes of those.
+    """
+    best: dict[str, tuple[int, float | None]] = {}
+    for row, verdict in zip(judgements, verdicts, strict=True):
+        if row.question_id not in best or row.score > best[row.question_id][0]:
+            best[row.question_id] = row.score, verdict.score
+    pairs = [
+        (own, verdict.score)
+        for row, verdict in zip(off_topic, off_topic_verdicts, strict=True)
+        if (own := best[row.question_id][1]) is not None and verdict.score is not None
+    ]
+    wins = win_rate([own for own, _ in pairs], [other for _, other in pairs])
+    low, high = bootstrap_interval([[win] for win in wins]) or (None, None)
+    return {"questions": len(wins), "accuracy": mean(wins), "accuracy_low": low, "accuracy_high": high}

@@ -1,0 +1,128 @@
+"""Training of the judge (EFT): the score of each response of a question, and their order.
+
+The responses of a question share the rubric and the question: they are packed into one sequence, where each response
+sees the shared part and itself. It costs less than half of what the rows cost one by one, and gives the same logits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from align.core.errors import InputError
+from align.core.rows import Judgement
+from align.judge.request import DIGITS, SCORE_PREFIX, judge_request
+from align.models.batching import common_prefix
+from align.models.tokenization import encode_choices
+from align.ppo.losses import judge_loss
+from align.training.optimizers import adamw
+from align.training.trainer import Resumable
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows of token ids as one sequence of T tokens: what they share once, then the rest of each row."""
+
+    input_ids: Tensor  # (1, T)
+    position_ids: Tensor  # (1, T), those that the tokens have in their own rows
+    visible: Tensor  # (1, 1, T, T) True where a token may attend to another
+    last: Tensor  # (N,) where each row ends
+
+
+def pack(rows: Sequence[list[int]]) -> Packed:
+    """Pack rows that begin alike; each token sees exactly what it sees in its own row."""
+    shared = common_prefix(rows)
+    tokens, positions, branches = rows[0][:shared], list(range(shared)), [-1] * shared
+    last = []
+    for branch, row in enumerate(rows):
+        tokens = tokens + row[shared:]
+        positions += range(shared, len(row))
+        branches += [branch] * (len(row) - shared)
+        last.append(len(tokens) - 1)
+    branch_of = torch.tensor(branches)
+    related = (branch_of[None, :] == -1) | (branch_of[:, None] == branch_of[None, :])
+    visible = related & torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
+    return Packed(torch.tensor([tokens]), torch.tensor([positions]), visible[None, None], torch.tensor(last))
+
+
+def judged_questions(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Judgement]) -> list[dict[str, Any]]:
+    """Return a training example for each question: the requests for all of its responses, and their scores.
+
+    Raises:
+        InputError: the tokenizer does not write each digit as one token.
+    """
+    questions: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        try:
+            ids, digits = encode_choices(tokenizer, judge_request(row.prompt, row.response), SCORE_PREFIX, DIGITS)
+        except ValueError as error:
+            raise InputError(f"params.yaml: base_model.source: {error}; the judge cannot be trained on it") from None
+        question = questions.setdefault(row.question_id, {"requests": [], "scores": [], "digits": digits, "length": 0})
+        question["requests"].append(ids)
+        question["scores"].append(row.score)
+        question["length"] = max(question["length"], len(ids))
+    return list(questions.values())
+
+
+class JudgeTrainer(Resumable):
+    """Trains a causal LM to put the right digit after `score: `, and to rank the responses of a question.
+
+    Examples come from `judged_questions`; `per_device_train_batch_size` counts questions. The adapter's B matrices,
+    which start at zero, learn at `loraplus_lr_ratio` times the rate of its A matrices (LoRA+, arXiv 2402.12354).
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        args: TrainingArguments,
+        questions: list[dict[str, Any]],
+        ranking_coef: float,
+        loraplus_lr_ratio: float,
+    ):
+        super().__init__(
+            model=model, args=args, train_dataset=Dataset.from_list(questions), data_collator=_keep_questions
+        )
+        self.ranking_coef = ranking_coef
+        self.loraplus_lr_ratio = loraplus_lr_ratio
+
+    def create_optimizer(self, model: Any = None) -> Optimizer:
+        """Return AdamW (`runtime.optim`) with the two rates."""
+        if self.optimizer is None:
+            assert isinstance(self.model, PeftModel)
+            kind, options = adamw(self.args.optim)
+            self.optimizer = create_loraplus_optimizer(
+                self.model, kind, lr=self.args.learning_rate, loraplus_lr_ratio=self.loraplus_lr_ratio, **options
+            )
+        return self.optimizer
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Return the mean over the questions of `judge_loss`."""
+        losses = [self._question_loss(model, question) for question in inputs["questions"]]
+        return torch.stack(losses).mean()
+
+    def _question_loss(self, model: Any, question: dict[str, Any]) -> Tensor:
+        packed = pack(question["requests"])
+        device, dtype = self.args.device, model.dtype
+        mask = torch.zeros(packed.visible.shape, dtype=dtype).masked_fill(~packed.visible, torch.finfo(dtype).min)
+        logits = model(
+            input_ids=packed.input_ids.to(device),
+            attention_mask=mask.to(device),
+            position_ids=packed.position_ids.to(device),
+            logits_to_keep=packed.last.to(device),
+            use_cache=False,
+        ).logits[0]
+        logprobs = logits.float().log_softmax(-1)[:, question["digits"]]
+        return judge_loss(logprobs, torch.tensor(question["scores"], device=device), self.ranking_coef)
+
+
+def _keep_questions(questions: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"questions": questions}

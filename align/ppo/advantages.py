@@ -1,0 +1,57 @@
+"""Rewards a token and advantages for PPO: tensors in, tensors out.
+
+`mask` is bool, True on real response tokens (the EOS included), everywhere; what stands at other places never counts.
+"""
+
+import torch
+from torch import Tensor
+
+from align.ppo.losses import LOG_RATIO_LIMIT
+
+
+def last_token_index(mask: Tensor) -> Tensor:
+    """Return the index (B,) of the last True of each row of `mask` (B, R); each row must have one."""
+    return mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
+
+
+def token_rewards(logprobs: Tensor, ref_logprobs: Tensor, scores: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """Return the reward of each token: -kl_coef * (log pi - log pi_ref), plus the score at the last real token.
+
+    The log-ratio is the k1 estimator: inside the reward it alone gives the gradient of the KL divergence. It is cut at
+    +-`LOG_RATIO_LIMIT`, so that a token that one of the two finds impossible leaves a finite reward.
+
+    Args:
+        logprobs, ref_logprobs: (B, R), of the sampled tokens under policy and reference, in nats.
+        scores: (B,), one a response.
+        mask: (B, R).
+        kl_coef: weight of the KL penalty.
+    """
+    log_ratio = (logprobs - ref_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    rewards = torch.where(mask, -kl_coef * log_ratio, 0.0)
+    rows = torch.arange(len(rewards), device=rewards.device)
+    rewards[rows, last_token_index(mask)] += scores
+    return rewards
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Return (advantages, returns), both (B, R): generalized advantage estimation (arXiv 1506.02438, equation 16).
+
+    The value after the last real token is 0, since the episode has ended there. Returns are advantages + values,
+    before any whitening.
+    """
+    values = torch.where(mask, values, 0.0)
+    rewards = torch.where(mask, rewards, 0.0)
+    advantages = torch.zeros_like(rewards)
+    next_advantage = next_value = torch.zeros_like(rewards[:, 0])
+    for t in range(rewards.shape[1] - 1, -1, -1):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        next_advantage = (delta + gamma * lam * next_advantage) * mask[:, t]
+        next_value = values[:, t]
+        advantages[:, t] = next_advantage
+    return advantages, advantages + values
+
+
+def whiten(x: Tensor, mask: Tensor) -> Tensor:
+    """Return x with mean 0 and standard deviation 1 over the real tokens of the whole batch, and 0 elsewhere."""
+    real = x[mask]
+    return torch.where(mask, (x - real.mean()) / (real.std(correction=0) + 1e-8), 0.0)

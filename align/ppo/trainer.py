@@ -1,0 +1,420 @@
+"""Proximal policy optimization (arXiv 1707.06347) with a KL penalty against a reference, on LoRA adapters.
+
+Policy, reference, reward and value are four adapters over one base. One update: sample responses at full vocabulary;
+recompute their log-probabilities with the forward that training uses; score them; reward = -kl_coef * log-ratio, plus
+the score at the last token; GAE; whiten; then epochs of clipped updates, where a loss is a mean over the tokens of the
+whole mini-batch, however it is cut into micro-batches.
+
+What does not change in an update is computed once for it: the layers below the lowest one that policy, reference or
+reward model adapt, and those of the reward model below the ones that the value function trains (`value_layers`). The
+states that leave them are kept from the forward that scores the responses, and every other forward begins there.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
+
+from align.core.errors import InputError
+from align.core.params import MODEL_NAME, Settings
+from align.generation.local import TorchGenerator
+from align.generation.sampling import SamplingParams
+from align.judge.asking import score_and_record
+from align.models.base import AdapterStack
+from align.ppo.advantages import gae, token_rewards, whiten
+from align.ppo.losses import policy_loss, token_entropies, token_logprobs, value_loss
+from align.ppo.rollout import Batch, Rollout, collate_completions, place
+from align.run.runtime import row_seed
+from align.training.optimizers import adamw
+
+# Nats a token, in the mean. Far above what rounding does on SmolLM2 (2e-7 in float32, 4e-3 in bfloat16, where a single
+# token may be off by 0.4) and below what a mistake does (0.3 for a wrong mask, 0.02 for a LoRA dropout of 0.05).
+SELF_TEST_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1.5e-2}
+
+
+class PPOSettings(Settings):
+    """Section `ppo` of params.yaml, in TRL's words."""
+
+    init: str = Field(pattern=f"^{MODEL_NAME.pattern}$")
+    num_updates: int = Field(ge=1)
+    rollout_batch_size: int = Field(ge=2)
+    mini_batch_size: int = Field(ge=1)
+    per_device_train_batch_size: int = Field(ge=1)
+    num_ppo_epochs: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    value_learning_rate: float = Field(gt=0)
+    value_layers: int | None = Field(ge=1)
+    kl_coef: float = Field(ge=0)
+    adaptive_kl_target: float | None = Field(gt=0)
+    adaptive_kl_horizon: int = Field(ge=1)
+    target_kl: float | None = Field(gt=0)
+    cliprange: float = Field(gt=0, lt=1)
+    cliprange_value: float = Field(gt=0)
+    gamma: float = Field(ge=0, le=1)
+    lam: float = Field(ge=0, le=1)
+    max_grad_norm: float = Field(gt=0)
+    gradient_checkpointing: bool
+    missing_eos_penalty: float = Field(ge=0)
+    missing_eos_score: float | None
+    temperature: float = Field(gt=0)
+    max_new_tokens: int = Field(ge=1)
+    max_prompt_length: int = Field(ge=1)
+
+    @field_validator("init")
+    @classmethod
+    def _init_has_an_adapter(cls, value: str) -> str:
+        if value == "base":
+            raise ValueError("a model with an adapter to train on, such as m0, which the base has not")
+        return value
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> "PPOSettings":
+        if self.rollout_batch_size % self.mini_batch_size or self.mini_batch_size % self.per_device_train_batch_size:
+            raise ValueError(
+                "sizes where rollout_batch_size / mini_batch_size / per_device_train_batch_size divide evenly"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_treatment_of_missing_eos(self) -> "PPOSettings":
+        if self.missing_eos_score is not None and self.missing_eos_penalty:
+            raise ValueError("missing_eos_penalty 0 where missing_eos_score replaces the score, or that null")
+        return self
+
+
+class PPOTrainer:
+    """Trains adapter `policy` of a stack that also holds `reference`, `reward` and `value` (with the reward's head).
+
+    Args:
+        stack: the four adapters; policy and reference must be equal, which the first rollout checks.
+        prompts: token ids of the conversations to answer; drawn in shuffled passes over all of them.
+        settings: section `ppo`.
+        seed: of the run.
+        batch_size: rows decoded or scored together.
+    """
+
+    def __init__(
+        self, stack: AdapterStack, prompts: Sequence[list[int]], settings: PPOSettings, seed: int, batch_size: int
+    ) -> None:
+        self.stack, self.settings, self.seed, self.batch_size = stack, settings, seed, batch_size
+        depth = len(stack.layers)
+        value_layers = depth if settings.value_layers is None else settings.value_layers
+        if value_layers > depth:
+            raise InputError(f"params.yaml: ppo.value_layers is {value_layers}, the base has {depth} layers; lower it")
+        # Where forwards begin: below, the four are one model, and value and reward model are.
+        self.policy_layer = min(stack.first_layer(name) for name in ("policy", "reference", "reward"))
+        self.value_layer = max(stack.first_layer("value"), depth - value_layers)
+        # The value function has the reward model's features and a constant for a start, see `rollout`. With the reward
+        # model's own head, which means nothing before the EOS, or with 0, each last token would look much worse (or
+        # better) than those before it, and the policy would unlearn (or overdo) ending its replies.
+        self.value_head = nn.Parameter(torch.zeros_like(stack.heads["reward"].weight))
+        self.value_bias = nn.Parameter(torch.zeros(1, device=stack.device))
+        self.policy_parameters = stack.parameters("policy")
+        self.value_parameters = [*stack.parameters("value", self.value_layer), self.value_head, self.value_bias]
+        for parameter in [*self.policy_parameters, *self.value_parameters]:
+            parameter.requires_grad_(True)
+        kind, options = adamw(stack.optim)
+        rates = {"policy": settings.learning_rate, "value": settings.value_learning_rate}
+        # eps 1e-5 as in the original implementation.
+        self.optimizers = {
+            name: kind(parameters, lr=rates[name], eps=1e-5, weight_decay=0.0, **options)
+            for name, parameters in self._parameters().items()
+        }
+        self.tolerance = SELF_TEST_TOLERANCE[stack.compute_dtype]
+        self._prompts = prompts
+        self.updates_done = 0
+        self.kl_coef = settings.kl_coef
+
+    def step(self) -> dict[str, float]:
+        """Do one update and return its row of the history."""
+        settings = self.settings
+        remaining = 1 - self.updates_done / settings.num_updates  # both rates fall to 0 in a straight line
+        self.optimizers["policy"].param_groups[0]["lr"] = settings.learning_rate * remaining
+        self.optimizers["value"].param_groups[0]["lr"] = settings.value_learning_rate * remaining
+        rollout = self.rollout(sorted(self._next_prompts(), key=len))  # like lengths need little padding
+        if self.updates_done == 0:
+            self._check_reference(rollout)
+        metrics = {"update": self.updates_done + 1.0} | self._describe(rollout) | self._optimize(rollout)
+        metrics["learning_rate"] = settings.learning_rate * remaining
+        if settings.adaptive_kl_target is not None:
+            self.kl_coef *= kl_coef_factor(
+                metrics["kl"],
+                settings.adaptive_kl_target,
+                settings.rollout_batch_size / settings.adaptive_kl_horizon,
+            )
+        self.updates_done += 1
+        return metrics
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and plain values from which `load_state_dict` goes on to the same bytes.
+
+        No random state is among them: each seed and each prompt follows from the run's seed and the update's number.
+        """
+        tensors: dict[str, Tensor] = {}
+        for name, parameters in self._parameters().items():
+            optimizer = self.optimizers[name]
+            for i, parameter in enumerate(parameters):
+                tensors[f"{name}.{i}"] = parameter
+                for key, value in optimizer.state[parameter].items():
+                    # The maps of 8-bit states are one for all parameters; safetensors wants tensors that share nothing.
+                    tensors[f"{name}.{i}.{key}"] = value.clone() if key.startswith("qmap") else torch.as_tensor(value)
+        return tensors, {"updates_done": self.updates_done, "kl_coef": self.kl_coef}
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` has returned."""
+        moments: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            parameter_name, _, part = key.rpartition(".")
+            moments.setdefault(parameter_name, {})[part] = tensor
+        for name, parameters in self._parameters().items():
+            optimizer = self.optimizers[name]
+            for i, parameter in enumerate(parameters):
+                parameter.copy_(tensors[f"{name}.{i}"])
+                found = moments[f"{name}.{i}"]
+                step = found.pop("step")  # a tensor on the CPU in torch's AdamW, a number in that of bitsandbytes
+                optimizer.state[parameter] = {
+                    "step": step if isinstance(optimizer, torch.optim.AdamW) else int(step),
+                    **{part: tensor.to(parameter.device) for part, tensor in found.items()},
+                }
+        self.updates_done, self.kl_coef = state["updates_done"], state["kl_coef"]
+
+    @torch.no_grad()
+    def rollout(self, prompts: Sequence[list[int]]) -> Rollout:
+        """Answer the prompts and evaluate the answers."""
+        settings, tokenizer = self.settings, self.stack.tokenizer
+        with self.stack.using("policy") as model:
+            sampled = TorchGenerator(model, tokenizer, self.batch_size).generate(
+                prompts,
+                SamplingParams(settings.max_new_tokens, settings.temperature),  # no top-p: ratios are over all tokens
+                [row_seed(self.seed, "ppo", self.updates_done, i) for i in range(len(prompts))],
+            )
+        completions = [completion for [completion] in sampled]
+        batch = collate_completions(prompts, completions, int(tokenizer.pad_token_id or 0), self.stack.device)
+        tokens = [prompt + completion.token_ids for prompt, completion in zip(prompts, completions, strict=True)]
+        found, states = score_and_record(
+            self.stack,
+            "reward",
+            tokens,
+            {self.policy_layer, self.value_layer},
+            batch_size=settings.per_device_train_batch_size,
+        )
+        scores = torch.tensor(found, device=self.stack.device)
+        batch = replace(
+            batch,
+            policy_states=place(states[self.policy_layer], batch.attention_mask),
+            value_states=place(states[self.value_layer], batch.attention_mask),
+        )
+        logprobs, entropies = self._map_rows(batch, self._logprobs_and_entropies).unbind(-1)
+        ref_logprobs = self._map_rows(batch, lambda part: self._logprobs("reference", part))
+        ended = torch.tensor([c.finish_reason == "stop" for c in completions], device=self.stack.device)
+        mask = batch.response_mask
+        penalized = self._penalized(scores, ended)
+        if self.updates_done == 0:  # the best guess before any training: the mean reward
+            self.value_bias.fill_(penalized.mean())
+        values = self._map_rows(batch, self._values)
+        rewards = token_rewards(logprobs, ref_logprobs, penalized, mask, self.kl_coef)
+        advantages, returns = gae(rewards, values, mask, settings.gamma, settings.lam)
+        return Rollout(
+            **vars(batch),
+            logprobs=logprobs,
+            entropies=entropies,
+            ref_logprobs=ref_logprobs,
+            values=values,
+            advantages=whiten(advantages, mask),
+            returns=returns,
+            scores=scores,
+            ended=ended,
+        )
+
+    def _optimize(self, rollout: Rollout) -> dict[str, float]:
+        settings = self.settings
+        generator = torch.Generator().manual_seed(row_seed(self.seed, "ppo minibatches", self.updates_done))
+        totals: dict[str, float] = {}
+        steps, stopped = 0, False
+        for _ in range(settings.num_ppo_epochs):
+            order = torch.randperm(settings.rollout_batch_size, generator=generator).to(self.stack.device)
+            for rows in order.split(settings.mini_batch_size):
+                metrics = self._mini_batch(rollout, rows, check=self.updates_done == 0 and steps == 0)
+                # The policy has moved far enough from the one that wrote these responses: they say little about it now.
+                stopped = settings.target_kl is not None and metrics["approx_kl"] > 1.5 * settings.target_kl
+                if not stopped:
+                    for name, parameters in self._parameters().items():
+                        nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+                        self.optimizers[name].step()
+                    steps += 1
+                    totals = {key: totals.get(key, 0.0) + value for key, value in metrics.items()}
+                for optimizer in self.optimizers.values():
+                    optimizer.zero_grad()
+                if stopped:
+                    break
+            if stopped:
+                break
+        means = {key: value / steps for key, value in totals.items()}
+        return means | {"optimizer_steps": float(steps), "stopped_early": float(stopped)}
+
+    def _mini_batch(self, rollout: Rollout, rows: Tensor, check: bool) -> dict[str, float]:
+        """Accumulate the gradients of the rows of one optimizer step, micro-batch by micro-batch."""
+        tokens = rollout.response_mask[rows].sum()
+        totals: dict[str, float] = {}
+        for part in self._micro_batches(rollout, rows):
+            for key, value in self._backward(rollout.rows(part), tokens, check).items():
+                totals[key] = totals.get(key, 0.0) + value
+        return totals
+
+    def _backward(self, part: Rollout, tokens: Tensor, check: bool) -> dict[str, float]:
+        """Accumulate the gradients of a micro-batch, as its share of a mini-batch of `tokens` response tokens."""
+        settings, mask = self.settings, part.response_mask
+        with self._checkpointing():
+            logprobs = self._logprobs("policy", part)
+        log_ratio = torch.where(mask, logprobs.detach() - part.logprobs, 0.0)
+        if check and not (gap := float(log_ratio[mask].abs().mean())) <= self.tolerance:
+            raise InputError(
+                f"ppo: before the first update the ratio is not 1 (log-ratios of {gap:.3g} nats in the mean): two "
+                "forwards of the same policy differ; is dropout on, or another mask or temperature used?"
+            )
+        loss = policy_loss(logprobs, part.logprobs, part.advantages, mask, settings.cliprange).sum() / tokens
+        loss.backward()
+        with self._checkpointing():
+            values = self._values(part)
+        error = value_loss(values, part.values, part.returns, mask, settings.cliprange_value).sum() / tokens
+        error.backward()
+        ratio = log_ratio.exp()
+        clipped = ((ratio - 1).abs() > settings.cliprange) & mask
+        return {
+            "policy_loss": float(loss.detach()),
+            "value_loss": float(error.detach()),
+            "ratio": float(torch.where(mask, ratio, 0.0).sum() / tokens),
+            "clip_fraction": float(clipped.sum() / tokens),
+            # k3 = ratio - 1 - log(ratio): never negative, for display alone
+            "approx_kl": float(torch.where(mask, ratio - 1 - log_ratio, 0.0).sum() / tokens),
+        }
+
+    def _describe(self, rollout: Rollout) -> dict[str, float]:
+        mask = rollout.response_mask
+        kl = torch.where(mask, rollout.logprobs - rollout.ref_logprobs, 0.0).sum(1).mean()
+        returns, values = rollout.returns[mask], rollout.values[mask]
+        variance = returns.var(correction=0)
+        reward = self._penalized(rollout.scores, rollout.ended).mean()
+        return {
+            "mean_reward": float(reward),
+            "mean_score": float(rollout.scores.mean()),
+            "kl": float(kl),
+            "kl_coef": self.kl_coef,
+            "objective": float(reward - self.kl_coef * kl),
+            "eos_rate": float(rollout.ended.float().mean()),
+            "entropy": float(rollout.entropies[mask].mean()),
+            "response_tokens": float(mask.sum() / len(mask)),
+            "mean_value": float(values.mean()),
+            "explained_variance": float(1 - (returns - values).var(correction=0) / variance) if variance > 0 else 0.0,
+        }
+
+    def _penalized(self, scores: Tensor, ended: Tensor) -> Tensor:
+        """Return the reward of each response, which is its score if it ends by itself.
+
+        The score of one that does not is replaced (`missing_eos_score`: the reward model has learned from ended replies
+        alone, arXiv 2403.17031) or lowered (`missing_eos_penalty`).
+        """
+        if self.settings.missing_eos_score is not None:
+            return torch.where(ended, scores, self.settings.missing_eos_score)
+        return scores - self.settings.missing_eos_penalty * (~ended).float()
+
+    def _check_reference(self, rollout: Rollout) -> None:
+        gap = float((rollout.logprobs - rollout.ref_logprobs)[rollout.response_mask].abs().mean())
+        if not gap <= self.tolerance:
+            raise InputError(
+                f"ppo: before the first update the KL to the reference is not 0 (log-ratios of {gap:.3g} nats in the "
+                "mean): policy and reference must start from the same adapter, ppo.init"
+            )
+
+    def _logprobs(self, name: str, batch: Batch) -> Tensor:
+        """Return the log-probabilities of the response tokens, (B, R)."""
+        return token_logprobs(self._logits(name, batch), batch.responses, self.settings.temperature)
+
+    def _logprobs_and_entropies(self, batch: Batch) -> Tensor:
+        """Return both for the response tokens under the policy, (B, R, 2)."""
+        logits, temperature = self._logits("policy", batch), self.settings.temperature
+        return torch.stack(
+            [token_logprobs(logits, batch.responses, temperature), token_entropies(logits, temperature)], dim=-1
+        )
+
+    def _logits(self, name: str, batch: Batch) -> Tensor:
+        """Return the logits that predict the response tokens, (B, R, V)."""
+        states, width = batch.policy_states, batch.input_ids.shape[1]
+        # An index, not a number: of a slice the head would make a batched product, with a copy of its weights a row.
+        before_each = torch.arange(width - batch.response_mask.shape[1] - 1, width - 1, device=self.stack.device)
+        begin = nullcontext() if states is None else self.stack.entering(self.policy_layer, states)
+        with self.stack.using(name) as model, begin:
+            logits: Tensor = model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                logits_to_keep=before_each,
+                use_cache=False,
+            ).logits
+        return logits
+
+    def _values(self, batch: Batch) -> Tensor:
+        """Return the value of the state before each response token, (B, R)."""
+        length, states = batch.response_mask.shape[1], batch.value_states
+        begin = nullcontext() if states is None else self.stack.entering(self.value_layer, states)
+        with self.stack.using("value") as model, begin:
+            hidden = model.base_model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                use_cache=False,
+            ).last_hidden_state[:, -length - 1 : -1]
+        values: Tensor = (hidden.float() @ self.value_head.T).squeeze(-1) + self.value_bias
+        return values
+
+    def _checkpointing(self) -> AbstractContextManager[None]:
+        return self.stack.checkpointing() if self.settings.gradient_checkpointing else nullcontext()
+
+    def _micro_batches(self, batch: Batch, rows: Tensor) -> tuple[Tensor, ...]:
+        """Cut `rows` of the batch into micro-batches, those with responses of like lengths together."""
+        rows = rows.sort().values  # like prompts, where the lengths of the responses are equal
+        rows = rows[batch.response_mask[rows].sum(1).argsort(stable=True)]
+        return torch.split(rows, self.settings.per_device_train_batch_size)
+
+    def _map_rows(self, batch: Batch, function: Callable[[Batch], Tensor]) -> Tensor:
+        """Apply `function` to micro-batches and put the results (b, r, ...) together: (B, R, ...), 0 in padding."""
+        parts = self._micro_batches(batch, torch.arange(len(batch.input_ids), device=self.stack.device))
+        results = [function(batch.rows(part)) for part in parts]
+        together = results[0].new_zeros(*batch.response_mask.shape, *results[0].shape[2:])
+        for part, result in zip(parts, results, strict=True):
+            together[part, : result.shape[1]] = result
+        return together
+
+    def _next_prompts(self) -> list[list[int]]:
+        """Return the prompts of this update: shuffled passes over all of them, cut into batches."""
+        count, size = len(self._prompts), self.settings.rollout_batch_size
+        first = self.updates_done * size
+        passes = range(first // count, (first + size - 1) // count + 1)
+        order = [
+            i
+            for number in passes
+            for i in random.Random(row_seed(self.seed, "ppo prompts", number)).sample(range(count), count)
+        ]
+        start = first - passes[0] * count
+        return [self._prompts[i] for i in order[start : start + size]]
+
+    def _parameters(self) -> dict[str, list[nn.Parameter]]:
+        return {"policy": self.policy_parameters, "value": self.value_parameters}
+
+
+def kl_coef_factor(kl: float, target: float, share: float) -> float:
+    """Return the factor of the adaptive KL coefficient (Ziegler et al., 2019, section 2.2).
+
+    Args:
+        kl: of the last rollout, in nats a response.
+        target: what it should be.
+        share: responses of the rollout over the horizon.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return 1 + error * share

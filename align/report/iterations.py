@@ -1,0 +1,67 @@
+"""The self-rewarding loop in tables: what each iteration wrote, judged and paired, and how scores are spread."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from align.core.rows import Answer
+from align.report.statistics import histogram
+
+SCORE_EDGES = [i / 2 for i in range(11)]  # bins of half a point from 0 to 5
+
+
+def loop_row(
+    model: str, parent: str, prompts: Mapping[str, Any], scores: Mapping[str, Any], pairs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return an iteration's row of loop.csv, from the counts of its stages (data/metrics/<model>/*.json)."""
+    judge = scores["as_judge"] or {}
+    return {
+        "model": model,
+        "judge": parent,
+        "prompts": prompts["accepted"],
+        "prompts_dropped": sum(prompts["dropped"].values()),
+        "prompt_words": prompts["mean_words"],
+        "nearest_known_rouge_l": prompts["nearest_known_rouge_l"],
+        "prompts_distinct_2": prompts["distinct_2"],
+        "responses": scores["rows"],
+        "mean_score": scores["mean_score"],
+        "score_std": scores["std"],
+        "mode_share": scores["mode_share"],
+        "judge_failures": sum(scores["failures"].values()),
+        "judge_pairwise_accuracy": judge.get("pairwise_accuracy"),
+        "score_length_correlation": scores["score_length_correlation"],
+        "pairs": pairs["pairs"],
+        "pair_yield": pairs["pair_yield"],
+        "mean_margin": pairs["mean_margin"],
+        "words_chosen": pairs["mean_words_chosen"],
+        "words_rejected": pairs["mean_words_rejected"],
+        "margin_length_correlation": pairs["margin_length_correlation"],
+        "accepted": pairs["accepted"],
+        "ift_rows": pairs["ift"],
+    }
+
+
+def bin_label(low: float) -> str:
+    """Return the name of the bin that begins at `low`."""
+    return f"{low:.1f}-{low + 0.5:.1f}"
+
+
+def score_histogram(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:
+    """Return, for each bin of judge scores, its label and the share of each model's judged answers in it."""
+    counts = {
+        name: histogram([row.judge_score for row in rows if row.judge_score is not None], SCORE_EDGES)
+        for name, rows in answers.items()
+    }
+    return [
+        {"score": bin_label(low)} | {name: found[i] / (sum(found) or 1) for name, found in counts.items()}
+        for i, low in enumerate(SCORE_EDGES[:-1])
+    ]
+
+
+def score_rows(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:
+    """Return the model and the score's bin of each judged answer, for a heat map that counts rows."""
+    return [
+        {"model": name, "score": bin_label(min(int(row.judge_score * 2), 9) / 2)}
+        for name, rows in answers.items()
+        for row in rows
+        if row.judge_score is not None
+    ]

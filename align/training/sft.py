@@ -1,0 +1,49 @@
+"""Supervised fine-tuning on instruction rows: the second part of stage sft, and `dpo.sft_on_accepted`."""
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftModel
+from pydantic import Field
+from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
+
+from align.models.tokenization import encode_completion, encode_user
+from align.run.work import Work
+from align.training.trainer import Resumable, TrainingSettings, train
+
+
+class SFTSettings(TrainingSettings):
+    """Section `sft` of params.yaml."""
+
+    eft_share: float = Field(ge=0, lt=1)
+
+
+class ResumableSFTTrainer(Resumable, SFTTrainer):
+    """TRL's, with checkpoints of our own."""
+
+
+def encode_instruction(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> dict[str, Any]:
+    """Return a row as TRL takes it; the loss is on the completion alone, its EOS included."""
+    prompt_ids, completion_ids = encode_user(tokenizer, prompt), encode_completion(tokenizer, completion)
+    mask = [0] * len(prompt_ids) + [1] * len(completion_ids)
+    return {"input_ids": prompt_ids + completion_ids, "completion_mask": mask, "length": len(mask)}
+
+
+def instruction_tune(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict[str, Any]],
+    arguments: dict[str, Any],
+    history: Path,
+    work: Work | None = None,
+) -> None:
+    """Train `model` on rows of `encode_instruction`, with `TrainingSettings.arguments`; write the history."""
+    trainer = ResumableSFTTrainer(
+        model=model,
+        args=SFTConfig(**arguments, max_length=None, completion_only_loss=True),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    train(trainer, history, work)

@@ -1,1 +1,0 @@
-"""What the `align` command looks into: lineage, this machine, unfinished work. No stage imports it."""

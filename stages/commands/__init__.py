@@ -1,1 +1,0 @@
-"""The subcommands of `align`, one module each: the module NAME has the command NAME."""

@@ -1,1 +1,0 @@
-"""Library of the stages. Imports go one way: stages -> effects -> pure -> records, params, files, errors."""

@@ -1,0 +1,47 @@
+"""Check texts with labels, the files that `text.train` and `text.test` name -> data/text/{train,test}.jsonl.
+
+No text is in both. Run with `python -m stages.text.data`.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from align.core.errors import InputError, quoted
+from align.core.files import write_json
+from align.core.params import Params
+from align.core.rows import write_rows
+from align.text.labelled import labels_of, read_splits
+from align.text.training import TextSettings
+
+
+@click.command(help=__doc__)
+@click.option("--out-dir", type=click.Path(path_type=Path), default="data/text", show_default=True)
+def main(out_dir: Path) -> None:
+    settings = Params.read().section("text", TextSettings)
+    for key, path in (("train", settings.train), ("test", settings.test)):
+        if not path.endswith(".jsonl"):
+            raise InputError(
+                f"params.yaml: text.{key}: {quoted(path)} is no .jsonl file; name other files in section sources, and "
+                "here the data/sources/NAME.jsonl that comes of it"
+            )
+    train, test, dropped = read_splits(Path(settings.train), Path(settings.test))
+    write_rows(out_dir / "train.jsonl", train)
+    write_rows(out_dir / "test.jsonl", test)
+    counts = {
+        f"{name}_{label}": Counter(row.label_text for row in rows)[label]
+        for name, rows in (("train", train), ("test", test))
+        for label in labels_of(train)
+    }
+    write_json(out_dir / "data.json", {"train": len(train), "test": len(test), "labels": counts, "dropped": dropped})
+    told = [
+        f"{len(train)} training rows",
+        f"{len(test)} test rows",
+        *(f"{n} dropped ({r})" for r, n in dropped.items()),
+    ]
+    click.echo("text_data: " + ", ".join(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Compare models/base and models/text on held-out labelled texts -> data/text/eval.json and eval.csv.
+
+A model's label is the one whose tokens it finds likeliest after the text. Run with `python -m stages.text.evaluate`.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from align.core.files import write_csv, write_json
+from align.core.params import Params
+from align.core.rows import read_rows
+from align.models.base import load_base, load_tokenizer
+from align.models.tokenization import drop_too_long
+from align.report.statistics import bootstrap_interval, wilson_interval
+from align.run.locks import hold_devices
+from align.run.runtime import RuntimeSettings, start
+from align.run.work import Work
+from align.text.labelled import LabelledText, labels_of
+from align.text.training import Choices, TextSettings, check_positions, encode_choices_of, score_choices
+
+
+def predicted_label(score: dict[str, Any]) -> int:
+    """Return the number of the likeliest label; the first of equal ones."""
+    choices: list[float] = score["choices"]
+    return choices.index(max(choices))
+
+
+def measures(rows: Sequence[Choices], scores: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Any]:
+    """Return what a model makes of the test rows.
+
+    `accuracy` has its 95% Wilson interval. `perplexity` is per token, over each row's text and its right label (all
+    tokens but the first), without an EOS; `label_perplexity` over the tokens of the right label alone. `confusion`
+    counts rows by right label, then by the model's.
+    """
+    pairs = Counter((row.gold, predicted_label(score)) for row, score in zip(rows, scores, strict=True))
+    right = sum(n for (gold, found), n in pairs.items() if gold == found)
+    low, high = wilson_interval(right, len(rows)) or (0.0, 1.0)
+    text = math.fsum(score["row"] for score in scores) / sum(len(row.ids) - 1 for row in rows)
+    label = math.fsum(score["choices"][row.gold] for row, score in zip(rows, scores, strict=True))
+    return {
+        "accuracy": right / len(rows),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "perplexity": math.exp(-text),
+        "label_perplexity": math.exp(-label / sum(len(row.tails[row.gold]) for row in rows)),
+        "confusion": {gold: {found: pairs[i, j] for j, found in enumerate(labels)} for i, gold in enumerate(labels)},
+    }
+
+
+@click.command(help=__doc__)
+@click.option("--base", type=click.Path(path_type=Path), default="models/base", show_default=True)
+@click.option("--model", type=click.Path(path_type=Path), default="models/text", show_default=True)
+@click.option("--train", type=click.Path(path_type=Path), default="data/text/train.jsonl", show_default=True)
+@click.option("--test", type=click.Path(path_type=Path), default="data/text/test.jsonl", show_default=True)
+@click.option("--out-dir", type=click.Path(path_type=Path), default="data/text", show_default=True)
+def main(base: Path, model: Path, train: Path, test: Path, out_dir: Path) -> None:
+    params = Params.read()
+    runtime = params.section("runtime", RuntimeSettings)
+    settings = params.section("text", TextSettings)
+    start(runtime, params.seed)
+    tokenizer = load_tokenizer(base)
+    pad_id = tokenizer.pad_token_id
+    assert isinstance(pad_id, int)
+    trained_on = read_rows(train, LabelledText)
+    labels = labels_of(trained_on)
+    read = read_rows(test, LabelledText)
+    pairs = [(row, encode_choices_of(tokenizer, settings.template, labels, row)) for row in read]
+    pairs, dropped = drop_too_long(pairs, [row.longest for _, row in pairs], settings.max_length, "text.max_length")
+    rows = [row for _, row in pairs]
+
+    hold_devices("text_evaluate", runtime)
+    scores = {}
+    with Work("text_evaluate", params, runtime, [base, model, train, test]) as work:
+        for name, folder in {"base": base, "text": model}.items():
+            loaded = load_base(folder, runtime)
+            check_positions(loaded, settings.max_length)
+            scores[name] = score_choices(
+                loaded, pad_id, rows, work.rows(name), batch_size=runtime.batch_size, description=name
+            )
+            del loaded
+        majority = Counter(row.label_text for row in trained_on).most_common(1)[0][0]
+        gains = [
+            float(predicted_label(after) == row.gold) - float(predicted_label(before) == row.gold)
+            for row, before, after in zip(rows, scores["base"], scores["text"], strict=True)
+        ]
+        low, high = bootstrap_interval([[gain] for gain in gains]) or (0.0, 0.0)
+        found = {name: measures(rows, scores[name], labels) for name in scores}
+        result = {
+            "rows": len(rows),
+            "dropped_too_long": dropped,
+            "majority_accuracy": sum(row.label_text == majority for row, _ in pairs) / len(rows),
+            "accuracy_gain": sum(gains) / len(rows),
+            "accuracy_gain_low": low,
+            "accuracy_gain_high": high,
+            **found,
+        }
+        table = [
+            {
+                "id": row.id,
+                "label_text": row.label_text,
+                **{name: labels[predicted_label(scores[name][i])] for name in scores},
+                **{
+                    f"{name}_{label}": logprob
+                    for name in scores
+                    for label, logprob in zip(labels, scores[name][i]["choices"], strict=True)
+                },
+            }
+            for i, (row, _) in enumerate(pairs)
+        ]
+        write_csv(out_dir / "eval.csv", table)
+        write_json(out_dir / "eval.json", result)
+    for name, values in found.items():
+        click.echo(
+            f"text_evaluate: {name}: accuracy {values['accuracy']:.3f} "
+            f"[{values['accuracy_low']:.3f}, {values['accuracy_high']:.3f}], perplexity {values['perplexity']:.1f}"
+        )
+    click.echo(
+        f"text_evaluate: {len(rows)} rows, {dropped} dropped; most frequent label {result['majority_accuracy']:.3f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

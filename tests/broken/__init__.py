@@ -1,6 +1,0 @@
-"""Broken inputs, each with the command that reads it and what the message must name."""
-
-from tests.broken import models, params, rows, sources, tables
-from tests.broken.workspace import Case
-
-CASES: list[Case] = [*rows.cases(), *sources.cases(), *params.cases(), *models.cases(), *tables.cases()]

@@ -1,0 +1,510 @@
+"""`align doctor`: each bad state is made for real, is found, and is gone after what the report says to do."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from align.cli.project.machine import environment_here
+from tests.dvc_project import Project, align, finished_project, project
+
+__all__ = ["finished_project", "project"]
+
+
+def examine(*arguments: str) -> list[dict[str, Any]]:
+    result = align("doctor", "--json", *arguments)
+    findings: list[dict[str, Any]] = json.loads(result.output)
+    assert result.exit_code == int(any(finding["status"] == "problem" for finding in findings))
+    return findings
+
+
+def of(check: str, *arguments: str) -> list[dict[str, Any]]:
+    return [finding for finding in examine(*arguments) if finding["check"] == check]
+
+
+def only(check: str, *arguments: str) -> dict[str, Any]:
+    (finding,) = of(check, *arguments)
+    return finding
+
+
+def commands(finding: dict[str, Any]) -> list[str]:
+    return [command for step in finding["mend"] for command in re.findall("`([^`]+)`", step)[:1]]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@contextmanager
+def running(project: Project, command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command in a process group of its own, and kill the group in the end."""
+    process = subprocess.Popen(
+        ["bash", "-c", f"exec {command}"],
+        cwd=project.path,
+        env=project.env,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def stage_runs(project: Project) -> Callable[[], bool]:
+    return lambda: (project.path / "started").exists()
+
+
+@pytest.fixture(scope="module")
+def slow_project(finished_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = finished_project.copy(tmp_path_factory.mktemp("slow") / "project")
+    project.replace("dvc.yaml", "cmd: sleep ${wait} &&", "cmd: touch started && sleep ${wait} &&")
+    project.write(".gitignore", "started\n")
+    project.write("wait.yaml", "wait: 600\n")
+    project.write("gone.txt", "gone\n")
+    project.commit("slow")
+    return project
+
+
+@pytest.fixture
+def slow(slow_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """The project with a stage that says when it has started, and takes its time; the working directory."""
+    return slow_project.enter(tmp_path / "project", monkeypatch)
+
+
+def test_a_clean_repository_has_no_problem_and_one_line_a_check(project: Project) -> None:
+    result = align("doctor")
+
+    assert result.exit_code == 0, result.output
+    assert all(re.match(r"(ok|differs) +\w+ +\S", line) for line in result.output.splitlines())
+    for check in ("repository", "experiment", "locks", "disk", "memory", "unfinished", "device"):
+        assert only(check)["status"] == "ok"
+
+
+def test_another_python_is_a_problem(project: Project) -> None:
+    project.write("pyproject.toml", '[project]\nrequires-python = ">=3.11"\n')
+    assert only("python")["status"] == "ok"
+    project.write("pyproject.toml", '[project]\nrequires-python = ">=3.99"\n')
+    assert only("python")["status"] == "problem"
+
+
+def test_packages_are_compared_with_their_pins(project: Project) -> None:
+    public = torch.__version__.partition("+")[0]
+    project.write("requirements.txt", f"-r more.txt\n# text\ntorch=={public}\n")
+    assert only("packages") | {"mend": []} == {
+        "check": "packages",
+        "status": "ok",
+        "what": "1 as pinned in requirements.txt",
+        "mend": [],
+    }
+
+    project.write("requirements.txt", "click==0.1\nnot-a-package-of-anybody==1\n")
+    missing, other = of("packages")
+    assert (missing["status"], missing["what"]) == ("problem", "not installed: not-a-package-of-anybody")
+    assert other["status"] == "differs"
+    assert "(pinned ==0.1)" in other["what"]
+
+    project.write("requirements.txt", "=1\n")
+    assert only("packages")["what"].startswith("requirements.txt:1: not a requirement")
+
+
+def test_the_environment_of_each_result_is_compared_with_this_one(project: Project) -> None:
+    here = environment_here()
+    project.write("models/m1/model_card.json", json.dumps({"environment": here}))
+    assert only("environment")["what"] == "as recorded in 1 results"
+
+    project.write("models/base/model_card.json", json.dumps({"environment": here | {"torch": "0.1"}}))
+    project.write("data/metrics/m1/scores.json", json.dumps({"environment": here | {"device": "cuda (H0)"}}))
+    project.write("data/metrics/m1/counts.json", "{}")
+    found = of("environment")
+    assert [finding["status"] for finding in found] == ["differs", "differs"]
+    assert found[0]["what"] == f"torch is {here['torch']} here, was 0.1 for models/base"
+    assert found[1]["what"] == f"device is {here['device']} here, was cuda (H0) for data/metrics/m1/scores.json"
+
+    project.write("models/base/model_card.json", "{}")
+    assert any(finding["what"] == "not recorded in the cards of models/base" for finding in of("environment"))
+
+
+def test_a_device_that_is_not_here_is_a_problem(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    project.replace("params.yaml", "device: auto", "device: cuda")
+
+    (problem,) = [finding for finding in examine() if finding["status"] == "problem"]
+    assert "no CUDA device is visible" in problem["what"]
+
+
+def test_a_lock_file_that_breaks_off_is_a_problem_and_the_printed_steps_mend_it(project: Project) -> None:
+    whole = project.read("dvc.lock")
+    project.write("dvc.lock", whole[: whole.index("md5:") + 2])
+    [found] = of("lock_file")
+    assert found["status"] == "problem"
+    assert "breaks off in line" in found["what"]
+    for step in found["mend"]:
+        project.run(step.split("`")[1])
+    assert project.read("dvc.lock") == whole
+    assert of("lock_file")[0]["status"] == "ok"
+
+
+def test_more_threads_than_cores_are_said(project: Project) -> None:
+    project.replace("params.yaml", "num_threads: 2", "num_threads: 400")
+    assert of("device")[0]["status"] == "differs"
+
+
+def test_a_packed_base_is_named_with_what_packs_it(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert of("quantization") == []
+    project.replace("params.yaml", "quantization: none", "quantization: nf4")
+    assert only("quantization")["status"] == "ok"
+    assert f"nf4 by bitsandbytes {version('bitsandbytes')}" in only("quantization")["what"]
+
+    def missing(name: str) -> str:
+        if name == "bitsandbytes":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr("align.cli.doctor.environment.version", missing)
+    finding = only("quantization")
+    assert finding["status"] == "problem"
+    assert "pip install -r requirements.txt" in finding["mend"][0]
+
+
+@pytest.mark.parametrize("backend", ["vllm", "openai"])
+def test_settings_that_cannot_promise_the_same_bytes_are_named(project: Project, backend: str) -> None:
+    assert "max_batch_tokens is null" in only("backend")["what"]
+    project.replace("params.yaml", "max_batch_tokens: null", "max_batch_tokens: 4096")
+    assert only("backend")["status"] == "ok"
+    project.replace("params.yaml", "backend: transformers", f"backend: {backend}")
+    assert only("backend")["status"] == "differs"
+
+
+def test_outs_that_do_not_fit_on_the_disk_or_into_memory_are_problems(project: Project) -> None:
+    lock = project.read("dvc.lock")
+    project.write("dvc.lock", re.sub(r"(path: models/base\n.*\n.*\n\s+size: )\d+", rf"\g<1>{10**16}", lock))
+
+    assert only("disk")["status"] == only("memory")["status"] == "problem"
+    assert "a whole rerun writes 10000 TB" in only("disk")["what"]
+
+
+def test_a_folder_that_is_not_the_root_is_a_problem_with_the_way_there(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.path / "data")
+    finding = of("repository")[0]
+    assert finding["status"] == "problem"
+    assert commands(finding) == [f"cd {project.path.resolve()}"]
+
+
+def test_a_key_that_no_stage_takes_is_a_problem_before_the_stage_runs(project: Project) -> None:
+    assert only("params")["status"] == "ok"
+    project.replace("params.yaml", "kl_coef: 0.05", "kl_coef: -1")
+    assert only("params")["status"] == "problem"
+    assert only("params")["what"].startswith("params.yaml: ppo.kl_coef: should be greater than or equal to 0")
+
+
+def test_broken_params_are_one_problem_and_no_traceback(project: Project) -> None:
+    project.write("params.yaml", "a: [")
+    (problem,) = [finding for finding in examine() if finding["status"] == "problem"]
+    assert problem["what"].startswith("params.yaml: not valid YAML")
+
+
+def test_git_that_is_not_installed_is_a_problem(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(project.path))
+    assert of("repository")[0]["what"] == "git is not installed, which DVC runs"
+
+
+def test_a_running_dvc_is_named_and_is_no_problem(slow: Project) -> None:
+    with running(slow, "dvc repro") as process:
+        wait_for(stage_runs(slow))
+        finding = only("locks")
+        assert finding["status"] == "differs"
+        assert f"PID {process.pid}" in finding["what"]
+
+    # Killed: DVC takes the entries of dead processes out by itself.
+    assert only("locks")["status"] == "ok"
+    slow.write("wait.yaml", "wait: 0\n")
+    slow.run("dvc repro -q")
+
+
+def test_a_lock_entry_whose_pid_is_of_another_program_by_now_is_mended(slow: Project) -> None:
+    with running(slow, "dvc repro") as process:
+        wait_for(stage_runs(slow))
+    slow.replace(".dvc/tmp/rwlock", f'"pid": {process.pid}', f'"pid": {os.getpid()}')
+    slow.write("wait.yaml", "wait: 0\n")
+    assert slow.run("dvc repro -q", check=False).returncode != 0
+
+    finding = only("locks")
+    assert finding["status"] == "problem"
+    for command in commands(finding):
+        slow.run(command)
+    assert only("locks")["status"] == "ok"
+    slow.run("dvc repro -q")
+
+
+@pytest.mark.parametrize("text", ["", '{"read": {"a', "[]"])
+def test_a_lock_file_that_was_cut_off_is_mended(project: Project, text: str) -> None:
+    project.write(".dvc/tmp/rwlock", text)
+    project.write("data/seed/more.txt", "x\n")
+    assert project.run("dvc repro -q", check=False).returncode != 0
+
+    finding = only("locks")
+    assert finding["status"] == "problem"
+    for command in commands(finding):
+        project.run(command)
+    assert only("locks")["status"] == "ok"
+    project.run("dvc repro -q")
+
+
+def test_a_hard_link_lock_of_a_killed_dvc_is_mended(project: Project) -> None:
+    project.run("dvc config --local core.hardlink_lock true && rm -f .dvc/tmp/lock .dvc/tmp/rwlock.lock")
+    code = (
+        "import os; from dvc.lock import make_lock; "
+        "make_lock('.dvc/tmp/lock', tmp_dir='.dvc/tmp', hardlink_lock=True).lock(); os._exit(0)"
+    )
+    project.run(f'python -c "{code}"')
+    assert project.run("dvc repro -q", check=False).returncode != 0
+
+    finding = only("locks")
+    assert finding["status"] == "problem"
+    for command in commands(finding):
+        project.run(command)
+    project.run("dvc repro -q")
+
+
+@pytest.mark.parametrize(
+    ("lock", "stopped"),
+    [
+        (".git/index.lock", "git add -A"),
+        (".git/refs/exps/stash.lock", "dvc exp run -q -S dpo.beta=0.2"),
+    ],
+)
+def test_a_lock_of_git_that_was_left_is_mended(project: Project, lock: str, stopped: str) -> None:
+    project.write(lock, "")
+    project.write("notes.txt", "my notes\n")
+    assert project.run(stopped, check=False).returncode != 0
+
+    finding = only("locks")
+    assert finding["status"] == "problem"
+    assert commands(finding) == [f"rm {lock}"]
+    project.run(f"rm {lock}")
+    project.run(stopped)
+    assert only("locks")["status"] == "ok"
+
+
+def test_a_lock_of_a_git_that_runs_is_no_problem(project: Project) -> None:
+    project.write("staged.txt", "staged\n")
+    project.run("git add staged.txt")
+    with running(project, "git -c core.editor='touch started && sleep 600 #' commit -a") as process:
+        wait_for(stage_runs(project))
+        finding = only("locks")
+        assert (finding["status"], finding["mend"]) == ("differs", [])
+        assert finding["what"] == f".git/index.lock is held, it seems by PID {process.pid}"
+
+
+def kill_experiment(project: Project, ready: Callable[[], bool]) -> str:
+    """Make edits (unstaged, staged, a new file in the index, an untracked one) and kill `dvc exp run` when `ready`.
+
+    Return what params.yaml was.
+    """
+    project.write("notes.txt", "my notes\n")
+    project.replace("params.yaml", "beta: 0.1", "beta: 0.3  # my comment")
+    project.write("staged.txt", "staged\n")
+    project.run("git add staged.txt")
+    project.write("untracked.txt", "untracked\n")
+    params = project.read("params.yaml")
+    with running(project, "dvc exp run -S dpo.max_length=77"):
+        wait_for(ready)
+    return params
+
+
+def check_way_back(project: Project, params: str) -> None:
+    """Do what the report says, from top to bottom; then all edits are there, and the same command runs."""
+    problems = [finding for finding in examine() if finding["status"] == "problem"]
+    assert {finding["check"] for finding in problems} <= {"locks", "experiment", "repository"}  # without params.yaml
+    for step in (step for finding in problems for step in finding["mend"]):
+        project.run(re.findall("`([^`]+)`", step)[0])
+
+    assert project.run("git symbolic-ref --short HEAD").stdout == "main\n"
+    assert project.run("git stash list").stdout == ""
+    assert project.read("params.yaml") == params
+    assert project.read("notes.txt") == "my notes\n"
+    assert project.read("staged.txt") == "staged\n"
+    assert project.read("untracked.txt") == "untracked\n"
+    assert only("experiment")["status"] == only("locks")["status"] == "ok"
+    project.write("wait.yaml", "wait: 0\n")
+    project.run("dvc exp run -q -n again -S dpo.max_length=77")
+    assert project.run("dvc exp list --name-only").stdout == "again\n"
+
+
+def test_an_experiment_killed_in_a_stage_is_recovered_with_all_edits(slow: Project) -> None:
+    params = kill_experiment(slow, stage_runs(slow))
+    assert slow.run("git symbolic-ref -q HEAD", check=False).returncode == 1
+    assert "max_length: 77" in slow.read("params.yaml")
+
+    assert commands(only("experiment"))[-1] == "dvc checkout"
+    check_way_back(slow, params)
+
+
+def test_an_experiment_killed_while_it_stashed_is_recovered_with_all_edits(slow: Project) -> None:
+    overridden = "max_length: 77"
+    # It may have taken a lock by then, or be past the stash.
+    check_way_back(slow, kill_experiment(slow, lambda: overridden in slow.read("params.yaml")))
+
+
+@pytest.mark.parametrize(
+    "undo", ["git reset -q --hard", "git checkout -q HEAD -- params.yaml gone.txt", "rm notes.txt"]
+)
+def test_an_experiment_killed_between_its_two_stashes_is_recovered_with_all_edits(slow: Project, undo: str) -> None:
+    (slow.path / "gone.txt").unlink()
+    params = kill_experiment(slow, stage_runs(slow))
+    # A moment earlier it is in this state: only EXEC_MERGE has the edits, of all files or of some.
+    slow.run(f"git checkout -q main && git reset -q && rm staged.txt && {undo}")
+
+    check_way_back(slow, params)
+    assert not (slow.path / "gone.txt").exists()
+
+
+@pytest.mark.parametrize("popped", ["", ".", "notes.txt"])
+def test_an_experiment_killed_on_its_way_back_to_the_branch_is_not_run_by_the_next(slow: Project, popped: str) -> None:
+    params = kill_experiment(slow, stage_runs(slow))
+    # A moment earlier: its own stash is not at EXEC_MERGE yet, git's has the edits, and so has the tree, in part.
+    own = slow.run("git rev-parse refs/exps/exec/EXEC_MERGE").stdout
+    commits = slow.run("git fsck --no-reflogs --unreachable | grep commit | cut -d' ' -f3").stdout.split()
+    (edits,) = [edit for edit in commits if slow.run(f"git log -1 --format=%s {edit}").stdout.startswith("WIP on main")]
+    slow.run("git reset -q --hard && rm -f staged.txt && git symbolic-ref -m 'dvc: Restore HEAD' HEAD refs/heads/main")
+    slow.run(f"git update-ref --create-reflog refs/exps/stash {own}")
+    slow.run("git update-ref -d refs/exps/exec/EXEC_MERGE && git update-ref -d refs/exps/exec/EXEC_BASELINE")
+    slow.run(f"git stash store {edits}")
+    if popped:
+        slow.run(f"git restore --source={edits} -- {popped}")
+
+    check_way_back(slow, params)
+
+
+def test_an_experiment_killed_without_edits_leaves_the_committed_params(slow: Project) -> None:
+    with running(slow, "dvc exp run -S dpo.max_length=77"):
+        wait_for(stage_runs(slow))
+    assert "max_length: 77" in slow.read("params.yaml")
+    for command in commands(only("experiment")):
+        slow.run(command)
+
+    assert slow.run("git status --porcelain").stdout == ""
+    assert only("experiment")["status"] == "ok"
+
+
+def test_where_git_has_forgotten_the_edits_the_overrides_are_named_and_nothing_is_undone(slow: Project) -> None:
+    kill_experiment(slow, stage_runs(slow))
+    slow.run("git reflog expire --expire=now --all && git gc -q --prune=now")
+    finding = only("experiment")
+    (step,) = [step for step in finding["mend"] if "came from -S" in step]
+    assert step.endswith("dpo.beta 0.1 -> 0.3, dpo.max_length 256 -> 77")
+    assert not any("restore" in command for command in commands(finding))
+
+
+def test_a_running_experiment_is_not_taken_for_a_killed_one(slow: Project) -> None:
+    with running(slow, "dvc exp run"):
+        wait_for(stage_runs(slow))
+        assert only("experiment")["status"] == "ok"
+
+
+def test_an_experiment_that_ended_well_leaves_nothing_to_mend(project: Project) -> None:
+    project.run("dvc exp run -q -S dpo.beta=0.2")
+    assert only("experiment")["status"] == "ok"
+
+
+def test_a_head_that_was_detached_on_purpose_is_no_problem(project: Project) -> None:
+    project.run("git checkout -q $(git rev-parse HEAD)")
+    finding = only("experiment")
+    assert finding["status"] == "differs"
+    assert commands(finding) == ["git checkout main"]
+
+
+def corrupt(project: Project, out: str, file: str = "") -> Path:
+    """Spoil the object of an out (of its list of files, for a folder without `file`) and keep it read-only."""
+    lock = YAML(typ="safe").load(project.read("dvc.lock"))["stages"].values()
+    value: str = next(entry["md5"] for stage in lock for entry in stage["outs"] if entry["path"] == out)
+    cache = project.path / ".dvc/cache/files/md5"
+    if file:
+        listing = json.loads((cache / value[:2] / value[2:]).read_bytes())
+        value = next(entry["md5"] for entry in listing if entry["relpath"] == file)
+    path = cache / value[:2] / value[2:]
+    path.chmod(0o644)
+    path.write_text("spoilt")
+    path.chmod(0o444)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("out", "file", "stage", "here"),
+    [
+        ("data/m1/pairs.jsonl", "", "pairs", True),
+        ("models/m1", "model.safetensors", "dpo", False),
+        ("models/m1", "model.safetensors", "dpo", True),
+        ("models/m1", "", "dpo", True),
+    ],
+)
+def test_a_corrupt_object_is_found_by_the_deep_check_alone_and_mended(
+    project: Project, out: str, file: str, stage: str, here: bool
+) -> None:
+    path = corrupt(project, out, file)
+    if file or out.startswith("data"):  # DVC trusts an object that is read-only, but for lists of files
+        assert project.run("dvc status").stdout == "Data and pipelines are up to date.\n"
+    assert of("cache") == []
+    content = "data/m1/pairs.jsonl" if file == "" and out.startswith("data") else "models/m1/model.safetensors"
+    wanted = project.read(content)
+    if not here:
+        project.run(f"rm -r {out}")
+
+    finding = only("cache", "--deep")
+    assert finding["status"] == "problem"
+    assert str(path.relative_to(project.path)) in finding["what"]
+    assert f"of stage {stage}" in finding["what"]
+    remove, repair = finding["mend"]
+    project.run(commands({"mend": [remove]})[0])
+    project.run(re.findall("`([^`]+)`", repair)[-1])
+
+    assert only("cache", "--deep")["status"] == "ok"
+    project.run(f"rm -r {out} && dvc checkout -q")
+    assert project.read(content) == wanted
+
+
+def test_a_corrupt_object_of_no_stage_of_now_is_only_to_be_removed(project: Project) -> None:
+    old = project.path / ".dvc/cache/files/md5/00/00000000000000000000000000000a"
+    old.parent.mkdir()
+    old.write_text("x")
+    finding = only("cache", "--deep")
+    assert "nothing here needs it" in finding["what"]
+    project.run(commands(finding)[0])
+    assert only("cache", "--deep")["status"] == "ok"
+
+
+def test_libraries_that_do_not_load_are_a_problem_and_no_traceback(project: Project) -> None:
+    broken = project.write("broken/torch/__init__.py", "raise OSError('libtorch.so: cannot open')\n").parent.parent
+    code = "import sys; from align.cli.main import main; main(['doctor'])"
+    path = os.pathsep.join([str(broken), *filter(None, sys.path)])
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=project.path,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+
+    assert result.returncode == 1
+    assert "the libraries do not load (libtorch.so: cannot open)" in result.stdout
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,353 @@
+"""`align show`: what it says of a result is what the files, git and DVC say."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from align.cli.project.cards import source_hash
+from align.cli.project.source_code import code_hashes
+from align.core.files import sha256
+from align.models.base import weights_hash
+from tests.conftest import REPOSITORY
+from tests.dvc_project import Project, align, error_of, finished_project, project
+
+__all__ = ["finished_project", "project"]
+
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+ATTACK = "\x1b[31m \x1b]0;title\x07 \x9b2J \x7f\x08\r"
+OLD_CARD = {"stage": "dpo", "parents": {}, "data": {}, "params": {}, "seed": 17, "versions": {"torch": "2"}}
+
+
+def show(*arguments: str) -> str:
+    result = align("show", *arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def show_json(name: str) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(show(name, "--json"))
+    return value
+
+
+def line_of(text: str, start: str) -> str:
+    return next(line for line in text.splitlines() if line.strip().startswith(start))
+
+
+def write_card(project: Project, model: str = "m1", **changes: Any) -> None:
+    base = project.path / "models/base"
+    pairs = project.path / "data/m1/pairs.jsonl"
+    card = {
+        "stage": "dpo",
+        "parents": {"base": {"path": "models/base", "sha256": weights_hash(base)}},
+        "data": {"preferences": {"path": "data/m1/pairs.jsonl", "sha256": sha256(pairs)}},
+        "params": {"seed": 17},
+        "environment": {"python": "3.11.0", "device": "cpu (AVX2)"},
+    }
+    project.write(f"models/{model}/model_card.json", json.dumps(card | changes))
+
+
+def test_the_tree_goes_up_to_the_files_that_no_stage_makes_and_tells_each_stage_once(project: Project) -> None:
+    lines = show("m1").splitlines()
+    tree = [
+        line.split("<-")[-1].split("(")[0].strip() for line in lines[lines.index("  made from") + 1 :] if "<-" in line
+    ]
+    above = [line.split()[0] for line in lines if line.endswith("(above)")]
+
+    assert tree == ["pairs", "base_model", "base_model"]
+    assert above == ["models/base"]
+    assert [line.split()[0] for line in lines if line.endswith("no stage makes it")] == [
+        "data/seed/more.txt",
+        "data/seed/text.txt",
+    ]
+
+
+def test_the_target_has_its_command_params_and_the_hashes_of_its_run(project: Project) -> None:
+    lock = YAML(typ="safe").load(project.read("dvc.lock"))["stages"]
+    value = show_json("data/m1/pairs.jsonl")
+    run = value["runs"]["pairs"]
+
+    assert run["command"] == lock["pairs"]["cmd"]
+    assert value["target"]["hash"] == lock["pairs"]["outs"][0]["md5"]
+    assert {node["path"]: node["hash"] for node in run["inputs"]} == {
+        dep["path"]: dep["md5"] for dep in lock["pairs"]["deps"]
+    }
+    assert run["params"]["seed"] == 17
+    assert run["params"]["dpo.beta"] == lock["pairs"]["params"]["params.yaml"]["dpo"]["beta"]
+    text = show("data/m1/pairs.jsonl")
+    assert value["target"]["hash"][:12] in text.splitlines()[0]
+    assert "beta=0.1" in text
+
+
+def test_a_model_is_found_by_its_name_its_folder_and_a_file_in_it(project: Project) -> None:
+    expected = show("m1")
+
+    assert expected.startswith("models/m1  ")
+    for name in ("models/m1", "./models/m1/", "models/m1/model.safetensors", str(project.path / "models/m1")):
+        assert show(name).splitlines()[1:] == expected.splitlines()[1:]
+
+
+@pytest.mark.parametrize("name", ["data/m1/pairs.jsonl", "models/m1"])
+def test_content_is_compared_with_the_lock_file_as_dvc_compares_it(project: Project, name: str) -> None:
+    file = project.path / (name if name.endswith("jsonl") else f"{name}/model.safetensors")
+    assert show(name).splitlines()[0].endswith("  as in dvc.lock")
+
+    text = file.read_text()
+    file.write_text(text + "x")
+    assert show(name).splitlines()[0].endswith("  changed since")
+    assert project.run("dvc status").stdout.count(f"modified:           {name}") >= 1
+
+    file.write_text(text)
+    assert show(name).splitlines()[0].endswith("  as in dvc.lock")
+
+
+def test_a_file_that_dvc_ignores_is_no_change_of_a_folder(project: Project) -> None:
+    project.write(".dvcignore", "*.tmp\n")
+    project.write("models/m1/left.tmp", "x")
+    assert show("m1").splitlines()[0].endswith("  as in dvc.lock")
+
+    project.write("models/m1/left.other", "x")
+    assert show("m1").splitlines()[0].endswith("  changed since")
+
+
+def test_what_is_not_here_is_said_with_the_command_that_brings_it(project: Project) -> None:
+    project.run("rm -r models/m1")
+    assert show("m1").splitlines()[0].endswith("  not here (`dvc checkout`)")
+    project.run("dvc checkout -q")
+    assert show("m1").splitlines()[0].endswith("  as in dvc.lock")
+
+    project.run("rm -r models/m1 .dvc/cache")
+    assert show("m1").splitlines()[0].endswith("  not here (`dvc pull`, or `dvc repro`)")
+
+
+def test_an_ancestor_that_has_changed_is_marked_in_the_tree(project: Project) -> None:
+    project.write("data/seed/text.txt", "another\n")
+
+    assert "changed since" in line_of(show("m1"), "data/seed/text.txt")
+
+
+def test_an_input_that_its_stage_has_written_anew_since_is_of_an_older_run(project: Project) -> None:
+    project.write("data/seed/text.txt", "another\n")
+    project.run("dvc repro -q -s base_model")
+    now = YAML(typ="safe").load(project.read("dvc.lock"))["stages"]["base_model"]["outs"][0]["md5"]
+
+    line = line_of(show("m1"), "models/base")
+    assert f"of an older run: base_model has written {now[:12]} since" in line
+
+
+def test_changed_code_is_named_and_listed_on_request(project: Project) -> None:
+    assert line_of(show("base"), "code").endswith("over 1 files, all as now")
+    project.write("stages/base_model.py", "x = 2\n")
+
+    assert line_of(show("base"), "code").endswith("over 1 files; changed since: stages/base_model.py")
+    before = YAML(typ="safe").load(project.read("dvc.lock"))["stages"]["base_model"]["deps"][1]["md5"]
+    assert f"{before[:12]}  stages/base_model.py" in show("base", "--code")
+    assert before[:12] not in show("base")
+
+
+def test_the_revision_is_the_commit_that_brought_the_present_hash(project: Project) -> None:
+    first = project.run("git rev-parse --short HEAD").stdout.strip()
+    project.replace("params.yaml", "seed: 17", "seed: 18")
+    project.run("dvc repro -q")
+    assert "not committed" in line_of(show("data/m1/pairs.jsonl"), "revision")  # same bytes, another run
+    project.commit("another seed, the same bytes")
+    assert line_of(show("data/m1/pairs.jsonl"), "revision").split() == ["revision", first]
+
+    project.write("data/seed/more.txt", "other\n")
+    project.run("dvc repro -q")
+    assert line_of(show("data/m1/pairs.jsonl"), "revision").split() == ["revision", "not", "committed"]
+    second = project.commit("other data")
+    assert line_of(show("data/m1/pairs.jsonl"), "revision").split() == ["revision", second]
+    assert line_of(show("base"), "revision").split() == ["revision", first]
+
+    project.write("data/seed/more.txt", "more text\n")
+    project.run("dvc repro -q")
+    third = project.commit("back again")
+    assert line_of(show("data/m1/pairs.jsonl"), "revision").split() == ["revision", third]
+
+
+def test_a_commit_that_adds_a_reader_did_not_make_the_file(project: Project) -> None:
+    first = project.run("git rev-parse --short HEAD").stdout.strip()
+    text = project.read("dvc.yaml")
+    project.write(
+        "dvc.yaml",
+        f"{text}  copy:\n    cmd: cp data/m1/pairs.jsonl copy\n    deps: [data/m1/pairs.jsonl]\n    outs: [copy]\n",
+    )
+    project.run("dvc repro -q")
+    second = project.commit("a reader with the same content")
+
+    assert line_of(show("data/m1/pairs.jsonl"), "revision").split() == ["revision", first]
+    assert line_of(show("copy"), "revision").split() == ["revision", second]
+
+
+def test_without_git_the_rest_is_shown(project: Project) -> None:
+    project.run("rm -rf .git && dvc config core.no_scm true")
+
+    assert line_of(show("m1"), "revision").split() == ["revision", "not", "committed"]
+
+
+def test_the_sources_of_a_model_card_are_checked_against_the_files(project: Project) -> None:
+    write_card(project)
+    text = show("m1")
+    assert line_of(text, "base ").endswith("as recorded")
+    assert line_of(text, "preferences ").endswith("as recorded")
+    assert line_of(text, "environment").split(maxsplit=1)[1] == "python 3.11.0, device cpu (AVX2)"
+    assert line_of(text, "seed").split() == ["seed", "17"]
+
+    project.write("models/base/model.safetensors", "other weights\n")
+    project.run("rm data/m1/pairs.jsonl")
+    text = show("m1")
+    assert line_of(text, "base ").endswith("changed since")
+    assert line_of(text, "preferences ").endswith("not here")
+
+
+def test_the_weights_hash_is_that_of_the_model_cards(project: Project) -> None:
+    folder = project.path / "models/base"
+    assert source_hash(folder) == weights_hash(folder)
+    project.write("models/base/model-2.safetensors", "second part")
+    assert source_hash(folder) == weights_hash(folder)
+
+
+def test_a_card_of_the_first_format_is_shown_as_not_recorded(project: Project) -> None:
+    project.write("models/m1/model_card.json", json.dumps(OLD_CARD))
+    text = show("m1")
+
+    for name in ("seed", "environment"):
+        assert line_of(text, name).split(maxsplit=1)[1] == "not recorded"
+
+
+@pytest.mark.parametrize("lock", [True, False])
+def test_a_model_that_no_stage_made_is_shown_from_its_card_alone(project: Project, lock: bool) -> None:
+    write_card(project, "elsewhere")
+    if not lock:
+        project.run("rm dvc.lock")
+    for name in ("elsewhere", "models/elsewhere"):
+        text = show(name)
+        assert text.startswith("models/elsewhere  in no stage of dvc.lock")
+        assert line_of(text, "base ").endswith("as recorded")
+        assert show_json(name)["target"] is None
+
+
+def test_data_have_the_environment_that_their_stage_wrote_beside_them(project: Project) -> None:
+    assert line_of(show("data/m1/pairs.jsonl"), "environment").split(maxsplit=1)[1] == "not recorded"
+
+    project.replace("dvc.yaml", "outs: [data/m1/pairs.jsonl]", "outs: [data/m1/pairs.jsonl, data/m1/pairs.json]")
+    project.replace("dvc.yaml", "> data/m1/pairs.jsonl", "> data/m1/pairs.jsonl && cp measures data/m1/pairs.json")
+    project.write("measures", json.dumps({"environment": {"torch": "2.0"}}))
+    project.run("dvc repro -q")
+    assert line_of(show("data/m1/pairs.jsonl"), "environment").split(maxsplit=1)[1] == "torch 2.0"
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "- a", "stages: [1]", "stages: {a: 1}", "stages: {a: {cmd: x, outs: [1]}}", "", "\x00"]
+)
+def test_a_broken_lock_file_is_a_one_line_error_that_says_what_to_do(project: Project, text: str) -> None:
+    project.write("dvc.lock", text)
+
+    assert re.match(r"Error: dvc\.lock: .*; run `git checkout", error_of("show", "m1"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"{",
+        b"[1]",
+        b'{"a": "\xff"}',
+        b"[" * 100_000,
+        b"{}",
+        b'{"stage": "dpo", "parents": ["base"]}',
+        b'{"stage": "dpo", "parents": {"base": {"path": 1}}}',
+    ],
+)
+def test_a_broken_card_is_a_one_line_error_that_names_it(project: Project, data: bytes) -> None:
+    (project.path / "models/m1/model_card.json").write_bytes(data)
+
+    assert re.match(r"Error: models/m1/model_card\.json: .*`dvc repro`", error_of("show", "m1"))
+
+
+def test_what_is_nothing_is_a_one_line_error_that_says_what_there_is(project: Project) -> None:
+    assert error_of("show", "m9").endswith("models: base, m1\n")
+    assert "the pipeline starts from it (read by pairs)" in error_of("show", "data/seed/more.txt")
+    assert "a folder of 1 outs; name one of them: data/m1/pairs.jsonl" in error_of("show", "data/m1")
+    project.run("rm dvc.lock")
+    assert "dvc.lock: no such file; run from the repository's root" in error_of("show", "m1")
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"], ["--code"]])
+def test_control_characters_of_cards_and_lock_file_never_reach_the_terminal(project: Project, flags: list[str]) -> None:
+    source = {"path": ATTACK.replace("\x00", ""), "sha256": ATTACK}
+    card: dict[str, Any] = {
+        "parents": {ATTACK: source},
+        "params": {"seed": ATTACK},
+        "environment": {ATTACK: ATTACK},
+    }
+    write_card(project, **card)
+    lock = YAML(typ="safe").load(project.read("dvc.lock"))
+    lock["stages"]["dpo"]["cmd"] = ATTACK
+    lock["stages"]["dpo"]["params"] = {"params.yaml": {ATTACK: {ATTACK: ATTACK}}}
+    with (project.path / "dvc.lock").open("w", encoding="utf-8") as stream:
+        YAML(typ="safe").dump(lock, stream)
+
+    assert CONTROL.findall(show("m1", *flags)) == []
+
+
+@pytest.mark.parametrize("text", ["m1" + ATTACK, "../" * 50 + "etc/passwd"])
+def test_control_characters_of_the_name_never_reach_the_terminal(project: Project, text: str) -> None:
+    assert CONTROL.findall(error_of("show", text)) == []
+
+
+def test_the_committed_lock_file_leads_from_preferences_to_the_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    value = show_json("data/m2/preferences.jsonl")
+    assert value["target"]["stage"] == "build_preferences@m2"
+    loop = ("generate_prompts", "generate_responses", "judge", "build_preferences")
+    assert set(value["runs"]) == {
+        "base_model",
+        "prepare_data",
+        "sft",
+        "dpo@m1",
+        *(f"{stage}@{model}" for stage in loop for model in ("m1", "m2")),
+    }
+    starts = {node["path"] for run in value["runs"].values() for node in run["inputs"] if node["stage"] is None}
+    assert starts == {
+        f"data/seed/{name}.jsonl" for name in ("instructions", "judgements", "preferences", "eval_prompts")
+    }
+    assert all(run["params"]["seed"] == 17 for name, run in value["runs"].items() if "build" not in name)
+    assert all(run["code"]["files"] for run in value["runs"].values())
+
+
+def test_the_code_hash_read_from_the_files_is_that_of_the_running_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    code = (
+        "import stages.judge; from align.run.provenance import code_hash; print(code_hash()); "
+        "import align.backends.openai; print(code_hash())"  # as generation.backend: openai does
+    )
+    running = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    plain, with_openai = running.stdout.split()
+
+    assert plain != with_openai
+    assert {plain, with_openai} <= code_hashes("judge@m1")
+    assert not {plain, with_openai} & code_hashes("summary")
+    assert code_hashes("no_such_stage") == set()
+
+
+def test_a_change_of_any_module_changes_the_code_hash(tmp_path: Path) -> None:
+    read = ("stages/a.py", "align/x/b.py", "align/x/c.py", "align/x/__init__.py", "prompts/chat/p.jinja")
+    imports = {"stages/a.py": "from align.x import b", "align/x/b.py": "import align.x.c"}
+    for name in (*read, "stages/__init__.py", "align/__init__.py", "align/x/other.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(imports.get(name, ""))
+    before = code_hashes("a", tmp_path)
+    for name in read:
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text + "\n# changed")
+        assert not before & code_hashes("a", tmp_path), name
+        (tmp_path / name).write_text(text)
+    (tmp_path / "align/x/other.py").write_text("# changed")
+    assert code_hashes("a", tmp_path) == before

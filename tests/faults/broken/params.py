@@ -1,0 +1,287 @@
+"""Broken params.yaml, checkers and prompts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from tests.faults.broken.workspace import Break, Case, both, nothing, param, put, row
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 30)
+)
+
+
+def _text(old: str, new: str) -> Break:
+    def act() -> None:
+        text = Path("params.yaml").read_text()
+        assert old in text
+        Path("params.yaml").write_text(text.replace(old, new, 1))
+
+    return act
+
+
+def _append(text: str) -> Break:
+    return lambda: put("params.yaml", Path("params.yaml").read_text() + text)()
+
+
+def _replace_by_folder() -> None:
+    Path("params.yaml").unlink()
+    Path("params.yaml").mkdir()
+
+
+FILES: dict[str, tuple[Break, str]] = {
+    "missing": (lambda: Path("params.yaml").unlink(), "params.yaml: no such file; run from the repository's root"),
+    "a directory": (_replace_by_folder, "params.yaml: is a directory"),
+    "empty": (put("params.yaml", ""), "params.yaml: expected sections"),
+    "a comment alone": (put("params.yaml", "# nothing\n"), "params.yaml: expected sections"),
+    "a list": (put("params.yaml", "- seed: 17\n"), "params.yaml: expected sections"),
+    "a text": (put("params.yaml", "seed\n"), "params.yaml: expected sections"),
+    "a tab": (_append("\tx: 1\n"), "params.yaml: not valid YAML"),
+    "a bracket left open": (_append("x: [\n"), "params.yaml: not valid YAML"),
+    "a quote left open": (_append('x: "\n'), "params.yaml: not valid YAML"),
+    "two documents": (_append("---\nseed: 1\n"), "params.yaml: not valid YAML"),
+    "a section twice": (_append("seed: 18\n"), "params.yaml: not valid YAML"),
+    "an unknown anchor": (_append("x: *nothing\n"), "params.yaml: not valid YAML"),
+    "a merge conflict": (_append("<<<<<<< HEAD\nseed: 17\n=======\n"), "params.yaml: not valid YAML"),
+    "a Python object": (
+        _text("seed: 17", "seed: !!python/object/apply:os.system [true]"),
+        "params.yaml: not valid YAML",
+    ),
+    "an unknown tag": (_text("seed: 17", "seed: !secret 17"), "params.yaml: not valid YAML"),
+    "a date that is none": (_text("seed: 17", "seed: 2026-13-45"), "params.yaml: not valid YAML"),
+    "a number of 5000 digits": (_text("seed: 17", "seed: " + "9" * 5000), "params.yaml: not valid YAML"),
+    "a hexadecimal number of 5000 digits": (_text("seed: 17", "seed: 0x" + "f" * 5000), "params.yaml: seed: expected"),
+    "invalid UTF-8": (lambda: put("params.yaml", b"\xff" + Path("params.yaml").read_bytes())(), "not valid YAML"),
+    "UTF-16": (lambda: put("params.yaml", Path("params.yaml").read_text().encode("utf-16"))(), "not valid YAML"),
+    "NUL bytes": (_append("\0\0\n"), "params.yaml: not valid YAML"),
+    "a control character": (_append("x: \x1b[31m\n"), "params.yaml: not valid YAML"),
+    "lists nested deeply": (put("params.yaml", "x: " + "[" * 20_000), "params.yaml: not valid YAML"),
+    "JSON cut off": (put("params.yaml", '{"seed": 17, "runtime": {'), "params.yaml: not valid YAML"),
+    "an alias bomb": (_append(BOMB), "params.yaml: a0: unknown key"),
+    "an alias bomb in a value": (
+        lambda: put(
+            "params.yaml", BOMB.replace("\na29:", "\nseed:") + Path("params.yaml").read_text().replace("seed:", "sed:")
+        )(),
+        "params.yaml: a0: unknown key",
+    ),
+    "a list in itself": (_text("seed: 17", "seed: &seed [*seed]"), "params.yaml: seed: expected an integer"),
+    "an unknown section": (_append("rewrd_model: {}\n"), 'params.yaml: rewrd_model: unknown key; did you mean "reward'),
+    "a number as a section": (_append("7: {}\n"), "params.yaml: 7: unknown key"),
+    "a list as a section": (_append("? [a, b]\n: 1\n"), "params.yaml: "),
+    "null as a section": (_append("null: 1\n"), "params.yaml: None: unknown key"),
+    "an escape in a section's name": (_append('"\\e[2J": 1\n'), "params.yaml: \\u001b[2J: unknown key"),
+    "a section's name of 100000 letters": (_append(f'? "{"x" * 100_000}"\n: 1\n'), "unknown key"),
+}
+# A value of a key: (command, key, value, what is said of it).
+VALUES: list[tuple[str, str, object, str]] = [
+    ("prepare_data", "seed", -1, "expected an integer from 0"),
+    ("prepare_data", "seed", 2**32, "expected an integer from 0"),
+    ("prepare_data", "seed", 1.5, "expected an integer from 0"),
+    ("prepare_data", "seed", "17", "expected an integer from 0"),
+    ("prepare_data", "seed", None, "expected an integer from 0"),
+    ("sft", "runtime", None, "expected keys such as"),
+    ("sft", "runtime", ["cpu"], "expected keys such as"),
+    ("sft", "runtime.device", "tpu", "should be auto, cpu, cuda"),
+    ("sft", "runtime.device", "meta", "should be auto, cpu, cuda"),
+    ("sft", "runtime.device", "cuda:-1", "should be auto, cpu, cuda"),
+    ("sft", "runtime.device", 0, "should be a valid string"),
+    ("sft", "runtime.dtype", "float16", "should be 'float32' or 'bfloat16'"),
+    ("sft", "runtime.quantization", "int8", "should be 'none' or 'nf4'"),
+    ("sft", "runtime.quantization", None, "should be 'none' or 'nf4'"),
+    ("sft", "runtime.optim", "sgd", "should be 'adamw_torch'"),
+    ("sft", "runtime.num_threads", 0, "should be greater"),
+    ("sft", "runtime.num_threads", 10**12, "should be less"),
+    ("sft", "runtime.batch_size", 2.0, "should be a valid integer"),
+    ("base_model", "base_model.source", "", "should "),
+    ("base_model", "base_model.source", 7, "should be a valid string"),
+    ("base_model", "base_model.pad_token", "", "should "),
+    ("base_model", "base_model.pad_token", "<|im_end|>", ""),
+    ("base_model", "base_model.chat_template", "../report.md", "should "),
+    ("base_model", "base_model.chat_template", "nosuch", "prompts/chat has no nosuch.jinja"),
+    ("base_model", "base_model.chat_template", "judge", "chat template"),
+    ("prepare_data", "prepare_data.max_score_share", 0, "should be greater"),
+    ("prepare_data", "prepare_data.max_score_share", float("nan"), "should be a finite number"),
+    ("prepare_data", "prepare_data.off_topic_negatives", -1, "should be greater"),
+    ("prepare_data", "prepare_data.judgements_test_fraction", 1, "should be less"),
+    ("prepare_data", "prepare_data.preferences_test_fraction", float("inf"), "should be a finite number"),
+    ("prepare_data", "prepare_data.unusable_preferences", "skip", "should be 'error' or 'drop'"),
+    ("prepare_data", "prepare_data.judgements_format", "json", "should be 'scores' or 'message_trees'"),
+    ("prepare_data", "prepare_data.instructions", ["a.jsonl"], "should be a valid string"),
+    ("prepare_data", "prepare_data.instruction", "a.jsonl", 'did you mean "prepare_data.instructions"?'),
+    ("sft", "lora.r", 0, "should be greater"),
+    ("sft", "lora.lora_dropout", 1.0, "should be less"),
+    ("sft", "lora.target_modules", ["nothing_proj"], ""),
+    ("sft", "lora.target_modules", [], ""),
+    ("sft", "lora.target_modules", "nothing_proj", ""),
+    ("sft", "lora.layers_to_transform", [0], "should be target_modules by name"),
+    ("sft", "lora.layers_to_transform", [], "should "),
+    ("sft", "lora.layers_to_transform", [-1], "should "),
+    ("sft", "eft.learning_rate", float("nan"), "should be a finite number"),
+    ("sft", "eft.learning_rate", float("inf"), "should be a finite number"),
+    ("sft", "eft.learning_rate", "5e-4", "should be a valid number"),
+    ("sft", "eft.loraplus_lr_ratio", 0.5, "should be greater"),
+    ("sft", "eft.max_length", 5, "all 6 rows are longer than 5 tokens"),
+    ("sft", "sft.learning_rate", 0, "should be greater"),
+    ("sft", "sft.eft_share", 1, "should be less"),
+    ("sft", "sft.warmup_steps", 1.5, "should be a share"),
+    ("sft", "sft.lr_scheduler_type", "polynomial", "should be 'linear'"),
+    ("sft", "sft.gradient_checkpointing", "yes", "should be a valid boolean"),
+    ("sft", "sft.num_train_epochs", -1, "should be greater"),
+    ("sft", "sft.per_device_train_batch_size", True, "should be a valid integer"),
+    ("sft", "sft.max_length", 3, "all 12 rows are longer than 3 tokens"),
+    ("sft", "sft.learning_rte", 1e-4, 'did you mean "sft.learning_rate"?'),
+    ("summary", "iterations", None, "expected at least one"),
+    ("summary", "iterations", {}, "expected at least one"),
+    ("summary", "iterations", ["m1"], "expected at least one"),
+    ("summary", "iterations", {"m2": "m1"}, "its parent 'm1' is not one of m0"),
+    ("summary", "iterations", {"m1": "m2", "m2": "m1"}, "its parent 'm2' is not one of m0"),
+    ("summary", "iterations", {"m1": "m1"}, "its parent 'm1' is not one of m0"),
+    ("summary", "iterations", {"m1": ["m0"]}, "its parent ['m0'] is not one of m0"),
+    ("summary", "iterations", {"m0": "m0"}, "already made"),
+    *(
+        ("generate_prompts m1 m0", "iterations", {name: "m0"}, "cannot name a model")
+        for name in ("../x", "m1/../../etc", "/etc", "a b", "m1@m0", "m.1", "-m1", "", "m1\n", "m1;ls", "é", 1, None)
+    ),
+    *(("judge m1 m0", "iterations", {name: "m0"}, "cannot name a model") for name in ("base", "eval", "m" * 65)),
+    ("generate_responses m1 m0", "generation.backend", "tgi", "should be 'transformers'"),
+    ("generate_responses m1 m0", "generation.backend", "vllm", "needs a package that is not installed"),
+    ("generate_responses m1 m0", "generation.max_batch_tokens", 0, "should be greater"),
+    ("generate_responses m1 m0", "generation.openai", None, "should be a valid dictionary"),
+    ("generate_responses m1 m0", "generation.openai.base_url", "http://me:secret@host/v1", "OPENAI_API_KEY"),
+    ("generate_responses m1 m0", "generation.openai.base_url", "http://host/v1?api_key=secret", "OPENAI_API_KEY"),
+    ("generate_responses m1 m0", "generation.openai.base_url", "localhost:8000", "should be an http(s) address"),
+    ("generate_responses m1 m0", "generation.openai.base_url", "file:///etc/passwd", "should be an http(s) address"),
+    ("generate_responses m1 m0", "generation.openai.model", "{name.__class__}", "the only thing in braces"),
+    ("generate_responses m1 m0", "generation.openai.model", "{", "the only thing in braces"),
+    ("generate_responses m1 m0", "generation.openai.timeout", float("inf"), "should be a finite number"),
+    ("generate_responses m1 m0", "generation.openai.key", "secret", "unknown key"),
+    ("generate_responses m1 m0", "generate_responses.num_responses", 1, "should be greater"),
+    ("generate_responses m1 m0", "generate_responses.temperature", 0, "should be greater"),
+    ("generate_responses m1 m0", "generate_responses.top_p", float("nan"), "should be "),
+    ("generate_responses m1 m0", "generate_responses.max_new_tokens", 5000, "prompts are too long"),
+    ("generate_prompts m1 m0", "generate_prompts.num_seed_examples", 50, "only 12 one-line seed prompts"),
+    ("generate_prompts m1 m0", "generate_prompts.blocked_words", "image", "should be a valid list"),
+    ("generate_prompts m1 m0", "generate_prompts.blocked_words", [1], "should be a valid string"),
+    ("generate_prompts m1 m0", "generate_prompts.min_words", 41, "should be min_words of at most max_words"),
+    ("generate_prompts m1 m0", "generate_prompts.language", "xx", ""),
+    ("judge m1 m0", "judge.mode", "regex", "should be 'logits'"),
+    ("judge m1 m0", "judge.min_digit_mass", 1.5, "should be less"),
+    ("judge m1 m0", "judge.mode", "checker", "should be a checker"),
+    ("judge m1 m0", "judge.checker", "math:sqrt", "should be a checker"),
+    ("judge m1 m0", "judge.max_new_token", 5, 'did you mean "judge.max_new_tokens"?'),
+    ("build_preferences m1 m0", "gates.min_pair_yield", 2, "should be less"),
+    ("build_preferences m1 m0", "gates.max_failure_rate", float("nan"), "should be "),
+    ("build_preferences m1 m0", "build_preferences.accept_score", 6, "should be less"),
+    ("build_preferences m1 m0", "build_preferences.min_margin", 5.0, "gates.min_pair_yield"),
+    ("dpo m1 m0", "dpo.beta", 0, "should be greater"),
+    ("dpo m1 m0", "dpo.beta", float("nan"), "should be a finite number"),
+    ("dpo m1 m0", "dpo.reference", "m1", "should be 'previous' or 'm0'"),
+    ("dpo m1 m0", "dpo.max_length", 2, "all 3 rows are longer than 2 tokens"),
+    ("reward_model", "reward_model.use_margin", True, "has no margin"),
+    ("reward_model", "reward_model.max_grad_norm", float("nan"), "should be "),
+    ("ppo", "ppo.init", "../source", "should match"),
+    ("ppo", "ppo.init", "base", "should be a model with an adapter"),
+    ("ppo", "ppo.kl_coef", -0.1, "should be greater"),
+    ("ppo", "ppo.missing_eos_score", float("-inf"), "should be a finite number"),
+    ("ppo", "ppo.mini_batch_size", 3, "divide evenly"),
+    ("ppo", "ppo.missing_eos_penalty", 1.0, "missing_eos_penalty 0 where"),
+    ("ppo", "ppo.value_layers", 99, "ppo.value_layers"),
+    ("ppo", "ppo.max_prompt_length", 1, "all 3 rows are longer than 1 tokens"),
+    ("evaluate m0", "evaluate.temperature", -1, "should be greater"),
+    ("evaluate m0", "evaluate.max_turns", 0, "should be greater"),
+    ("evaluate m0", "evaluate.max_new_tokens", 5000, "prompts are too long"),
+]
+CHECKERS: dict[str, tuple[str, str, str]] = {
+    "no such module": ("nosuch_module:f", "", "No module named 'nosuch_module'"),
+    "no such function": ("math:nosuch", "", "no attribute 'nosuch'"),
+    "no function named": ("math", "", "no attribute ''"),
+    "a relative module": (".math:sqrt", "", "TypeError"),
+    "an empty name": ("", "", "ValueError"),
+    "a number": ("math:pi", "", "is no function"),
+    "a syntax error": ("bad_syntax:f", "def f(:\n", "SyntaxError"),
+    "an error at import": ("bad_import:f", "raise RuntimeError('at import')\n", "RuntimeError: at import"),
+    "an exit at import": ("bad_exit:f", "raise SystemExit(0)\n", "SystemExit: 0"),
+    "an error": ("bad_error:f", "def f(p, r):\n    return 1 / 0\n", "ZeroDivisionError"),
+    "an exit": ("bad_leave:f", "def f(p, r):\n    raise SystemExit(0)\n", "SystemExit: 0"),
+    "an error of several lines": (
+        "bad_lines:f",
+        "def f(p, r):\n    raise ValueError('a\\n\\x1b[2Jb')\n",
+        "ValueError: a",
+    ),
+    "one argument": ("bad_args:f", "def f(p):\n    return 1\n", "TypeError"),
+    "a score of 6": ("bad_six:f", "def f(p, r):\n    return 6\n", "returned 6"),
+    "a text": ("bad_text:f", "def f(p, r):\n    return '5'\n", "returned '5'"),
+    "a bool": ("bad_bool:f", "def f(p, r):\n    return True\n", "returned True"),
+    "NaN": ("bad_nan:f", "def f(p, r):\n    return float('nan')\n", "returned nan"),
+    "a huge text": ("bad_huge:f", "def f(p, r):\n    return 'x' * 10**6\n", "returned 'xxx"),
+    "None of all": ("bad_none:f", "def f(p, r):\n    return None\n", "judgements failed"),
+}
+LONG = "red " * 3000
+PROMPTS: dict[str, tuple[str, Break, str]] = {
+    "a prompt beyond the model's context": (
+        "generate_responses m1 m0",
+        row("data/m1/prompts.jsonl", 1, messages=[{"role": "user", "content": LONG}]),
+        "1 of 3 prompts are too long",
+    ),
+    "a held-out prompt beyond the model's context": (
+        "evaluate m0",
+        row("data/prepared/eval/prompts.jsonl", 1, turns=[LONG]),
+        "prompts are too long",
+    ),
+    "a response that the judge has no room for": (
+        "judge m1 m0",
+        row("data/m1/responses.jsonl", 1, response=LONG),
+        "prompts are too long",
+    ),
+    "seed prompts of several lines only": (
+        "generate_prompts m1 m0",
+        both(*(row("data/m0/known_prompts.jsonl", n, prompt="One\ntwo") for n in range(1, 13))),
+        "only 0 one-line seed prompts",
+    ),
+    "a system message for a template that takes none": (
+        "generate_responses m1 m0",
+        both(
+            put(
+                "models/base/chat_template.jinja",
+                "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+                "{{ m.content }}{% endfor %}",
+            ),
+            row("data/m1/prompts.jsonl", 1, messages=[{"role": "system", "content": "x"}] * 2),
+        ),
+        "the chat template takes no conversation of system, system (no system role)",
+    ),
+}
+
+
+def cases() -> Iterator[Case]:
+    """Yield the cases."""
+    for name, (breaks, says) in FILES.items():
+        yield Case("params.yaml", name, "prepare_data", breaks, (says,))
+    for command, key, to, says in VALUES:
+        yield Case("parameter", f"{key}: {str(to)[:40]!r}", command, param(key, to), (key.rpartition(".")[2], says))
+    nosuch = param("ppo.init", "nosuch")
+    yield Case("parameter", "ppo.init: 'nosuch'", "ppo", nosuch, ("models/nosuch: holds no model",))
+    for key in ("seed", "iterations", "ppo"):
+        yield Case("params.yaml", f"without {key}", "summary", _without(key), (f"params.yaml: {key}: missing",))
+    yield Case(
+        "parameter", "sft without max_length", "sft", _without("sft", "max_length"), ("sft.max_length: missing",)
+    )
+    for name, (checker, code, says) in CHECKERS.items():
+        module = put(checker.partition(":")[0] + ".py", code) if code else nothing
+        act = both(param("judge.mode", "checker"), param("judge.checker", checker), module)
+        yield Case("checker", name, "judge m1 m0", act, (says,))
+    for name, (command, act, says) in PROMPTS.items():
+        yield Case("prompt", name, command, act, (says,))
+
+
+def _without(*keys: str) -> Break:
+    def act() -> None:
+        params = inner = YAML(typ="safe").load(Path("params.yaml"))
+        for key in keys[:-1]:
+            inner = inner[key]
+        del inner[keys[-1]]
+        with Path("params.yaml").open("w") as stream:
+            YAML().dump(params, stream)
+
+    return act

@@ -1,0 +1,174 @@
+"""Stage base_model: a local folder becomes models/base, and whatever is wrong is one line."""
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from ruamel.yaml import YAML
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from stages.base_model import EMBEDDED, BaseModelSettings, locate, main
+from align.models.base import AdapterStack, load_base, load_tokenizer
+from align.run.runtime import RuntimeSettings
+from align.models.tokenization import encode_user
+from tests.conftest import REPOSITORY
+
+IDS = torch.tensor([[1, 40, 41, 42]])
+
+
+@pytest.fixture(autouse=True)
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(source: Path | str, **changes: Any) -> Result:
+    """Run the stage with the committed params.yaml, a CPU runtime and changes to section base_model."""
+    params = YAML(typ="safe").load(REPOSITORY / "params.yaml")
+    params["runtime"] |= {"device": "cpu", "dtype": "float32", "num_threads": 1, "batch_size": 8}
+    params["base_model"] |= {"source": str(source)} | changes
+    YAML().dump(params, Path("params.yaml"))
+    return CliRunner().invoke(main, ["--out", "models/base"])
+
+
+def assert_one_line_error(result: Result, *words: str) -> None:
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    for word in words:
+        assert word in result.stderr
+    assert not Path("models").exists() or not list(Path("models").iterdir())
+
+
+def test_a_local_folder_becomes_a_base_with_the_same_weights(tiny_source: Path, runtime: RuntimeSettings) -> None:
+    result = run(tiny_source)
+    assert result.exit_code == 0, result.output
+    stack = AdapterStack(Path("models/base"), runtime)
+    source = AutoModelForCausalLM.from_pretrained(tiny_source)
+    with torch.no_grad():
+        assert torch.equal(stack.causal_lm(IDS).logits, source(IDS).logits)
+    assert [path.name for path in Path("models").iterdir()] == ["base"]
+
+
+def test_the_base_has_the_pad_token_and_template_of_the_params(tiny_source: Path, runtime: RuntimeSettings) -> None:
+    run(tiny_source)
+    tokenizer = load_tokenizer(Path("models/base"))
+    assert tokenizer.pad_token == "<|endoftext|>"
+    assert tokenizer.decode(encode_user(tokenizer, "Hi")) == ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    model = load_base(Path("models/base"), runtime)
+    assert model.generation_config is not None
+    for config in (model.config, model.generation_config):
+        assert (config.pad_token_id, config.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
+
+
+def test_a_pad_token_of_the_vocabulary_leaves_all_weights_alone(tiny_source: Path, runtime: RuntimeSettings) -> None:
+    run(tiny_source)
+    before, after = (dict(load_base(path, runtime).named_parameters()) for path in (tiny_source, Path("models/base")))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_a_new_pad_token_is_added_to_vocabulary_and_embeddings(tiny_source: Path, runtime: RuntimeSettings) -> None:
+    result = run(tiny_source, pad_token="<|pad|>")
+    assert result.exit_code == 0, result.output
+    before = AutoModelForCausalLM.from_pretrained(tiny_source)
+    size = before.config.vocab_size
+    tokenizer, model = load_tokenizer(Path("models/base")), load_base(Path("models/base"), runtime)
+    assert (tokenizer.pad_token, tokenizer.pad_token_id, len(tokenizer)) == ("<|pad|>", size, size + 1)
+    assert model.config.vocab_size == size + 1
+    assert tokenizer("<|pad|>", add_special_tokens=False)["input_ids"] == [size]
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits[..., :size], before(IDS).logits)
+
+
+@pytest.mark.parametrize("source", ["models/nowhere", "./nowhere", "/nowhere/at/all", "nowhere"])
+def test_a_missing_folder_is_one_line_and_leaves_nothing(source: str) -> None:
+    assert_one_line_error(run(source), "base_model.source", source)
+
+
+def test_a_folder_without_a_model_is_one_line_and_leaves_nothing(inside: Path) -> None:
+    (inside / "empty").mkdir()
+    assert_one_line_error(run(inside / "empty"), "base_model.source", str(inside / "empty"))
+
+
+def test_a_folder_with_truncated_weights_is_one_line_and_leaves_nothing(tiny_source: Path, inside: Path) -> None:
+    folder = inside / "broken"
+    folder.mkdir()
+    for file in tiny_source.iterdir():
+        content = file.read_bytes()
+        (folder / file.name).write_bytes(content[: len(content) // 2] if file.suffix == ".safetensors" else content)
+    assert_one_line_error(run(folder), "base_model.source", str(folder))
+
+
+def test_a_source_without_pad_token_asks_for_one(tiny_source: Path) -> None:
+    assert_one_line_error(run(tiny_source, pad_token=None), "base_model.pad_token")
+
+
+def test_a_pad_token_equal_to_eos_is_refused(tiny_source: Path) -> None:
+    assert_one_line_error(run(tiny_source, pad_token="<|im_end|>"), "base_model.pad_token", "EOS")
+
+
+def test_a_source_without_chat_template_asks_for_one(tiny_source: Path) -> None:
+    assert_one_line_error(run(tiny_source, chat_template=None), "base_model.chat_template")
+
+
+def test_an_unknown_chat_template_is_named(tiny_source: Path) -> None:
+    assert_one_line_error(run(tiny_source, chat_template="chatmI"), "base_model.chat_template", "chatmI.jinja")
+
+
+def test_a_sources_own_template_is_kept_where_the_param_is_null(tiny_source: Path, inside: Path) -> None:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tiny_source)
+    tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    for file in tiny_source.iterdir():
+        (inside / "own").mkdir(exist_ok=True)
+        (inside / "own" / file.name).write_bytes(file.read_bytes())
+    tokenizer.save_pretrained(inside / "own")
+    result = run(inside / "own", chat_template=None)
+    assert result.exit_code == 0, result.output
+    written = load_tokenizer(Path("models/base"))
+    assert written.decode(encode_user(written, "Hi")) == "[Hi]"
+
+
+def test_an_earlier_base_survives_a_failed_run(tiny_source: Path) -> None:
+    run(tiny_source)
+    before = {path.name: path.read_bytes() for path in Path("models/base").iterdir()}
+    assert run(tiny_source, pad_token=None).exit_code == 1
+    assert {path.name: path.read_bytes() for path in Path("models/base").iterdir()} == before
+
+
+def test_a_run_that_dies_while_writing_leaves_nothing(tiny_source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("stages.base_model.write_model_card", fail)
+    assert run(tiny_source).exit_code == 1
+    assert list(Path("models").iterdir()) == []
+
+
+def test_two_runs_write_the_same_bytes(tiny_source: Path, inside: Path) -> None:
+    run(tiny_source)
+    Path("models/base").rename(inside / "first")
+    run(tiny_source)
+    names = sorted(path.name for path in (inside / "first").iterdir())
+    assert names == sorted(path.name for path in Path("models/base").iterdir())
+    for name in names:
+        assert (inside / "first" / name).read_bytes() == (Path("models/base") / name).read_bytes()
+
+
+def test_the_embedded_model_is_found_in_its_package() -> None:
+    try:
+        metadata.distribution(EMBEDDED)
+    except metadata.PackageNotFoundError:
+        pytest.skip(f"{EMBEDDED} is not installed")
+    settings = BaseModelSettings(source=EMBEDDED, revision=None, pad_token="<|endoftext|>", chat_template="chatml")
+    folder, kwargs = locate(settings)
+    assert (Path(folder) / kwargs["gguf_file"]).is_file()
+
+
+def test_a_hub_id_keeps_its_revision() -> None:
+    settings = BaseModelSettings(source="owner/name", revision="abc", pad_token=None, chat_template=None)
+    assert locate(settings) == ("owner/name", {"revision": "abc"})

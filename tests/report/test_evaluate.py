@@ -1,0 +1,38 @@
+"""The KL divergence between two models on given answers."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from align.generation.generator import Completion
+from align.models.base import AdapterStack
+from align.run.runtime import RuntimeSettings
+from stages.evaluate import kl_to_base
+
+# Of many lengths, and not in their order: rows are padded and batched by length.
+PROMPTS = [[5, 9, 30, 31, 32, 33, 34], [7], [40, 41, 42], [8, 9]]
+ANSWERS = [[11, 12], [13, 14, 15, 16, 17, 2], [18], [19, 20, 2]]
+
+
+def test_the_kl_of_each_answer_is_the_mean_of_the_exact_kl_at_its_positions(
+    tiny_base: Path, runtime: RuntimeSettings, make_adapter: Callable[..., Path]
+) -> None:
+    stack = AdapterStack(tiny_base, runtime)
+    stack.add("base", tiny_base)
+    stack.add("subject", make_adapter("subject", 1))
+    found = kl_to_base(stack, PROMPTS, [Completion(ids, "", "stop") for ids in ANSWERS])
+
+    def logprobs(name: str, ids: list[int]) -> torch.Tensor:
+        with stack.using(name) as model, torch.no_grad():
+            logits: torch.Tensor = model(input_ids=torch.tensor([ids])).logits[0]
+            return logits.double().log_softmax(-1)
+
+    expected = []
+    for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
+        ours, base = (logprobs(name, prompt + answer)[len(prompt) - 1 : -1] for name in ("subject", "base"))
+        expected.append(float((ours.exp() * (ours - base)).sum(-1).mean()))
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert min(expected) > 1e-4
+    assert len(set(expected)) == len(expected)

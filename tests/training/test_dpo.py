@@ -1,0 +1,164 @@
+"""Stage dpo on the tiny model: its loss against the formula, for each reference and with the NLL term."""
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from ruamel.yaml import YAML
+from safetensors.torch import load_file
+from torch.nn.functional import logsigmoid
+
+from align.core.rows import Instruction, Message, PreferencePair, write_rows
+from align.models.base import AdapterStack, load_tokenizer
+from align.models.loading import ADAPTER_FILE
+from align.models.tokenization import encode_completion, encode_prompt
+from align.run.runtime import RuntimeSettings
+from stages.dpo import main
+from tests.conftest import REPOSITORY
+
+PAIRS = [
+    PreferencePair(
+        id=f"p{i}",
+        messages=[Message(role="user", content=question)],
+        chosen=chosen,
+        rejected=rejected,
+        rejected_finish_reason="length" if i else "stop",
+        margin=1.0,
+    )
+    for i, (question, chosen, rejected) in enumerate(
+        [("Name a fruit.", "A pear, or an apple.", "No."), ("Why is it dark?", "It is night.", "Dark is dark is")]
+    )
+]
+ACCEPTED = Instruction(
+    id="m2-0",
+    category="generated",
+    prompt="Name a tree.",
+    completion="An oak.",
+    source="generated",
+    iteration="m2",
+    score=4.0,
+    judge="m1",
+)
+OLD = ACCEPTED.model_copy(update={"id": "m1-0", "iteration": "m1"})
+BETA = 0.5
+
+
+@pytest.fixture
+def dpo(
+    tmp_path: Path, tiny_base: Path, make_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Return a function that runs stage dpo for m2, child of m1, and returns the first loss and the model card."""
+    monkeypatch.chdir(tmp_path)
+    models = tmp_path / "models"
+    models.mkdir()
+    for name, target in {"base": tiny_base, "m0": make_adapter("a", 1), "m1": make_adapter("b", 2)}.items():
+        (models / name).symlink_to(target, target_is_directory=True)
+    write_rows(Path("data/m2/preferences.jsonl"), PAIRS)
+    write_rows(Path("data/m2/ift.jsonl"), [OLD, ACCEPTED])
+
+    def stage(max_sft_length: int = 512, **changes: Any) -> tuple[float, dict[str, Any]]:
+        params = YAML(typ="safe").load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+        params["runtime"] |= {"num_threads": 1, "device": "cpu"}
+        params["dpo"] |= {"beta": BETA, "per_device_train_batch_size": 2, "num_train_epochs": 1, **changes}
+        params["sft"] |= {"learning_rate": 1e-2, "warmup_steps": 0.0, "max_length": max_sft_length}
+        with Path("params.yaml").open("w", encoding="utf-8") as stream:
+            YAML().dump(params, stream)
+        result = CliRunner().invoke(main, ["m2", "m1"], catch_exceptions=False)
+        assert result.exit_code == 0, result.stderr
+        with Path("data/m2/dpo_history.csv").open(encoding="utf-8") as stream:
+            first = next(csv.DictReader(stream))
+        return float(first["loss"]), json.loads(Path("models/m2/model_card.json").read_text(encoding="utf-8"))
+
+    return stage
+
+
+def logprobs(stack: AdapterStack, name: str) -> torch.Tensor:
+    """Return the log-probability of each pair's chosen and rejected reply, (pairs, 2), and the chosen tokens' mean."""
+    tokenizer = stack.tokenizer
+    found = []
+    for pair in PAIRS:
+        prompt = encode_prompt(tokenizer, pair.messages)
+        for text, reason in ((pair.chosen, pair.chosen_finish_reason), (pair.rejected, pair.rejected_finish_reason)):
+            ids = torch.tensor([prompt + encode_completion(tokenizer, text, reason)])
+            with stack.using(name) as model, torch.no_grad():
+                all_logprobs = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+            found.append(all_logprobs.gather(-1, ids[0, 1:, None])[len(prompt) - 1 :].sum())
+    return torch.stack(found).view(len(PAIRS), 2)
+
+
+@pytest.fixture
+def expected(dpo: Callable[..., Any], runtime: RuntimeSettings) -> Callable[[str], float]:
+    """Return a function that computes the DPO loss of m1 against a reference (arXiv 2305.18290, equation 7)."""
+    stack = AdapterStack(Path("models/base"), runtime)
+    for name in ("m0", "m1"):
+        stack.add(name, Path("models") / name)
+
+    def loss(reference: str) -> float:
+        ratios = logprobs(stack, "m1") - logprobs(stack, reference)
+        return float(-logsigmoid(BETA * (ratios[:, 0] - ratios[:, 1])).mean())
+
+    return loss
+
+
+def test_with_the_previous_model_as_reference_dpo_starts_at_log_2(dpo: Callable[..., Any]) -> None:
+    loss, card = dpo(reference="previous")
+    assert loss == pytest.approx(math.log(2), abs=1e-4)
+    assert card["parents"]["reference"] == card["parents"]["parent"]
+
+
+def test_with_m0_as_reference_the_loss_is_that_of_the_parent_against_m0(
+    dpo: Callable[..., Any], expected: Callable[[str], float]
+) -> None:
+    loss, card = dpo(reference="m0")
+    assert loss == pytest.approx(expected("m0"), abs=1e-3)
+    assert abs(loss - math.log(2)) > 0.01
+    assert card["parents"]["reference"]["path"] == "models/m0"
+
+
+def test_the_nll_term_adds_the_mean_over_the_chosen_tokens(dpo: Callable[..., Any], runtime: RuntimeSettings) -> None:
+    loss, _ = dpo(nll_coef=0.5)
+    stack = AdapterStack(Path("models/base"), runtime)
+    stack.add("m1", Path("models/m1"))
+    tokens = sum(len(encode_completion(stack.tokenizer, pair.chosen)) for pair in PAIRS)
+    nll = -float(logprobs(stack, "m1")[:, 0].sum()) / tokens
+    assert loss == pytest.approx(math.log(2) + 0.5 * nll, abs=1e-3)
+
+
+def test_sft_on_accepted_rows_takes_those_of_this_iteration_alone_and_the_reference_follows_it(
+    dpo: Callable[..., Any],
+) -> None:
+    _, plain = dpo()
+    weights = load_file(Path("models/m2") / ADAPTER_FILE)
+    loss, card = dpo(sft_on_accepted=True)
+    assert loss == pytest.approx(math.log(2), abs=1e-4)  # of what DPO starts from, after the SFT
+    assert "accepted" in card["data"]
+    assert "accepted" not in plain["data"]
+    moved = load_file(Path("models/m2") / ADAPTER_FILE)
+    assert any(not torch.equal(weights[key], moved[key]) for key in weights)
+
+    write_rows(Path("data/m2/ift.jsonl"), [OLD])
+    _, card = dpo(sft_on_accepted=True)
+    assert "accepted" not in card["data"]
+    again = load_file(Path("models/m2") / ADAPTER_FILE)
+    assert all(torch.equal(weights[key], again[key]) for key in weights)
+
+
+def test_an_accepted_row_longer_than_sft_takes_is_left_out(dpo: Callable[..., Any]) -> None:
+    dpo(sft_on_accepted=True)
+    short = load_file(Path("models/m2") / ADAPTER_FILE)
+    longer = ACCEPTED.model_copy(update={"id": "m2-1", "completion": "An oak. " * 60})
+    write_rows(Path("data/m2/ift.jsonl"), [OLD, ACCEPTED, longer])
+    dpo(sft_on_accepted=True, max_sft_length=60)
+    again = load_file(Path("models/m2") / ADAPTER_FILE)
+    assert all(torch.equal(short[key], again[key]) for key in short)
+
+
+def test_the_tokenizer_of_the_model_is_the_bases(dpo: Callable[..., Any], tiny_base: Path) -> None:
+    dpo()
+    assert load_tokenizer(Path("models/m2")).get_vocab() == load_tokenizer(tiny_base).get_vocab()
