@@ -15,7 +15,7 @@ from align.core.errors import InputError
 from align.core.params import SECRET, Settings
 from align.generation.generator import Generator
 from align.generation.local import BFloat16Generator, TorchGenerator, this_process
-from align.models.base import AdapterStack
+from align.models.stack import AdapterStack
 from align.run.locks import hold_devices
 from align.run.runtime import RuntimeSettings
 from align.run.work import Work

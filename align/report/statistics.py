@@ -1,12 +1,20 @@
-"""Statistics of the report, on plain lists."""
+"""Statistics of the report, on plain lists; and what counts as a word."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 import scipy  # its submodules load at first use: `stats` takes most of a second, and most stages need none of it
+
+_WORD = re.compile(r"\w+")
+
+
+def words(text: str) -> list[str]:
+    """Return the lower-case words of a text, without punctuation."""
+    return _WORD.findall(text.lower())
 
 
 def mean(values: Sequence[float]) -> float | None:

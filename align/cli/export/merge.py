@@ -14,7 +14,8 @@ from transformers.utils import logging
 from align.cli.project.cards import CARD_FILE, ModelCard, source_hash
 from align.core.errors import InputError, quoted
 from align.core.files import REBUILD, check_regular, replacing
-from align.models.base import HEAD_KEY, SCORE_FILE, copy_tokenizer, put_adapter_weights
+from align.models.adapters import put_adapter_weights
+from align.models.base import copy_tokenizer
 from align.models.loading import (
     ADAPTER_FILE,
     load_adapter_config,
@@ -23,6 +24,7 @@ from align.models.loading import (
     load_weights,
     reading_model,
 )
+from align.models.stack import HEAD_KEY, SCORE_FILE
 
 MODELS = Path("models")
 README = "README.md"

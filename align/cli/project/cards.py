@@ -76,7 +76,7 @@ def recorded_environment(path: Path) -> dict[str, Any] | None:
 def source_hash(path: Path) -> str | None:
     """Return the SHA-256 that a card would record of `path` now (of a model, its weights'), or None if it is not here.
 
-    It is `align.models.base.weights_hash` without the libraries that load models.
+    It is `align.models.card.weights_hash` without the libraries that load models.
     """
     if not path.exists():
         return None
