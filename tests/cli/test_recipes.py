@@ -114,12 +114,14 @@ def test_every_section_has_the_settings_of_a_stage() -> None:
 # Merging.
 
 
-def test_what_a_recipe_does_not_name_stays_to_the_byte(committed: str, workspace: Path) -> None:
+def test_what_a_recipe_does_not_name_stays_to_the_byte_and_comments_in_their_columns(
+    committed: str, workspace: Path
+) -> None:
     overlay("# Mine\n# Run: dvc repro ppo\nppo:\n  kl_coef: 0.07  # why\nruntime: {dtype: bfloat16}\n")
-    changed = committed.replace("kl_coef: 0.05", "kl_coef: 0.07").replace("dtype: float32", "dtype: bfloat16")
+    changed = committed.replace("kl_coef: 0.05", "kl_coef: 0.07").replace("dtype: float32 ", "dtype: bfloat16")
     note, run, text = render(find("mine")).split("\n", 2)
     assert text == changed
-    assert note.startswith("# Recipe: mine (recipes/mine.yaml ")
+    assert note.startswith("# Recipe: mine; ")
     assert run == "# Run: dvc repro ppo"
     assert Recipe.read(Path("recipes/mine.yaml")) == find("mine")
 

@@ -54,7 +54,8 @@ RANDOM: dict[str, dict[str, Any]] = {
     "generate_prompts": {"min_words": 1, "language": None, "temperature": 1.5},
     "generate_responses": {"temperature": 1.5, "top_p": 1.0},
     "judge": {"min_digit_mass": 0.0},
-    "gates": {"max_mode_share": 1.0, "min_score_std": 0.0, "min_pairwise_accuracy": 0.0, "min_pair_yield": 0.0},
+    "gates": {"max_mode_share": 1.0, "min_score_std": 0.0, "min_pairwise_accuracy": 0.0, "min_pair_yield": 0.0}
+    | {"max_failure_rate": 1.0},
     "build_preferences": {"min_margin": 0.0, "accept_score": 0.0},
 }
 

@@ -4,6 +4,7 @@ Maps are merged key by key, nested ones too. Lists are replaced whole, and so ar
 are names that the user chose. null is a value like any other. A key that the defaults lack is an error.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
@@ -79,7 +80,7 @@ def render(one: Recipe) -> str:
     text = default = defaults()
     for overlay in chain:
         text = _merge(text, overlay.path)
-    note = f"{MARK}{one.name} ({one.path} has the reasons). Delete this line to make these settings your defaults."
+    note = f"{MARK}{one.name}; delete this line to make these settings the defaults (docs/RECIPES.md)"
     return text if text == default else f"{note}\n# Run: {one.command}\n{text}"
 
 
@@ -97,7 +98,7 @@ def unsaved() -> str | None:
     if not PARAMS_FILE.exists() or not git("status", "--porcelain", "--", str(PARAMS_FILE)):
         return None
     text = read_bytes(PARAMS_FILE).decode("utf-8", errors="replace")
-    mine = [one for one in recipes().values() if text.startswith(f"{MARK}{one.name} ")]
+    mine = [one for one in recipes().values() if text.startswith(f"{MARK}{one.name};")]
     if text in (defaults(), *map(render, mine)):
         return None
     return f"it has uncommitted edits; commit them (`git diff {PARAMS_FILE}` shows them)"
@@ -109,11 +110,14 @@ def _merge(base: str, path: Path) -> str:
     parse(base.encode(), PARAMS_FILE)
     parse(data, path)
     overlay = data.decode()
-    nodes = [YAML(typ="safe", pure=True).compose(text).value for text in (base, overlay)]
-    edits = _edits(*nodes, path)
-    for old_key, old, key, value in sorted(edits, key=lambda edit: -edit[0].end_mark.index):
+    below, above = (YAML(typ="safe", pure=True).compose(text).value for text in (base, overlay))
+    for old_key, old, key, value in sorted(_edits(below, above, path), key=lambda edit: -edit[0].end_mark.index):
         # From the key's end on, since a block starts in the next line.
-        base = base[: old_key.end_mark.index] + overlay[key.end_mark.index : _end(value)] + base[_end(old) :]
+        start, end, new = old_key.end_mark.index, _end(old), overlay[key.end_mark.index : _end(value)]
+        rest = base[end:]
+        if (gap := re.match(" +(?=#)", rest)) and "\n" not in base[start:end] + new:  # the comment keeps its column
+            rest = " " * max(2, end + gap.end() - start - len(new)) + rest[gap.end() :]
+        base = base[:start] + new + rest
     return base
 
 
