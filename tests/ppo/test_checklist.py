@@ -1,4 +1,4 @@
-"""Lines of the PPO checklist (docs/PPO.md has them all) that no other test of PPO shows."""
+"""Lines of the PPO checklist (docs/RLHF.md has them all) that no other test of PPO shows."""
 
 import math
 import shutil

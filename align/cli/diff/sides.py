@@ -121,7 +121,7 @@ def _not_found(path: str, where: str, digest: str | None, error: Exception, dvc:
     remote = dvc.repo.config["core"].get("remote")
     reason = " ".join(str(error).split())[:200]
     if remote is None:
-        hint = "no remote is set up to get it from (docs/REMOTES.md)"
+        hint = "no remote is set up to get it from (docs/SHARING.md)"
     else:
         push = "`dvc exp push` or `dvc push`" if where else "`dvc push`"
         hint = f"nor on the remote {remote}: {push} it from where it was made"

@@ -40,7 +40,7 @@ STARTS = {
 }
 HEAVY = ("judge", "dpo")  # of them
 FILE_BYTES = 64_000_000
-DVC_STARTS = 3  # light starts that DVC takes for a stage: files hashed, dvc.lock read and written (docs/ESTIMATE.md)
+DVC_STARTS = 3  # light starts that DVC takes for a stage: files hashed, dvc.lock read and written (docs/RUNNING.md)
 CONTEXT = 64  # tokens of the measured prompts
 FEW_TOKENS, MANY_TOKENS = 2, 18  # written after one
 

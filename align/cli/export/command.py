@@ -53,4 +53,4 @@ def export(
         click.echo(f"a score of the pipeline is the logit plus score_bias of config.json, {parts.score_bias:.4g}")
         click.echo(printable(f"next: align push-to-hub {to} OWNER/NAME"))
     else:
-        click.echo(printable(f"next: transformers serve {to} (docs/SERVING.md), or align push-to-hub {to} OWNER/NAME"))
+        click.echo(printable(f"next: transformers serve {to} (docs/SHARING.md), or align push-to-hub {to} OWNER/NAME"))

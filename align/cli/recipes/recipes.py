@@ -80,7 +80,7 @@ def render(one: Recipe) -> str:
     text = default = defaults()
     for overlay in chain:
         text = _merge(text, overlay.path)
-    note = f"{MARK}{one.name}; delete this line to make these settings the defaults (docs/RECIPES.md)"
+    note = f"{MARK}{one.name}; delete this line to make these settings the defaults (docs/RUNNING.md)"
     return text if text == default else f"{note}\n# Run: {one.command}\n{text}"
 
 

@@ -37,7 +37,7 @@ MODELS = ("base", "m0", "m1", "ppo")
 class Case:
     """A broken input, the command that reads it, and what the message must name."""
 
-    kind: str  # a row of the table in docs/BAD_INPUT.md
+    kind: str  # a row of the table in docs/DATA.md
     name: str
     command: str  # `prepare_data`, `judge m1 m0`, `align diff a b`
     breaks: Break
