@@ -38,7 +38,7 @@ def table(root: Path) -> str:
     ]
     for row in rows:
         by_judge, by_reward, accuracy = (
-            "{:.2f} ({:.2f} to {:.2f})".format(*(float(row[f"{key}{end}"]) for end in ("", "_low", "_high")))
+            "{:.2f} ({:.2f}-{:.2f})".format(*(float(row[f"{key}{end}"]) for end in ("", "_low", "_high")))
             if row[key]
             else "-"
             for key in ("win_rate_vs_m0", "reward_win_rate_vs_m0", "as_judge_pairwise_accuracy")
