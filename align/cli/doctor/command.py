@@ -9,7 +9,7 @@ import click
 from align.cli.doctor.environment import check_environment, check_packages, check_runtime
 from align.cli.doctor.experiment import check_experiment
 from align.cli.doctor.findings import Finding
-from align.cli.doctor.processes import check_locks
+from align.cli.doctor.locks import check_locks
 from align.cli.doctor.repository import check_repository
 from align.cli.doctor.storage import check_cache, check_storage
 from align.cli.doctor.unfinished import check_unfinished

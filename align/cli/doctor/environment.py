@@ -42,8 +42,7 @@ def check_packages() -> Iterator[Finding]:
     text = PROJECT.read_text(encoding="utf-8") if PROJECT.is_file() else ""
     needed, python = re.search(r'^requires-python = "(.+)"', text, re.MULTILINE), platform.python_version()
     if needed and not SpecifierSet(needed[1]).contains(python, prereleases=True):
-        what = f"{python}, but the project needs {needed[1]}"
-        yield Finding("python", "problem", what, ("`rm -rf .venv && make setup`",))
+        yield Finding("python", "problem", f"{python} is not {needed[1]}", ("`rm -rf .venv && make setup`",))
     else:
         yield Finding("python", "ok", python)
     pinned, missing, other = 0, [], []

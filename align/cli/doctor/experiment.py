@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from align.cli.doctor.findings import Finding
-from align.cli.doctor.processes import running_dvc
+from align.cli.doctor.repository import running_dvc
 from align.cli.project.git import git
 from align.core.params import PARAMS_FILE
 

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Status = Literal["ok", "differs", "problem"]
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -14,7 +12,7 @@ class Finding:
     """
 
     check: str
-    status: Status
+    status: Literal["ok", "differs", "problem"]
     what: str
     steps: tuple[str, ...] = ()  # what to do, in order; a command is in backticks
 

@@ -1,9 +1,12 @@
-"""Checks of `align doctor`: the git and DVC repository, and passwords that git would publish."""
+"""Checks of `align doctor`: the git and DVC repository, its processes, and passwords that git would publish."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import psutil
 
 from align.cli.doctor.findings import Finding
 from align.cli.project.git import git
@@ -43,6 +46,23 @@ def check_credentials() -> Iterator[Finding]:
         unset = f"`dvc remote modify {remote} url URL` without the password" if option == "url" else unset
         what = f"{CONFIG} is in git and holds {option} of remote {remote}"
         yield Finding("credentials", "problem", what, (unset, f"if it was ever committed, {change}"))
+
+
+def running_dvc() -> dict[int, str]:
+    """Return PID and command of each DVC process in this repository."""
+    return running("dvc")
+
+
+def running(program: str) -> dict[int, str]:
+    """Return PID and command of each process of a program in this repository."""
+    processes = {}
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        command, folder = process.info["cmdline"], process.info["cwd"]  # None for processes of other users
+        # `dvc`, `python /somewhere/bin/dvc`, `python -m dvc`
+        here = command and folder and Path(folder).is_relative_to(Path.cwd())
+        if here and program in [Path(part).name for part in command[:3]]:
+            processes[process.pid] = shlex.join(command)
+    return processes
 
 
 def _secrets() -> list[tuple[str, str]]:

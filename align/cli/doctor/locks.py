@@ -1,4 +1,4 @@
-"""Check of `align doctor`: running DVC and git processes, and the locks that killed ones leave."""
+"""Check of `align doctor`: the locks that a killed DVC or git leaves."""
 
 import json
 import re
@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from align.cli.doctor.findings import Finding
+from align.cli.doctor.repository import running
 from align.cli.project.git import git
 
 RWLOCKS = (Path(".dvc/tmp/rwlock"), Path(".dvc/tmp/exps/rwlock"))
@@ -16,28 +17,12 @@ RWLOCKS = (Path(".dvc/tmp/rwlock"), Path(".dvc/tmp/exps/rwlock"))
 
 def check_locks() -> Iterator[Finding]:
     """Report whether DVC runs, and whether a killed DVC or git left a lock that stops the next one."""
-    dvc = running_dvc()
+    dvc = running("dvc")
     findings = [*_git_locks(dvc), *(finding for path in RWLOCKS if path.is_file() for finding in _rwlock(path, dvc))]
     if dvc:
         what = f"DVC is running ({'; '.join(f'PID {pid}: {command}' for pid, command in dvc.items())})"
         findings.append(Finding("locks", "differs", what, ("another DVC command waits for it or fails",)))
     yield from findings or [Finding("locks", "ok", "none is held")]
-
-
-def running_dvc() -> dict[int, str]:
-    """Return PID and command of each DVC process in this repository."""
-    return _running("dvc")
-
-
-def _running(program: str) -> dict[int, str]:
-    processes = {}
-    for process in psutil.process_iter(["cmdline", "cwd"]):
-        command, folder = process.info["cmdline"], process.info["cwd"]  # None for processes of other users
-        # `dvc`, `python /somewhere/bin/dvc`, `python -m dvc`
-        here = command and folder and Path(folder).is_relative_to(Path.cwd())
-        if here and program in [Path(part).name for part in command[:3]]:
-            processes[process.pid] = shlex.join(command)
-    return processes
 
 
 def _rwlock(path: Path, dvc: dict[int, str]) -> Iterator[Finding]:
@@ -57,7 +42,7 @@ def _git_locks(dvc: dict[int, str]) -> Iterator[Finding]:
     """Check for git's locks, which hold no PID; DVC takes them too."""
     folder = git("rev-parse", "--git-common-dir")
     locks = shlex.join(map(str, sorted(Path(folder).rglob("*.lock")))) if folder else ""
-    holders = ", ".join(f"PID {pid}" for pid in dvc | _running("git"))
+    holders = ", ".join(f"PID {pid}" for pid in dvc | running("git"))
     if locks and holders:
         yield Finding("locks", "differs", f"{locks} is held, probably by {holders}")
     elif locks:
