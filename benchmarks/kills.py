@@ -123,7 +123,7 @@ class Clone:
         problems = [finding for finding in json.loads(done.stdout) if finding["status"] == "problem"]
         for finding in problems:
             click.echo(f"  {finding['check']}: {finding['what']}")
-            for command in re.findall(r"`(.+?)`", " ".join(finding["mend"])):
+            for command in re.findall(r"`(.+?)`", " ".join(finding["steps"])):
                 if command != "dvc repro":
                     subprocess.run(command, shell=True, cwd=self.path, check=True)
         self.fixed += len(problems)

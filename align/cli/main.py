@@ -1,4 +1,4 @@
-"""The `align` command: look into what the pipeline made, and make the loop longer."""
+"""Inspect, compare and export what the pipeline made, check this machine, and extend the loop."""
 
 from importlib import import_module
 from typing import Any
@@ -7,25 +7,22 @@ import click
 
 from align.core.errors import InputError, printable
 
-# The module of each command; the function in it has the command's name.
+# The module of each command, which has a function of the command's name.
 COMMANDS = {
-    "chat": "chat.command",
     "diff": "diff.command",
     "doctor": "doctor.command",
     "estimate": "estimate.command",
-    "experiments": "experiments.command",
     "export": "export.command",
     "iterate": "iterate.command",
     "push-to-hub": "export.push_command",
     "recipe": "recipes.command",
     "remote-check": "remotes.command",
-    "resume": "doctor.resume_command",
     "show": "show.command",
 }
 
 
 class Commands(click.Group):
-    """`COMMANDS`, each imported when it is called; errors quote files, so they are made printable."""
+    """`COMMANDS`, each imported when it runs; errors may quote files, so they are made printable."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names, sorted."""

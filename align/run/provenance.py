@@ -1,6 +1,5 @@
 """What a result follows from, apart from its inputs and params: the code that runs, and what it runs on."""
 
-import hashlib
 import platform
 import sys
 from importlib.metadata import version
@@ -16,13 +15,12 @@ LIBRARIES = ("torch", "transformers", "peft", "trl", "tokenizers", "accelerate",
 ROOT = Path(__file__).parents[2]
 
 
-def code_hash() -> str:
-    """Return a hash of the modules of this project that the process has imported, and of all templates."""
+def code_hashes() -> dict[str, str]:
+    """Return the SHA-256 of each module of this project that the process has imported, and of each template."""
     loaded = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
     folders = (f"{ROOT}/align/", f"{ROOT}/stages/")
     own = [Path(file) for file in loaded if file.startswith(folders)] + list((ROOT / "prompts").rglob("*.jinja"))
-    lines = [f"{file.relative_to(ROOT).as_posix()} {sha256(file)}\n" for file in sorted(own)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return {file.relative_to(ROOT).as_posix(): sha256(file) for file in sorted(own)}
 
 
 def environment(runtime: RuntimeSettings) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from align.core.errors import InputError
 from align.core.files import read_json, write_json
 
 DONE_FILE = "done.json"
+IDENTITY_FILE = "identity.json"
 
 
 def resume_root() -> Path:

@@ -27,11 +27,10 @@ from align.core.errors import InputError
 from align.core.files import out_of_space, replacing, sha256, write_json
 from align.core.params import Params
 from align.run.locks import check_parents, lock, parents
-from align.run.provenance import code_hash, environment
-from align.run.release import DONE_FILE, drop_recorded, release, resume_root
+from align.run.provenance import code_hashes, environment
+from align.run.release import DONE_FILE, IDENTITY_FILE, drop_recorded, release, resume_root
 from align.run.runtime import RuntimeSettings, is_main_process
 
-IDENTITY_FILE = "identity.json"
 COST_SHARE = 0.01  # of the time, for checkpoints
 
 
@@ -122,7 +121,7 @@ class Work:
             "stage": self.stage,
             "params": self.params.used,
             "inputs": self._inputs.result(),
-            "code": code_hash(),
+            "code": code_hashes(),
             "environment": environment(self.runtime),
         }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

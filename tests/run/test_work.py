@@ -109,7 +109,7 @@ def test_rows_are_found_by_a_run_with_equal_params_inputs_code_and_versions_alon
     elif change == "an input":
         source.write_text("two\n")
     elif change == "code":
-        monkeypatch.setattr(resume, "code_hash", lambda: "other")
+        monkeypatch.setattr(resume, "code_hashes", lambda: {"a.py": "other"})
     elif change == "a version":
         monkeypatch.setattr(resume, "environment", lambda runtime: {"torch": "other"})
     elif change == "the stage":

@@ -227,7 +227,7 @@ def test_after_a_kill_in_mid_push_the_next_push_loses_nothing(
     assert run.clone.fresh_clone(tmp_path / "fresh", run.server).hashes() == run.clone.hashes()
 
 
-def test_wsgidav_keeps_half_an_object_which_dvc_calls_in_sync_and_remote_check_mends(
+def test_wsgidav_keeps_half_an_object_which_dvc_calls_in_sync_and_remote_check_repairs(
     killed: Callable[[str], Killed], tmp_path: Path, tables: dict[str, list[str]]
 ) -> None:
     run = killed("wsgidav")
@@ -245,8 +245,8 @@ def test_wsgidav_keeps_half_an_object_which_dvc_calls_in_sync_and_remote_check_m
     assert not (pulled.path / BIG).exists()
     pulled.run(f"dvc remote modify --local webdav verify false && dvc pull {BIG}")
     assert (pulled.path / BIG).stat().st_size < 60 * MB
-    found = mend(run.clone)
-    assert found[BIG] == "truncated"
+    found = repair(run.clone)
+    assert found[BIG] == "damaged"
     hashes = run.clone.hashes()
     assert {hashes[path] for path in found} == {path.parent.name + path.name for path in run.cut_off}
 
@@ -254,7 +254,7 @@ def test_wsgidav_keeps_half_an_object_which_dvc_calls_in_sync_and_remote_check_m
 
 
 @pytest.mark.parametrize("name", FIVE)
-def test_what_a_server_has_lost_cut_off_or_changed_is_found_and_mended_by_what_is_printed(
+def test_what_a_server_has_lost_cut_off_or_changed_is_found_and_repaired_by_what_is_printed(
     name: str, source: Clone, start: Callable[[str], Server], tmp_path: Path, tables: dict[str, list[str]]
 ) -> None:
     server = start(name)
@@ -277,22 +277,22 @@ def test_what_a_server_has_lost_cut_off_or_changed_is_found_and_mended_by_what_i
     assert "in sync" in clone.run("dvc status -c").stdout
     assert "Everything is up to date" in clone.run("dvc push").stdout
     assert [one["paths"] for one in clone.remote_check("--quick")["bad"]] == [[path] for path in paths[:2]]
-    assert mend(clone) == dict(zip(paths, ("truncated", "missing", "corrupt"), strict=True))
+    assert repair(clone) == dict(zip(paths, ("damaged", "missing", "damaged"), strict=True))
 
     began = time.monotonic()
     assert clone.fresh_clone(tmp_path / "fresh", server).hashes() == clone.hashes()
     tables[PUSHED].append(f"| {name} | {pushed:.1f} | {time.monotonic() - began:.1f} |\n")
 
 
-def mend(clone: Clone) -> dict[str, str]:
+def repair(clone: Clone) -> dict[str, str]:
     """Run the command that `align remote-check` prints for what is bad; return the fault of each path before."""
     result = clone.align("remote-check")
     assert result.returncode == 1
     [command] = set(re.findall(r"run `align (remote-check [^`]+)`", result.stdout))
-    repair = clone.align(command)
-    assert repair.returncode == 0, repair.stdout + repair.stderr
-    assert clone.align("remote-check --all").returncode == 0
-    return {path: fault for fault, path in re.findall(r"^(truncated|missing|corrupt) +(.+?): ", result.stdout, re.M)}
+    repaired = clone.align(command)
+    assert repaired.returncode == 0, repaired.stdout + repaired.stderr
+    assert clone.align("remote-check").returncode == 0
+    return {path: fault for fault, path in re.findall(r"^(damaged|missing) +(.+?): ", result.stdout, re.M)}
 
 
 @pytest.mark.parametrize("name", FIVE)

@@ -1,27 +1,60 @@
 """`align doctor`."""
 
 import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 
 import click
 
-from align.cli.doctor.examine import examine
-from align.core.errors import printable
+from align.cli.doctor.environment import check_environment, check_packages, check_runtime
+from align.cli.doctor.experiment import check_experiment
+from align.cli.doctor.findings import Finding
+from align.cli.doctor.locks import check_locks
+from align.cli.doctor.repository import check_repository
+from align.cli.doctor.storage import check_cache, check_storage
+from align.cli.doctor.unfinished import check_unfinished
+from align.cli.project.settings import check_params
+from align.core.errors import InputError, printable
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    check_packages,
+    check_repository,
+    check_params,
+    check_locks,  # before the steps that run git, which a lock stops
+    check_storage,
+    check_experiment,
+    check_environment,
+    check_runtime,
+    check_unfinished,
+)
 
 
 @click.command()
-@click.option("--deep", is_flag=True, help="Hash every object in DVC's cache: seconds a gigabyte.")
+@click.option("--deep", is_flag=True, help="Also hash every object in DVC's cache (a few seconds per gigabyte).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
 def doctor(deep: bool, as_json: bool) -> None:
-    """Tell what would differ on this machine from the runs that are here, and what would stop a run.
+    """Check what would stop a run on this machine, or make its results differ from the ones that are here.
 
-    One line a check: ok, differs or problem, and how to mend it. The exit status is 1 if there is a problem.
+    Prints a line per check: ok, differs or problem, and how to fix it. Exits with 1 if there is a problem.
     """
     findings = []
-    for finding in examine(deep):
+    for finding in _examine(deep):
         findings.append(finding)
         if not as_json:
             click.echo("\n".join(map(printable, finding.lines())))
     if as_json:
-        click.echo(printable(json.dumps([finding.as_dict() for finding in findings], ensure_ascii=False)))
+        click.echo(printable(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False)))
     if any(finding.status == "problem" for finding in findings):
         raise SystemExit(1)
+
+
+def _examine(deep: bool) -> Iterator[Finding]:
+    reported = set()
+    for check in (*CHECKS, check_cache) if deep else CHECKS:
+        try:
+            yield from check()
+        except (InputError, OSError) as error:
+            message = getattr(error, "message", str(error))
+            if message not in reported:  # several checks read params.yaml
+                reported.add(message)
+                yield Finding(check.__name__.removeprefix("check_"), "problem", message)

@@ -1,10 +1,11 @@
-"""Checks of `align doctor`: Python, packages, device and settings, against the pins and what the results record."""
+"""Checks of `align doctor`: Python, packages, device and backend, against the pins and the recorded results."""
 
 import os
 import platform
+import re
 import sys
-import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,52 +15,51 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from align.cli.doctor.findings import Finding
-from align.cli.project.cards import recorded_environment
-from align.cli.project.machine import environment_here
 from align.core.errors import InputError
+from align.core.files import read_json
 from align.core.params import Params
 
+PROJECT = Path("pyproject.toml")
 PINS = Path("requirements.txt")
 INSTALL = f"`{Path(sys.executable).name} -m pip install -r {PINS}`"
 
 
-def check_python() -> Iterator[Finding]:
-    """Compare Python's version with what the project asks for."""
-    project = Path("pyproject.toml")
-    if not project.is_file():
-        return
+def environment_here() -> dict[str, Any]:
+    """Return what a stage that ran now would record: versions, device, threads; raise `InputError` if it cannot run."""
+    params = Params.read()
     try:
-        wanted = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["requires-python"]
-    except (tomllib.TOMLDecodeError, KeyError) as error:
-        raise InputError(f"{project}: requires-python: cannot read ({error})") from None
-    here = platform.python_version()
-    if SpecifierSet(wanted).contains(here, prereleases=True):
-        yield Finding("python", "ok", here)
-    else:
-        yield Finding("python", "problem", f"{here}, but {wanted} is needed", ("make .venv anew: `make setup`",))
+        # Import here: a torch that does not load is a finding.
+        runtime = params.section("runtime", import_module("align.run.runtime").RuntimeSettings)
+        here: dict[str, Any] = import_module("align.run.provenance").environment(runtime)
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"the libraries do not load ({reason}); run {INSTALL}") from None
+    return here
 
 
 def check_packages() -> Iterator[Finding]:
-    """Compare the installed packages with the pins."""
-    if not PINS.is_file():
-        yield Finding("packages", "differs", f"{PINS} is not here to compare with")
-        return
+    """Compare Python with pyproject.toml, and the installed packages with their pins."""
+    text = PROJECT.read_text(encoding="utf-8") if PROJECT.is_file() else ""
+    needed, python = re.search(r'^requires-python = "(.+)"', text, re.MULTILINE), platform.python_version()
+    if needed and not SpecifierSet(needed[1]).contains(python, prereleases=True):
+        yield Finding("python", "problem", f"{python} is not {needed[1]}", ("`rm -rf .venv && make setup`",))
+    else:
+        yield Finding("python", "ok", python)
     pinned, missing, other = 0, [], []
-    for number, line in enumerate(PINS.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(PINS.read_text(encoding="utf-8").splitlines() if PINS.is_file() else (), 1):
         text = line.partition("#")[0].strip()
         if not text or text.startswith("-"):
             continue
-        try:
-            wanted = Requirement(text)
-        except InvalidRequirement as error:
-            raise InputError(f"{PINS}:{number}: not a requirement ({' '.join(str(error).split())})") from None
         pinned += 1
         try:
+            wanted = Requirement(text)
             installed = version(wanted.name)
+        except InvalidRequirement as error:
+            raise InputError(f"{PINS}:{number}: not a requirement ({' '.join(str(error).split())})") from None
         except PackageNotFoundError:
             missing.append(wanted.name)
             continue
-        # The build of torch is part of the environment below; a pin without one is for all of them.
+        # A pin without a local version (+cpu, +cu128) allows every build; the recorded environment tells them apart.
         if not wanted.specifier.contains(Version(installed), prereleases=True):
             other.append(f"{wanted.name} {installed} (pinned {wanted.specifier})")
     if missing:
@@ -67,79 +67,42 @@ def check_packages() -> Iterator[Finding]:
     if other:
         yield Finding("packages", "differs", ", ".join(other), (INSTALL,))
     if not missing and not other:
-        yield Finding("packages", "ok", f"{pinned} as pinned in {PINS}")
+        yield Finding("packages", "ok", f"all {pinned} as pinned in {PINS}")
 
 
 def check_environment() -> Iterator[Finding]:
-    """Compare this environment with those that the results record."""
+    """Compare this environment with the ones that the results record."""
     here = environment_here()
     yield Finding("here", "ok", ", ".join(f"{key} {value}" for key, value in here.items()))
-    recorded: dict[str, dict[str, Any]] = {}
-    silent = []
-    for path in [*sorted(Path("models").glob("*/model_card.json")), *_measures()]:
-        environment = recorded_environment(path)
-        name = (path.parent if path.name == "model_card.json" else path).as_posix()
-        if environment is not None:
-            recorded[name] = environment
-        elif path.name == "model_card.json":
-            silent.append(name)
+    results = ("models/*/model_card.json", "data/metrics/**/*.json", "data/eval/*.json")
     differences: dict[tuple[str, str], list[str]] = {}
-    for name, environment in recorded.items():
-        for key in dict.fromkeys((*environment, *here)):
-            then = str(environment.get(key, "nothing"))
-            if then != str(here.get(key, "nothing")):
-                differences.setdefault((key, then), []).append(name)
-    for (key, then), names in differences.items():
-        what = f"{key} is {here.get(key, 'nothing')} here, was {then} for {', '.join(names)}"
-        yield Finding("environment", "differs", what, ("a rerun of its stages may give other bytes",))
-    if silent:
-        what = f"not recorded in the cards of {', '.join(silent)}"
-        yield Finding("environment", "differs", what, ("the next run of their stages records it",))
-    if recorded and not differences:
-        yield Finding("environment", "ok", f"as recorded in {len(recorded)} results")
-    if not recorded and not silent:
-        yield Finding("environment", "ok", "no results here to compare with")
+    for path in (path for pattern in results for path in sorted(Path().glob(pattern))):
+        then = read_json(path).get("environment", here)
+        for key in dict.fromkeys((*then, *here)):
+            if then.get(key) != here.get(key):
+                name = path.as_posix().removesuffix("/model_card.json")
+                differences.setdefault((key, str(then.get(key))), []).append(name)
+    for (key, value), names in differences.items():
+        what = f"{key} is {here.get(key)} here, was {value} for {', '.join(names)}"
+        yield Finding("environment", "differs", what, ("rerunning its stages may give other bytes",))
+    if not differences:
+        yield Finding("environment", "ok", "as the results record it")
 
 
-def check_device() -> Iterator[Finding]:
-    """Tell on what the stages would run, and whether it has the cores."""
-    values = Params.read().values["runtime"]
-    device, threads = environment_here()["device"], values["num_threads"]
-    cores = os.cpu_count() or 1
+def check_runtime() -> Iterator[Finding]:
+    """Report the device and its cores, and settings with which nobody can promise the same bytes."""
+    params = Params.read().values
+    runtime, generation = params["runtime"], params["generation"]
+    device, threads, cores = environment_here()["device"], runtime["num_threads"], os.cpu_count() or 1
     if threads > cores:
         what = f"runtime.num_threads is {threads}, on {cores} cores: slower than with {cores}"
-        yield Finding("device", "differs", what, ("set it and rerun, which gives other last bits",))
-    cuda = "" if device.startswith("cuda") or values["device"] == "cpu" else "; no CUDA device is visible"
-    yield Finding("device", "ok", f"{device}{cuda}, {cores} cores")
-
-
-def check_quantization() -> Iterator[Finding]:
-    """Tell what runtime.quantization needs, where it is set."""
-    kind = Params.read().values["runtime"].get("quantization")
-    if kind == "none":
-        return
-    try:
-        found = f"{kind} by bitsandbytes {version('bitsandbytes')}"
-    except PackageNotFoundError:
-        yield Finding("quantization", "problem", f"{kind} needs bitsandbytes, which is not installed", (INSTALL,))
-        return
-    slow = "" if environment_here()["device"].startswith("cuda") else ": saves memory and no time on a CPU"
-    yield Finding("quantization", "ok", found + slow)
-
-
-def check_settings() -> Iterator[Finding]:
-    """Name the settings with which nobody can promise the same bytes."""
-    generation = Params.read().values["generation"]
-    backend = generation.get("backend")
-    if backend in ("vllm", "openai"):
-        what = f"generation.backend is {backend}: its batches, and so its last bits, depend on the load"
-        yield Finding("backend", "differs", what, ("for the same bytes set transformers",))
-    elif generation.get("max_batch_tokens") is None:
-        what = "generation.max_batch_tokens is null: batches are cut by the free memory, another cut is other last bits"
-        yield Finding("backend", "differs", what, ("set a number for the same batches everywhere",))
+        yield Finding("device", "differs", what, ("change it and rerun; results differ in the last bits",))
+    no_cuda = "" if device.startswith("cuda") or runtime["device"] == "cpu" else "; no CUDA device is visible"
+    yield Finding("device", "ok", f"{device}{no_cuda}, {cores} cores")
+    backend, tokens = generation.get("backend"), generation.get("max_batch_tokens")
+    varies = "the load" if backend in ("vllm", "openai") else "free memory" if tokens is None else None
+    if varies:
+        step = "for the same bytes set generation.backend to transformers and max_batch_tokens to a number"
+        yield Finding("backend", "differs", f"{backend}: {varies} decides the batches, and so the last bits", (step,))
     else:
-        yield Finding("backend", "ok", f"{backend}, batches of {generation['max_batch_tokens']} tokens")
-
-
-def _measures() -> list[Path]:
-    return sorted([*Path("data/metrics").rglob("*.json"), *Path("data/eval").glob("*.json")])
+        yield Finding("backend", "ok", f"{backend}, batches of {tokens} tokens")

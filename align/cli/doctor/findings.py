@@ -1,31 +1,24 @@
-"""What one check of `align doctor` found."""
+"""The result of one check of `align doctor`."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
-
-Status = Literal["ok", "differs", "problem"]
+from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report.
+    """A line of the report.
 
-    `differs`: results may have other bytes here, or nothing can be promised. `problem`: a run would stop, or work would
-    be lost. `mend` holds what to do, a step each.
+    `differs`: results may not be byte-identical here. `problem`: a run would stop, or work could be lost.
     """
 
     check: str
-    status: Status
+    status: Literal["ok", "differs", "problem"]
     what: str
-    mend: tuple[str, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON holds it."""
-        return asdict(self)
+    steps: tuple[str, ...] = ()  # what to do, in order; a command is in backticks
 
     def lines(self) -> list[str]:
-        """Return it as text: one line, or a line for each of several steps."""
+        """Return it as text: one line, or a numbered list of several steps."""
         head = f"{self.status:<8} {self.check:<12} {self.what}"
-        if len(self.mend) < 2:
-            return ["; ".join((head, *self.mend))]
-        return [f"{head}:", *(f"{'':<22}{number}. {step}" for number, step in enumerate(self.mend, 1))]
+        if len(self.steps) < 2:
+            return ["; ".join((head, *self.steps))]
+        return [f"{head}:", *(f"{'':<22}{number}. {step}" for number, step in enumerate(self.steps, 1))]
