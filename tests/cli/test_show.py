@@ -322,8 +322,9 @@ def test_control_characters_of_the_name_never_reach_the_terminal(project: Projec
 
 
 def test_the_committed_lock_file_leads_from_preferences_to_the_seeds(project: Project) -> None:
-    command = ["git", "show", "HEAD:dvc.lock"]
-    project.write("dvc.lock", subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout)
+    show_lock = ["git", "show", "HEAD:dvc.lock"]
+    committed = subprocess.run(show_lock, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout
+    project.write("dvc.lock", committed)
     value = show_json("data/m2/preferences.jsonl")
     assert value["target"]["stage"] == "build_preferences@m2"
     loop = ("generate_prompts", "generate_responses", "judge", "build_preferences")

@@ -1,4 +1,4 @@
-"""Files as DVC sees them: their hashes by DVC's own code, and its cache."""
+"""Files as DVC sees them: dvc.lock, hashes by DVC's own code, and the cache."""
 
 import os
 from functools import cached_property
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from align.core.errors import InputError
 
-if TYPE_CHECKING:  # importing its YAML parser takes longer than most comparisons
+if TYPE_CHECKING:  # importing its parser takes longer than most comparisons
     from align.cli.project.lock_file import Item
 
+LOCK_FILE = Path("dvc.lock")
 AS_LOCKED = "as in dvc.lock"
 CHANGED = "changed since"
 NOT_HERE = "not here"

@@ -3,7 +3,8 @@
 import subprocess
 from dataclasses import dataclass
 
-from align.cli.project.lock_file import LOCK_FILE, Item, Lock, Stage
+from align.cli.project.dvc import LOCK_FILE
+from align.cli.project.lock_file import Item, Lock, Stage
 from align.core.errors import InputError
 
 

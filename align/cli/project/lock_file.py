@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from align.cli.project.dvc import LOCK_FILE
 from align.core.errors import InputError
 from align.core.params import PARAMS_FILE
 
-LOCK_FILE = Path("dvc.lock")
 CODE = ("align/", "prompts/", "stages/")  # files or whole folders
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from align.cli.project.cards import CARD_FILE, ModelCard, recorded_environment, source_hash
-from align.cli.project.dvc import AS_LOCKED, CHANGED, NOT_HERE, DvcFiles
+from align.cli.project.dvc import AS_LOCKED, CHANGED, LOCK_FILE, NOT_HERE, DvcFiles
 from align.cli.project.git import Revision, Revisions
-from align.cli.project.lock_file import LOCK_FILE, Item, Lock, Stage
+from align.cli.project.lock_file import Item, Lock, Stage
 from align.core.errors import InputError
 
 MODELS = Path("models")
