@@ -211,9 +211,9 @@ def test_without_git_the_rest_is_shown(project: Project) -> None:
     assert line_of(show("m1"), "revision").split() == ["revision", "not", "committed"]
 
 
-def test_the_sources_of_a_model_card_are_checked_against_the_files(project: Project) -> None:
-    write_card(project)
-    text = show("m1")
+def test_the_sources_of_a_model_card_are_compared_with_the_files(project: Project) -> None:
+    write_card(project, "elsewhere")
+    text = show("elsewhere")
     assert line_of(text, "base ").endswith("as recorded")
     assert line_of(text, "preferences ").endswith("as recorded")
     assert line_of(text, "environment").split(maxsplit=1)[1] == "python 3.11.0, device cpu (AVX2)"
@@ -221,9 +221,14 @@ def test_the_sources_of_a_model_card_are_checked_against_the_files(project: Proj
 
     project.write("models/base/model.safetensors", "other weights\n")
     project.run("rm data/m1/pairs.jsonl")
-    text = show("m1")
+    text = show("elsewhere")
     assert line_of(text, "base ").endswith("changed since")
     assert line_of(text, "preferences ").endswith("not here")
+
+
+def test_a_model_of_the_pipeline_has_the_environment_of_its_card(project: Project) -> None:
+    write_card(project)
+    assert line_of(show("m1"), "environment").split(maxsplit=1)[1] == "python 3.11.0, device cpu (AVX2)"
 
 
 def test_the_weights_hash_is_that_of_the_model_cards(project: Project) -> None:
@@ -234,8 +239,8 @@ def test_the_weights_hash_is_that_of_the_model_cards(project: Project) -> None:
 
 
 def test_a_card_of_the_first_format_is_shown_as_not_recorded(project: Project) -> None:
-    project.write("models/m1/model_card.json", json.dumps(OLD_CARD))
-    text = show("m1")
+    project.write("models/elsewhere/model_card.json", json.dumps(OLD_CARD))
+    text = show("elsewhere")
 
     for name in ("seed", "environment"):
         assert line_of(text, name).split(maxsplit=1)[1] == "not recorded"
@@ -285,9 +290,9 @@ def test_a_broken_lock_file_is_a_one_line_error_that_says_how_to_fix_it(project:
     ],
 )
 def test_a_broken_card_is_a_one_line_error_that_names_it(project: Project, data: bytes) -> None:
-    (project.path / "models/m1/model_card.json").write_bytes(data)
+    project.write("models/elsewhere/model_card.json", "").write_bytes(data)
 
-    assert re.match(r"Error: models/m1/model_card\.json: .*`dvc repro`", error_of("show", "m1"))
+    assert re.match(r"Error: models/elsewhere/model_card\.json: .*`dvc repro`", error_of("show", "elsewhere"))
 
 
 def test_an_unknown_name_is_a_one_line_error_that_lists_the_models(project: Project) -> None:
@@ -298,22 +303,25 @@ def test_an_unknown_name_is_a_one_line_error_that_lists_the_models(project: Proj
     assert "dvc.lock: no such file; run from the repository's root" in error_of("show", "m1")
 
 
+@pytest.mark.parametrize("name", ["m1", "elsewhere"])
 @pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_control_characters_of_cards_and_lock_file_never_reach_the_terminal(project: Project, flags: list[str]) -> None:
+def test_control_characters_of_cards_and_lock_file_never_reach_the_terminal(
+    project: Project, flags: list[str], name: str
+) -> None:
     source = {"path": ATTACK.replace("\x00", ""), "sha256": ATTACK}
     card: dict[str, Any] = {
         "parents": {ATTACK: source},
         "params": {"seed": ATTACK},
         "environment": {ATTACK: ATTACK},
     }
-    write_card(project, **card)
+    write_card(project, name, **card)
     lock = YAML(typ="safe").load(project.read("dvc.lock"))
     lock["stages"]["dpo"]["cmd"] = ATTACK
     lock["stages"]["dpo"]["params"] = {"params.yaml": {ATTACK: {ATTACK: ATTACK}}}
     with (project.path / "dvc.lock").open("w", encoding="utf-8") as stream:
         YAML(typ="safe").dump(lock, stream)
 
-    assert CONTROL.findall(show("m1", *flags)) == []
+    assert CONTROL.findall(show(name, *flags)) == []
 
 
 @pytest.mark.parametrize("text", ["m1" + ATTACK, "../" * 50 + "etc/passwd"])

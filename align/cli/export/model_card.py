@@ -19,8 +19,9 @@ from yaml import YAMLError
 
 from align.cli.export.merge import Parts
 from align.cli.project.cards import CARD_FILE, ModelCard, Source, source_hash
+from align.cli.project.dvc import CHANGED, NOT_HERE
 from align.cli.project.lock_file import flat
-from align.cli.show.lineage import CHANGED, NOT_HERE, Run, trace
+from align.cli.show.lineage import Run, trace
 from align.core.errors import printable
 from align.core.files import read_json
 

@@ -74,28 +74,28 @@ class CardReport:
 
 @dataclass
 class Lineage:
-    """The result of `trace`. A model that no stage of dvc.lock made has a card and no target."""
+    """The result of `trace`: the runs behind a target, or the card of a model that no stage of dvc.lock made."""
 
     name: str
-    target: Node | None
-    card: CardReport | None
+    target: Node | None = None
     runs: dict[str, Run] = field(default_factory=dict)
+    card: CardReport | None = None
 
 
 def trace(name: str) -> Lineage:
     """Return the lineage of a model (`m1`, `models/m1`) or of a file that a stage wrote."""
     path = _path(name)
-    card = _card_report(Path(path)) if (Path(path) / CARD_FILE).is_file() else None
-    lock = Lock.read() if card is None or LOCK_FILE.is_file() else Lock({})
+    has_card = (Path(path) / CARD_FILE).is_file()
+    lock = Lock.read() if LOCK_FILE.is_file() or not has_card else Lock({})
     made = lock.maker(path)
-    if made is None:
-        if card is None:
-            raise InputError(_unknown(name, path, lock))
-        return Lineage(path, None, card)
-    stage, out = made
-    tracer = _Tracer(lock)
-    tracer.follow(stage.name)
-    return Lineage(path, tracer.node(out), card, tracer.runs)
+    if made is not None:
+        stage, out = made
+        tracer = _Tracer(lock)
+        tracer.follow(stage.name)
+        return Lineage(path, tracer.node(out), tracer.runs)
+    if has_card:
+        return Lineage(path, card=_card_report(Path(path)))
+    raise InputError(_unknown(name, path, lock))
 
 
 class _Tracer:

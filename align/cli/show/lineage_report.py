@@ -15,21 +15,18 @@ NOT_RECORDED = "not recorded"
 
 def report(lineage: Lineage) -> Iterator[str]:
     """Yield the lines of a lineage."""
-    target, card = lineage.target, lineage.card
-    run = lineage.runs[target.stage] if target is not None and target.stage is not None else None
-    if target is None or run is None:
-        yield f"{lineage.name}  made by no stage of dvc.lock; this is what its model card records"
-    else:
+    target = lineage.target
+    if lineage.card is not None:
+        yield f"{lineage.name}  made by no stage of dvc.lock; its model card records:"
+        yield from _card(lineage.card)
+    elif target is not None and target.stage is not None:
+        run = lineage.runs[target.stage]
         yield f"{target.path}  {target.hash[:SHORT]}  {_state(target)}"
         yield from _field("stage", f"{run.stage}: {run.command}")
         yield from _field("revision", _revision(run.revision))
         yield from _field("code", _code(run.code))
         yield from _params(run.params)
-        if card is None:
-            yield from _field("environment", _environment(run.environment))
-    if card is not None:
-        yield from _card(card)
-    if run is not None:
+        yield from _field("environment", _environment(run.environment))
         yield "  made from"
         yield from _tree(run.inputs, lineage.runs, {run.stage}, "    ")
 
@@ -53,13 +50,13 @@ def _tree(nodes: Sequence[Node], runs: Mapping[str, Run], shown: set[str], inden
 
 
 def _card(card: CardReport) -> Iterator[str]:
-    yield f"  model card, written by {card.stage}"
+    yield from _field("stage", card.stage)
     rows = [(source.role, source.path, source.sha256[:SHORT], source.state) for source in card.sources]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        yield "    " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-    yield from _field("seed", str(card.params.get("seed", NOT_RECORDED)), "    ")
-    yield from _field("environment", _environment(card.environment), "    ")
+        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield from _field("seed", str(card.params.get("seed", NOT_RECORDED)))
+    yield from _field("environment", _environment(card.environment))
 
 
 def _params(params: Mapping[str, Any]) -> Iterator[str]:
@@ -71,8 +68,8 @@ def _params(params: Mapping[str, Any]) -> Iterator[str]:
         yield from _field("" if number else "params", f"{section}: {' '.join(values)}")
 
 
-def _field(name: str, text: str, indent: str = "  ") -> Iterator[str]:
-    head = f"{indent}{name:<13}"
+def _field(name: str, text: str) -> Iterator[str]:
+    head = f"  {name:<13}"
     lines = textwrap.wrap(text, WIDTH - len(head), break_long_words=False, break_on_hyphens=False) or [""]
     for number, line in enumerate(lines):
         yield (head if number == 0 else " " * len(head)) + line
