@@ -78,7 +78,7 @@ class Sources:
         if not files.isfile(path):
             raise InputError(f"{what}: no such file; `dvc ls . -R --rev REV` lists the files of a revision")
         if digest := files.info(path).get("dvc_info", {}).get("md5"):
-            cached = self.dvc.cache / digest[:2] / digest[2:]
+            cached = Path(self.dvc.cache, digest[:2], digest[2:])
             if cached.is_file():
                 return cached
             what += f" (md5 {digest})"

@@ -8,7 +8,8 @@ from pathlib import Path
 import httpx2
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from huggingface_hub.utils import disable_progress_bars, validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from align.core.errors import InputError, quoted
 from align.models.loading import shortened

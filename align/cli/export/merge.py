@@ -1,5 +1,6 @@
 """A model as plain transformers loads it: its adapter merged into the base."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,10 @@ def find_model(name: str, base_dir: Path | None = None) -> Parts:
 
 
 def _folder(name: str) -> Path:
-    try:
-        if "/" not in name and (MODELS / name).is_dir() and (MODELS / name).name == name:
-            return MODELS / name
-        if Path(name).is_dir():
-            return Path(name).resolve()
-    except (OSError, ValueError):  # a name that is too long or contains a NUL
-        pass
+    if "/" not in name and os.path.isdir(MODELS / name):
+        return MODELS / name
+    if os.path.isdir(name):
+        return Path(name).resolve()
     models = sorted(path.name for path in MODELS.iterdir() if path.is_dir()) if MODELS.is_dir() else []
     known = f"one of {', '.join(models)}" if models else "run `dvc repro`"
     raise InputError(f"no model {quoted(name)}: name the folder of a model, or {known}")

@@ -223,43 +223,24 @@
 
   // ---- histograms
 
-  function svg(name, attributes, text = "") {
-    const node = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, item] of Object.entries(attributes)) node.setAttribute(key, item);
-    node.textContent = text;
-    return node;
-  }
-
   /** Draw the share of rows in each bin, so that sides of different sizes compare. */
   function histogramNode({ name, edges, a, b }, sides) {
-    const [width, height, left, bottom, top] = [300, 110, 34, 16, 8];
     const series = (b ? [a, b] : [a]).map((counts) => ({ counts, sum: counts.reduce((sum, n) => sum + n, 0) }));
-    const share = (n, sum) => (sum ? n / sum : 0);
-    const highest = Math.max(0.001, ...series.flatMap(({ counts, sum }) => counts.map((n) => share(n, sum))));
-    const [floor, step] = [height - bottom, (width - left - 6) / a.length];
-    const barWidth = (step * 0.86) / series.length;
-    const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img" });
-    picture.append(svg("title", {}, `histogram of ${name}`));
-    const label = (text, x, y, anchor) => picture.append(svg("text", { x, y, "text-anchor": anchor }, text));
-    for (const part of [0, 1]) {
-      const y = floor - part * (floor - top);
-      picture.append(svg("line", { x1: left, x2: width, y1: y, y2: y }));
-      label(`${Math.round(100 * part * highest)}%`, left - 4, y + 3, "end");
-    }
-    series.forEach(({ counts, sum }, side) => counts.forEach((n, bin) => {
-      const tall = (share(n, sum) / highest) * (floor - top);
-      const x = left + bin * step + side * barWidth;
-      const bar = svg("rect", { class: side || !b ? "bar-b" : "bar-a", x, y: floor - tall, width: barWidth, height: tall });
-      const range = `${short(edges[bin])} to ${short(edges[bin + 1])}: ${count(n)} of ${count(sum)}`;
-      bar.append(svg("title", {}, sides ? `${sides[side]}, ${range}` : range));
-      picture.append(bar);
+    const share = ({ counts, sum }, bin) => counts[bin] / (sum || 1);
+    const bins = [...a.keys()];
+    const highest = Math.max(0.001, ...series.flatMap((side) => bins.map((bin) => share(side, bin))));
+    const bars = bins.flatMap((bin) => series.map((side, number) => {
+      const range = `${short(edges[bin])} to ${short(edges[bin + 1])}: ${count(side.counts[bin])} of ${count(side.sum)}`;
+      const bar = element("span", { className: number || !b ? "b" : "a", title: sides ? `${sides[number]}, ${range}` : range });
+      bar.style.height = `${(100 * share(side, bin)) / highest}%`;
+      return bar;
     }));
-    for (const [bin, anchor] of [[0, "start"], [Math.round(a.length / 2), "middle"], [a.length, "end"]]) {
-      label(short(edges[bin]), left + bin * step, height - 3, anchor);
-    }
+    const scale = [short(edges[0]), `up to ${Math.round(100 * highest)}% of rows`, short(edges.at(-1))];
     const legend = (side, number) => written("span", `legend ${"ab"[number]}`, `${side} (${count(series[number].sum)})`);
-    const legends = b && sides ? sides.map(legend) : [];
-    return element("figure", {}, element("figcaption", {}, written("strong", "", name), ...legends), picture);
+    return element("figure", {},
+      element("figcaption", {}, written("strong", "", name), ...(b && sides ? sides.map(legend) : [])),
+      element("div", { className: "bars", role: "img", "aria-label": `histogram of ${name}` }, ...bars),
+      element("div", { className: "scale" }, ...scale.map((text) => written("span", "", text))));
   }
 
   // ---- records: {index, kind, a, b}, where a plain row is b
