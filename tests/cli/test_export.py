@@ -232,6 +232,7 @@ def test_the_card_has_lineage_data_params_and_metrics(workspace: Path) -> None:
     assert "dpo" in card.data.tags
     text = card.text
     rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert rows[1] == f"| `m0` | `sft` | `{weights_hash(Path('models/m0'))}` |"
     assert [row.split("`")[1] for row in rows[:3]] == ["m1", "m0", "base"]
     hash_of_data = sha256(Path("data/m1/preferences.jsonl"))
     assert f"| `m1` | `preferences` | `data/m1/preferences.jsonl` | 2 | `{hash_of_data}` |" in rows
@@ -239,7 +240,7 @@ def test_the_card_has_lineage_data_params_and_metrics(workspace: Path) -> None:
     assert "| `reward` | 0.25 |" in rows
     assert "| `as_judge.pairs` | 3 |" in rows
     assert '"beta": 0.1' in text
-    for heading in ("Use", "Lineage", "Data", "Settings", "Evaluation", "Limits", "Licence"):
+    for heading in ("Use", "Lineage", "Data", "Settings", "Evaluation", "Licence"):
         assert f"\n## {heading}\n" in text
     assert "Not intended for" in text
     assert Path("out/model_card.json").read_bytes() == Path("models/m1/model_card.json").read_bytes()

@@ -45,7 +45,7 @@ class Ancestor(NamedTuple):
 
     name: str
     card: ModelCard
-    sha256: str | None  # of its weights, as recorded by the model after it
+    sha256: str | None  # of its weights
 
 
 def model_card_text(parts: Parts, dtype: torch.dtype, license_id: str | None = None) -> str:
@@ -98,20 +98,19 @@ def model_card_text(parts: Parts, dtype: torch.dtype, license_id: str | None = N
 
 def _chain(model_dir: Path) -> Iterator[Ancestor]:
     """Yield the model, its parent and so on, the base last; the chain ends at a parent that has changed since."""
-    waiting: list[tuple[Path, str | None]] = [(model_dir, None)]
-    seen: set[Path] = set()
+    waiting, seen = [model_dir], set[Path]()
     while waiting:
-        waiting.sort(key=lambda entry: entry[0].name == "base")
-        path, sha256 = waiting.pop(0)
+        waiting.sort(key=lambda path: path.name == "base")
+        path = waiting.pop(0)
         if path in seen or not (path / CARD_FILE).is_file():
             continue
         seen.add(path)
         card = ModelCard.read(path)
-        yield Ancestor(path.name, card, sha256)
+        yield Ancestor(path.name, card, source_hash(path))
         for source in card.parents.values():
             parent = model_dir.parent / Path(source.path).name  # the models of a pipeline lie side by side
             if source_hash(parent) == source.sha256:
-                waiting.append((parent, source.sha256))
+                waiting.append(parent)
 
 
 def _base_source(chain: Sequence[Ancestor]) -> tuple[str | None, str | None]:
