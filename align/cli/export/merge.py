@@ -75,7 +75,7 @@ def _folder(name: str) -> Path:
         return Path(name).resolve()
     models = sorted(path.name for path in MODELS.iterdir() if path.is_dir()) if MODELS.is_dir() else []
     known = f"one of {', '.join(models)}" if models else "run `dvc repro`"
-    raise InputError(f"no model {quoted(name)}: name the folder of a model, or {known}")
+    raise InputError(f"no model {quoted(name)}; name the folder of a model, or {known}")
 
 
 def load_merged(parts: Parts, dtype: torch.dtype | None = None) -> PreTrainedModel:

@@ -65,7 +65,7 @@ def next_model(iterations: Mapping[str, str]) -> tuple[str, str]:
     match = re.fullmatch(r"m([1-9][0-9]*)", parent)
     model = f"m{int(match[1]) + 1}" if match else None
     if model is None or model in iterations:
-        raise InputError(f"{PARAMS_FILE}: iterations.{parent}: name the models m1, m2, ... in order, to add another")
+        raise InputError(f"{PARAMS_FILE}: iterations.{parent}: no next name; name the models m1, m2, ... in order")
     return model, parent
 
 
