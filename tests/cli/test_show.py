@@ -3,15 +3,12 @@
 import json
 import re
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
 from align.cli.project.cards import source_hash
-from align.cli.project.source_code import code_hashes
 from align.core.files import sha256
 from align.models.base import weights_hash
 from tests.conftest import REPOSITORY
@@ -349,35 +346,3 @@ def test_the_committed_lock_file_leads_from_preferences_to_the_seeds(project: Pr
     }
     assert len({run["params"]["seed"] for name, run in value["runs"].items() if "build" not in name}) == 1
     assert all(run["code"]["paths"] for run in value["runs"].values())
-
-
-def test_the_code_hash_read_from_the_files_is_that_of_the_running_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(REPOSITORY)
-    code = (
-        "import stages.judge; from align.run.provenance import code_hash; print(code_hash()); "
-        "import align.backends.openai; print(code_hash())"  # as generation.backend: openai does
-    )
-    running = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
-    plain, with_openai = running.stdout.split()
-
-    assert plain != with_openai
-    assert {plain, with_openai} <= code_hashes("judge@m1")
-    assert not {plain, with_openai} & code_hashes("summary")
-    assert code_hashes("no_such_stage") == set()
-
-
-def test_a_change_of_any_module_changes_the_code_hash(tmp_path: Path) -> None:
-    read = ("stages/a.py", "align/x/b.py", "align/x/c.py", "align/x/__init__.py", "prompts/chat/p.jinja")
-    imports = {"stages/a.py": "from align.x import b", "align/x/b.py": "import align.x.c"}
-    for name in (*read, "stages/__init__.py", "align/__init__.py", "align/x/other.py"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(imports.get(name, ""))
-    before = code_hashes("a", tmp_path)
-    for name in read:
-        text = (tmp_path / name).read_text()
-        (tmp_path / name).write_text(text + "\n# changed")
-        assert not before & code_hashes("a", tmp_path), name
-        (tmp_path / name).write_text(text)
-    (tmp_path / "align/x/other.py").write_text("# changed")
-    assert code_hashes("a", tmp_path) == before

@@ -35,18 +35,18 @@ class DvcFiles:
         """The folder of the cached objects, `files/md5` of the cache."""
         return Path(self.repo.cache.local.path)
 
-    def hash(self, path: str, algorithm: str = "md5") -> str | None:
+    def hash(self, path: str) -> str | None:
         """Return the hash that DVC gives a file or a folder, or None if it is not here."""
         if not os.path.exists(path):
             return None
         build = import_module("dvc_data.hashfile.build").build
         repo, where = self.repo, os.path.abspath(path)
-        _, _, built = build(repo.cache.local, where, repo.fs, algorithm, ignore=repo.dvcignore, dry_run=True)
+        _, _, built = build(repo.cache.local, where, repo.fs, "md5", ignore=repo.dvcignore, dry_run=True)
         return str(built.hash_info.value)
 
     def state(self, item: "Item") -> str:
         """Return how the workspace compares with an entry of the lock file."""
-        value = self.hash(item.path, item.algorithm)
+        value = self.hash(item.path)
         if value is None:
             cached = (self.cache / item.hash[:2] / item.hash[2:]).is_file()
             return f"{NOT_HERE} ({'`dvc checkout`' if cached else '`dvc pull` or `dvc repro`'})"

@@ -29,7 +29,6 @@ class Revisions:
     """The history of dvc.lock."""
 
     def __init__(self) -> None:
-        self.text = LOCK_FILE.read_text(encoding="utf-8")
         try:
             self.head = Lock.parse(_lock_at("HEAD") or "stages: {}").stages
         except InputError:
@@ -38,8 +37,7 @@ class Revisions:
     def of(self, stage: Stage, out: Item) -> Revision:
         """Return the last commit that brought the present hash of a stage's output into the lock file."""
         # DVC writes the path just before the hash, which distinguishes files of equal content.
-        entry = f"path: {out.path}\n      hash: {out.algorithm}\n      md5: {out.hash}\n"
-        needle = entry if entry in self.text else out.hash
+        needle = f"path: {out.path}\n      hash: md5\n      md5: {out.hash}\n"
         for commit in (git("log", f"-S{needle}", "--format=%h", "--", str(LOCK_FILE)) or "").split():
             # git also lists commits that add or remove a stage which reads the output.
             if needle not in _lock_at(f"{commit}^") and needle in f"{_lock_at(commit)}\n":

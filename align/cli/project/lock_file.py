@@ -20,7 +20,6 @@ class Item:
 
     path: str
     hash: str
-    algorithm: str  # md5, or md5-dos2unix in lock files of DVC 2
     size: int  # bytes
 
     def holds(self, path: str) -> bool:
@@ -57,7 +56,7 @@ class Lock:
 
     @classmethod
     def read(cls) -> Self:
-        """Read dvc.lock, as DVC 2 or 3 writes it."""
+        """Read dvc.lock, as DVC 3 writes it."""
         try:
             text = LOCK_FILE.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -114,6 +113,4 @@ def _stage(name: str, entry: Mapping[str, Any]) -> Stage:
 
 
 def _item(entry: Mapping[str, Any]) -> Item:
-    algorithm = entry.get("hash", "md5-dos2unix")
-    value = entry.get("md5") or entry.get(algorithm)
-    return Item(str(entry["path"]), str(value), algorithm, int(entry.get("size") or 0))
+    return Item(str(entry["path"]), str(entry["md5"]), int(entry.get("size") or 0))
