@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.core.rows import Judgement, read_rows
-from align.loop.novelty import words
-from align.report.statistics import agreement
+from align.report.statistics import agreement, words
 from stages.prepare_data import conversation_key, read_preferences
 
 FOLDS = 10

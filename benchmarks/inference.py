@@ -34,9 +34,9 @@ from align.generation.local import BFloat16Generator, TorchGenerator
 from align.generation.sampling import SamplingParams
 from align.judge.asking import judge_responses
 from align.judge.request import JudgeSettings, judge_request
-from align.models.base import AdapterStack
 from align.models.batching import left_pad
 from align.models.linears import linear, pack
+from align.models.stack import AdapterStack
 from align.models.tokenization import encode_user
 from align.run.runtime import RuntimeSettings, start
 

@@ -17,7 +17,7 @@ from align.generation.local import TorchGenerator
 from align.judge import request as judging
 from align.judge.asking import judge_responses
 from align.judge.request import JudgeSettings
-from align.models.base import AdapterStack
+from align.models.stack import AdapterStack
 from align.report.statistics import mean
 from align.run.runtime import RuntimeSettings, start
 

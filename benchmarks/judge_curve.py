@@ -16,13 +16,14 @@ import click
 
 from align.core.params import Params
 from align.core.rows import Judgement, read_rows, write_rows
-from align.data.judgements import judgements_of_tree, off_topic_rows
+from align.data.judgements import judgements_of_tree
 from align.data.message_trees import MessageTree
+from align.data.off_topic import off_topic_rows
 from align.generation.local import TorchGenerator
 from align.judge.anchors import relevance
 from align.judge.asking import judge_responses
 from align.judge.request import JudgeSettings
-from align.models.base import AdapterStack
+from align.models.stack import AdapterStack
 from align.report.statistics import agreement
 from align.run.runtime import RuntimeSettings, start
 from benchmarks.workspace import link, run, write_params

@@ -15,7 +15,7 @@ from align.core.rows import Judgement, read_rows
 from align.generation.local import TorchGenerator
 from align.judge.asking import judge_responses
 from align.judge.request import JudgeSettings, Verdict
-from align.models.base import AdapterStack
+from align.models.stack import AdapterStack
 from align.report.statistics import agreement, spearman
 from align.run.runtime import RuntimeSettings, start
 from benchmarks.workspace import link, run, write_params

@@ -15,7 +15,8 @@ from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
 from align.core.rows import EvalPrompt, Instruction, Judgement, read_rows
-from align.loop.novelty import RougeIndex, rouge_l, words
+from align.loop.novelty import RougeIndex, rouge_l
+from align.report.statistics import words
 
 SMALL = 3000
 MAX_ROUGE_L = 0.7

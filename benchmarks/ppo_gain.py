@@ -17,13 +17,12 @@ from align.core.params import Params
 from align.core.rows import PreferencePair, read_rows
 from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
-from align.judge.asking import reward_scores
-from align.loop.novelty import words
-from align.models.base import AdapterStack
+from align.models.stack import AdapterStack
 from align.models.tokenization import encode_prompt
-from align.ppo.rollout import collate_completions
+from align.ppo.rollout import Batch
 from align.ppo.trainer import PPOSettings, PPOTrainer
-from align.report.statistics import distinct_2
+from align.report.statistics import distinct_2, words
+from align.reward.scoring import reward_scores
 from align.run.runtime import RuntimeSettings, row_seed, start
 
 
@@ -44,7 +43,9 @@ def measure(
     tokens = [prompt + completion.token_ids for prompt, completion in zip(prompts, completions, strict=True)]
     scores = torch.tensor(reward_scores(stack, "reward", tokens, batch_size=batch_size))
     ended = torch.tensor([completion.finish_reason == "stop" for completion in completions])
-    batch = collate_completions(prompts, completions, int(stack.tokenizer.pad_token_id or 0), stack.device)
+    batch = Batch.collate(
+        prompts, [c.token_ids for c in completions], int(stack.tokenizer.pad_token_id or 0), stack.device
+    )
     logprobs = trainer._map_rows(batch, lambda part: trainer._logprobs("policy", part))
     reference = trainer._map_rows(batch, lambda part: trainer._logprobs("reference", part))
     kl = torch.where(batch.response_mask, logprobs - reference, 0.0).sum(1)

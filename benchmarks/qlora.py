@@ -22,18 +22,13 @@ from align.core.params import Params
 from align.core.rows import Instruction, read_rows
 from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
-from align.models.base import (
-    AdapterStack,
-    LoraSettings,
-    copy_tokenizer,
-    load_base,
-    load_tokenizer,
-    new_adapter,
-    save_adapter,
-)
+from align.models.adapters import LoraSettings, new_adapter, save_adapter
+from align.models.base import copy_tokenizer, load_base, load_tokenizer
+from align.models.stack import AdapterStack
 from align.models.tokenization import encode_user
 from align.run.runtime import RuntimeSettings, start
 from align.training.sft import SFTSettings, encode_instruction, instruction_tune
+from align.training.trainer import training_arguments
 from benchmarks.workspace import ROOT
 
 BASE = ROOT / "models/base"
@@ -59,7 +54,7 @@ def train(out: Path, rows: list[dict[str, Any]], params: Params, runtime: Runtim
     """Train an adapter on the rows, over the base that `runtime` says, and save it; return the seconds it took."""
     start(runtime, params.seed)
     model = new_adapter(load_base(BASE, runtime), params.section("lora", LoraSettings), task_type="CAUSAL_LM")
-    arguments = params.section("sft", SFTSettings).arguments(out.parent / "checkpoints", params.seed, runtime)
+    arguments = training_arguments(params.section("sft", SFTSettings), out.parent / "checkpoints", params.seed, runtime)
     arguments |= {"per_device_train_batch_size": BATCH_SIZE, "gradient_accumulation_steps": 1}
     begun = time.monotonic()
     instruction_tune(model, load_tokenizer(BASE), rows, arguments, out.with_suffix(".csv"))

@@ -40,24 +40,18 @@ from align.core.params import Params
 from align.core.rows import Message, PreferencePair, Prompt, read_rows
 from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
-from align.judge.asking import reward_scores
-from align.models.base import (
-    SCORE_FILE,
-    AdapterStack,
-    LoraSettings,
-    copy_tokenizer,
-    load_base,
-    load_tokenizer,
-    save_adapter,
-)
+from align.models.adapters import LoraSettings, save_adapter
+from align.models.base import copy_tokenizer, load_base, load_tokenizer
 from align.models.loading import ADAPTER_FILE
+from align.models.stack import SCORE_FILE, AdapterStack
 from align.models.tokenization import drop_too_long, encode_prompt
 from align.ppo.rollout import Rollout
 from align.ppo.trainer import PPOSettings, PPOTrainer
 from align.report.statistics import bootstrap_interval
+from align.reward.scoring import reward_scores
+from align.reward.training import RewardModelSettings, encode_pairs, fit, training_rows
 from align.run.runtime import RuntimeSettings, row_seed, start
 from stages.prepare_data import read_preferences
-from stages.reward_model import RewardModelSettings, encode_pairs, fit, training_rows
 
 PEER = "1.10.0"
 # The peer runs on the very versions of this environment: the two differ in TRL alone.

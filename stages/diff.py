@@ -26,24 +26,26 @@ def measures(diff: Diff) -> dict[str, Any]:
     }
 
 
+DATA = Path("data")
+
+
 @click.command(help=__doc__)
 @click.argument("model")
 @click.argument("parent")
-@click.option("--data-dir", type=click.Path(path_type=Path), default="data", show_default=True)
-def main(model: str, parent: str, data_dir: Path) -> None:
+def main(model: str, parent: str) -> None:
     found: dict[str, dict[str, Any]] = {}
     for name, (pattern, key) in ARTIFACTS.items():
-        old, new = (data_dir / Path(pattern.format(side)).relative_to("data") for side in (parent, model))
+        old, new = (DATA / Path(pattern.format(side)).relative_to("data") for side in (parent, model))
         if old.is_file() and new.is_file():  # m0 has no prompts that a model wrote
             # One thread, so that a mean is the same to the last bit in every run.
             with compare(old, new, key, threads=1) as diff:
                 found[name] = measures(diff)
     if not found:
-        raise InputError(f"{data_dir}: no data set of both {model} and {parent} is here; {REBUILD}")
-    write_json(data_dir / "diff" / f"{model}.json", found)
+        raise InputError(f"{DATA}: no data set of both {model} and {parent} is here; {REBUILD}")
+    write_json(DATA / "diff" / f"{model}.json", found)
     rows = [{"change": f"{name}: {kind}", "rows": counts[kind]} for name, counts in found.items() for kind in KINDS]
-    write_csv(data_dir / "diff" / f"{model}.csv", rows)
-    click.echo(f"diff: {parent} -> {model}: {', '.join(found)} -> {data_dir / 'diff' / model}.json")
+    write_csv(DATA / "diff" / f"{model}.csv", rows)
+    click.echo(f"diff: {parent} -> {model}: {', '.join(found)} -> {DATA / 'diff' / model}.json")
 
 
 if __name__ == "__main__":

@@ -15,23 +15,16 @@ from pydantic import Field
 from trl import DPOConfig, DPOTrainer
 
 from align.core.files import replacing
-from align.core.params import Params
 from align.core.rows import Instruction, PreferencePair, read_rows
-from align.models.base import (
-    continue_adapter,
-    copy_tokenizer,
-    load_base,
-    load_tokenizer,
-    save_adapter,
-    write_model_card,
-)
+from align.models.adapters import continue_adapter, save_adapter
+from align.models.base import copy_tokenizer, load_base, load_tokenizer
+from align.models.card import write_model_card
 from align.models.loading import load_adapter_weights
 from align.models.tokenization import drop_too_long, encode_completion, encode_prompt
-from align.run.locks import hold_devices
-from align.run.runtime import RuntimeSettings, start
-from align.run.work import Work
+from align.run.stage import BASE, Stage
+from align.training.settings import TrainingSettings
 from align.training.sft import SFTSettings, encode_instruction, instruction_tune
-from align.training.trainer import Resumable, TrainingSettings, train
+from align.training.trainer import Resumable, train, training_arguments
 
 
 class DPOSettings(TrainingSettings):
@@ -54,15 +47,14 @@ class TokenizedDPOTrainer(Resumable, DPOTrainer):
 @click.argument("model_name", metavar="MODEL")
 @click.argument("parent")
 def main(model_name: str, parent: str) -> None:
-    params = Params.read()
-    runtime = params.section("runtime", RuntimeSettings)
-    settings = params.section("dpo", DPOSettings)
-    sft_settings = params.section("sft", SFTSettings)
-    start(runtime, params.seed)
-    base, parent_dir, out = Path("models/base"), Path("models") / parent, Path("models") / model_name
+    stage = Stage(f"dpo@{model_name}")
+    settings = stage.section("dpo", DPOSettings)
+    sft_settings = stage.section("sft", SFTSettings)
+    stage.start()
+    parent_dir = Path("models") / parent
     data = Path("data") / model_name
     preferences, ift = data / "preferences.jsonl", data / "ift.jsonl"
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(BASE)
     rows = [
         {
             "prompt_ids": encode_prompt(tokenizer, pair.messages),
@@ -85,15 +77,13 @@ def main(model_name: str, parent: str) -> None:
             accepted, [row["length"] for row in accepted], sft_settings.max_length, "sft.max_length"
         )
 
-    hold_devices(f"dpo@{model_name}", runtime)
-    model = continue_adapter(load_base(base, runtime), parent_dir)
-    inputs = [base, parent_dir, Path("models/m0"), preferences, ift]
-    with Work(f"dpo@{model_name}", params, runtime, inputs) as work:
+    with stage.work([BASE, parent_dir, Path("models/m0"), preferences, ift]) as work:
+        model = continue_adapter(load_base(BASE, stage.runtime), parent_dir)
         if accepted:
-            arguments = sft_settings.arguments(work.folder / "sft", params.seed, runtime)
+            arguments = training_arguments(sft_settings, work.folder / "sft", stage.seed, stage.runtime)
             instruction_tune(model, tokenizer, accepted, arguments, work.folder / "sft_history.csv", work)
         # Grouping by length needs one length a row; a pair has two.
-        arguments = settings.arguments(work.folder / "dpo", params.seed, runtime, order="random")
+        arguments = training_arguments(settings, work.folder / "dpo", stage.seed, stage.runtime, order="random")
         if settings.nll_coef:
             arguments |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings.nll_coef]}
         trainer = TokenizedDPOTrainer(
@@ -107,12 +97,12 @@ def main(model_name: str, parent: str) -> None:
             reference_dir = Path("models/m0")
             set_peft_model_state_dict(model, load_adapter_weights(reference_dir), adapter_name="ref")
         train(trainer, data / "dpo_history.csv", work)
-        with replacing(out) as temporary:
+        with replacing(Path("models") / model_name) as temporary:
             save_adapter(model, temporary)
-            copy_tokenizer(base, temporary)
-            parents = {"base": base, "parent": parent_dir, "reference": reference_dir}
+            copy_tokenizer(BASE, temporary)
+            parents = {"base": BASE, "parent": parent_dir, "reference": reference_dir}
             sources = {"preferences": preferences} | ({"accepted": ift} if accepted else {})
-            write_model_card(temporary, "dpo", parents, sources, params, runtime)
+            write_model_card(temporary, stage, parents, sources)
     click.echo(
         f"dpo@{model_name}: {len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens"
         + (

@@ -11,27 +11,26 @@ from pathlib import Path
 import click
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from align.core.files import write_json
-from align.core.params import Params, Settings
+from align.core.params import Settings
 from align.core.rows import Answer, EvalPrompt, Judgement, Message, read_rows, write_rows
-from align.data.judgements import off_topic_rows
+from align.data.off_topic import off_topic_rows
 from align.generation.generator import Completion
 from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
 from align.judge.anchors import anchor_scores, relevance
-from align.judge.asking import judge_responses, reward_scores
+from align.judge.asking import judge_responses
 from align.judge.request import JudgeSettings
-from align.loop.novelty import words
-from align.models.base import AdapterStack
-from align.models.batching import cut_batches
+from align.models.batching import PaddedBatch, cut_batches
+from align.models.stack import AdapterStack
 from align.models.tokenization import encode_prompt
-from align.ppo.losses import kl_divergence
-from align.ppo.rollout import collate_completions
-from align.report.statistics import agreement, distinct_2, mean
-from align.run.locks import hold_devices
+from align.report.statistics import agreement, distinct_2, mean, words
+from align.reward.scoring import reward_scores
 from align.run.provenance import environment
-from align.run.runtime import RuntimeSettings, row_seed, start
+from align.run.runtime import RuntimeSettings, row_seed
+from align.run.stage import BASE, Stage
 from align.run.work import Work
 
 KL_BATCH_SIZE = 8  # rows whose logits over the whole vocabulary are in memory together
@@ -46,6 +45,12 @@ class EvaluateSettings(Settings):
     top_p: float = Field(gt=0, le=1)
 
 
+def kl_divergence(logits: Tensor, other_logits: Tensor) -> Tensor:
+    """Return the exact KL(p || q) at each position in nats, (B, R), of the softmaxes of two (B, R, V) logits."""
+    logp, logq = logits.float().log_softmax(-1), other_logits.float().log_softmax(-1)
+    return (logp.exp() * (logp - logq)).sum(-1)
+
+
 @torch.no_grad()
 def kl_to_base(stack: AdapterStack, prompts: Sequence[list[int]], completions: Sequence[Completion]) -> list[float]:
     """Return KL(model || base) in nats a token: exact at each position, averaged over each response."""
@@ -53,9 +58,9 @@ def kl_to_base(stack: AdapterStack, prompts: Sequence[list[int]], completions: S
     lengths = [len(prompt) + len(c.token_ids) for prompt, c in zip(prompts, completions, strict=True)]
     order = sorted(range(len(prompts)), key=lambda i: lengths[i])
     for rows in cut_batches(order, lengths, KL_BATCH_SIZE):
-        batch = collate_completions(
+        batch = PaddedBatch.collate(
             [prompts[i] for i in rows],
-            [completions[i] for i in rows],
+            [completions[i].token_ids for i in rows],
             int(stack.tokenizer.pad_token_id or 0),
             stack.device,
         )
@@ -134,29 +139,27 @@ def answer_prompts(
 @click.argument("name")
 @click.option("--judge", default="m0", show_default=True, help="The model that judges every model's answers.")
 def main(name: str, judge: str) -> None:
-    params = Params.read()
-    runtime = params.section("runtime", RuntimeSettings)
-    settings = params.section("evaluate", EvaluateSettings)
-    judge_settings = params.section("judge", JudgeSettings)
-    start(runtime, params.seed)
+    stage = Stage(f"evaluate@{name}")
+    settings = stage.section("evaluate", EvaluateSettings)
+    judge_settings = stage.section("judge", JudgeSettings)
+    stage.start()
     held_out, out = Path("data/prepared/eval"), Path("data/eval")
     eval_prompts = read_rows(held_out / "prompts.jsonl", EvalPrompt, unique=["id"])
     judgements = read_rows(held_out / "judgements.jsonl", Judgement)
-    off_topic = off_topic_rows(judgements, 1, params.seed)
+    off_topic = off_topic_rows(judgements, 1, stage.seed)
     models = {"subject": name, "base": "base", "judge": judge, "reward": "reward"}
     inputs = [*(Path("models") / model for model in models.values()), held_out]
-    hold_devices(f"evaluate@{name}", runtime)
-    with Work(f"evaluate@{name}", params, runtime, inputs) as work:
-        stack = AdapterStack(Path("models/base"), runtime)
+    with stage.work(inputs) as work:
+        stack = AdapterStack(BASE, stage.runtime)
         for role, model in models.items():
             stack.add(role, Path("models") / model)
-        answers = answer_prompts(name, eval_prompts, stack, runtime, settings, judge_settings, params.seed, work)
+        answers = answer_prompts(name, eval_prompts, stack, stage.runtime, settings, judge_settings, stage.seed, work)
         with stack.using("subject") as causal_lm:
             own = judge_responses(
-                TorchGenerator(causal_lm, stack.tokenizer, runtime.batch_size, work=work, name="subject"),
+                TorchGenerator(causal_lm, stack.tokenizer, stage.runtime.batch_size, work=work, name="subject"),
                 [(row.prompt, row.response) for row in [*judgements, *off_topic]],
                 judge_settings,
-                params.seed,
+                stage.seed,
                 description=f"{name} as a judge",
             )
         own, foreign = own[: len(judgements)], own[len(judgements) :]
@@ -179,7 +182,7 @@ def main(name: str, judge: str) -> None:
             "kl_to_base": mean([row.kl_to_base for row in answers]),
             "as_judge": as_judge,
             "relevance": relevance(judgements, own, off_topic, foreign),
-            "environment": environment(runtime),
+            "environment": environment(stage.runtime),
         }
         write_rows(out / f"{name}.jsonl", answers)
         write_rows(out / f"{name}.anchors.jsonl", anchor_scores(judgements, own))

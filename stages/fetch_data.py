@@ -16,11 +16,12 @@ from align.core.jsonl import dumps
 from align.core.params import Params
 from align.data.sources import SourceSettings, find, read
 
+DATA = Path("data")
+
 
 @click.command(help=__doc__)
 @click.argument("name")
-@click.option("--data-dir", type=click.Path(path_type=Path), default="data", show_default=True)
-def main(name: str, data_dir: Path) -> None:
+def main(name: str) -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     for library in ("datasets", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.CRITICAL)  # what matters is raised
@@ -28,7 +29,7 @@ def main(name: str, data_dir: Path) -> None:
     source = find(name, params.source(name, SourceSettings))
     columns: dict[str, None] = {}
     rows = 0
-    out = data_dir / "sources" / f"{name}.jsonl"
+    out = DATA / "sources" / f"{name}.jsonl"
     with (
         replacing(out) as temporary,
         temporary.open("w", encoding="utf-8") as stream,

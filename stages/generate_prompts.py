@@ -16,19 +16,19 @@ from typing import Literal, Self
 import click
 from pydantic import Field, model_validator
 
-from align.backends.choose import BASE, GenerationSettings, open_generator
+from align.backends.choose import GenerationSettings, open_generator
 from align.core.errors import InputError
 from align.core.files import write_json
-from align.core.params import Params, Settings
+from align.core.params import Settings
 from align.core.rows import EvalPrompt, Judgement, KnownPrompt, Message, Prompt, read_rows, write_rows
 from align.core.templates import render
 from align.generation.sampling import SamplingParams
-from align.loop.novelty import PromptFilter, nearest_similarity, words
+from align.loop.novelty import PromptFilter, nearest_similarity
 from align.models.tokenization import encode_user
-from align.report.statistics import corpus_distinct_2, mean
+from align.report.statistics import corpus_distinct_2, mean, words
 from align.run.provenance import environment
-from align.run.runtime import RuntimeSettings, is_main_process, row_seed, start
-from align.run.work import Work
+from align.run.runtime import is_main_process, row_seed
+from align.run.stage import BASE, Stage
 
 
 class GeneratePromptsSettings(Settings):
@@ -82,11 +82,10 @@ def pick_examples(
 @click.argument("model")
 @click.argument("parent")
 def main(model: str, parent: str) -> None:
-    params = Params.read()
-    runtime = params.section("runtime", RuntimeSettings)
-    generation = params.section("generation", GenerationSettings)
-    settings = params.section("generate_prompts", GeneratePromptsSettings)
-    start(runtime, params.seed)
+    stage = Stage(f"generate_prompts@{model}")
+    generation = stage.section("generation", GenerationSettings)
+    settings = stage.section("generate_prompts", GeneratePromptsSettings)
+    stage.start()
     out_dir, held_out = Path("data") / model, Path("data/prepared/eval")
     known_file = Path("data") / parent / "known_prompts.jsonl"
     known = read_rows(known_file, KnownPrompt)
@@ -115,8 +114,8 @@ def main(model: str, parent: str) -> None:
     dropped = Counter[str]()
     inputs = [BASE, Path("models") / parent, known_file, held_out / "prompts.jsonl", held_out / "judgements.jsonl"]
     with (
-        Work(f"generate_prompts@{model}", params, runtime, inputs) as work,
-        open_generator(generation, runtime, writer, work) as generator,
+        stage.unlocked_work(inputs) as work,
+        open_generator(generation, stage.runtime, writer, work) as generator,
     ):
         for number in range(settings.max_rounds):
             missing = settings.num_prompts - len(accepted)
@@ -125,7 +124,7 @@ def main(model: str, parent: str) -> None:
             # Part of what a model writes is cut off or not new, so more is asked for than is missing; the rest goes
             # unused.
             asked = ceil(min(settings.num_prompts, 2 * missing) / settings.samples_per_request)
-            row_seeds = [row_seed(params.seed, "generate_prompts", model, number, i) for i in range(asked)]
+            row_seeds = [row_seed(stage.seed, "generate_prompts", model, number, i) for i in range(asked)]
             pool = generated + accepted
             requests = [render("new_prompt.jinja", examples=pick_examples(seeds, pool, settings, s)) for s in row_seeds]
             completions = generator.generate(
@@ -170,7 +169,7 @@ def main(model: str, parent: str) -> None:
             "mean_words": mean([len(text) for text in texts]),
             "nearest_known_rouge_l": nearest_similarity(texts[:MEASURED], [words(row.prompt) for row in known]),
             "distinct_2": corpus_distinct_2(texts),
-            "environment": environment(runtime),
+            "environment": environment(stage.runtime),
         }
         write_json(Path("data/metrics") / model / "prompts.json", summary)
     click.echo(f"generate_prompts@{model}: {len(accepted)} accepted, dropped {dict(dropped)}")

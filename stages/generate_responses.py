@@ -9,16 +9,16 @@ from pathlib import Path
 import click
 from pydantic import Field
 
-from align.backends.choose import BASE, GenerationSettings, open_generator
+from align.backends.choose import GenerationSettings, open_generator
 from align.core.files import write_json
-from align.core.params import Params, Settings
+from align.core.params import Settings
 from align.core.rows import Prompt, Response, read_rows, write_rows
 from align.generation.sampling import SamplingParams
 from align.models.tokenization import encode_prompt
 from align.report.statistics import mean
 from align.run.provenance import environment
-from align.run.runtime import RuntimeSettings, is_main_process, row_seed, start
-from align.run.work import Work
+from align.run.runtime import is_main_process, row_seed
+from align.run.stage import BASE, Stage
 
 
 class GenerateResponsesSettings(Settings):
@@ -34,23 +34,22 @@ class GenerateResponsesSettings(Settings):
 @click.argument("model")
 @click.argument("parent")
 def main(model: str, parent: str) -> None:
-    params = Params.read()
-    runtime = params.section("runtime", RuntimeSettings)
-    generation = params.section("generation", GenerationSettings)
-    settings = params.section("generate_responses", GenerateResponsesSettings)
-    start(runtime, params.seed)
+    stage = Stage(f"generate_responses@{model}")
+    generation = stage.section("generation", GenerationSettings)
+    settings = stage.section("generate_responses", GenerateResponsesSettings)
+    stage.start()
     data = Path("data") / model
     prompts_file = data / "prompts.jsonl"
     prompts = read_rows(prompts_file, Prompt, unique=["id"])
     inputs = [BASE, Path("models") / parent, prompts_file]
     with (
-        Work(f"generate_responses@{model}", params, runtime, inputs) as work,
-        open_generator(generation, runtime, parent, work) as generator,
+        stage.unlocked_work(inputs) as work,
+        open_generator(generation, stage.runtime, parent, work) as generator,
     ):
         completions = generator.generate(
             [encode_prompt(generator.tokenizer, prompt.messages) for prompt in prompts],
             SamplingParams(settings.max_new_tokens, settings.temperature, settings.top_p),
-            [row_seed(params.seed, "generate_responses", prompt.id) for prompt in prompts],
+            [row_seed(stage.seed, "generate_responses", prompt.id) for prompt in prompts],
             n=settings.num_responses,
             description=f"{model} responses",
         )
@@ -73,7 +72,7 @@ def main(model: str, parent: str) -> None:
             "rows": len(rows),
             "ended_share": stopped / len(rows),
             "mean_tokens": mean([row.num_tokens for row in rows]),
-            "environment": environment(runtime),
+            "environment": environment(stage.runtime),
         }
         write_rows(data / "responses.jsonl", rows)
         write_json(Path("data/metrics") / model / "responses.json", summary)

@@ -9,42 +9,40 @@ from pathlib import Path
 
 import click
 
-from align.backends.choose import BASE, GenerationSettings, open_generator
+from align.backends.choose import GenerationSettings, open_generator
 from align.core.errors import InputError
 from align.core.files import write_json
-from align.core.params import Params
 from align.core.rows import Judgement, Response, ScoredResponse, read_rows, write_rows
 from align.judge.asking import judge_responses
 from align.judge.request import JudgeSettings
 from align.report.statistics import agreement, mean, mode_share, spearman, standard_deviation
 from align.run.provenance import environment
-from align.run.runtime import RuntimeSettings, is_main_process, start
-from align.run.work import Work
+from align.run.runtime import is_main_process
+from align.run.stage import BASE, Stage
 
 
 @click.command(help=__doc__)
 @click.argument("model")
 @click.argument("parent")
 def main(model: str, parent: str) -> None:
-    params = Params.read()
-    runtime = params.section("runtime", RuntimeSettings)
-    generation = params.section("generation", GenerationSettings)
-    settings = params.section("judge", JudgeSettings)
-    start(runtime, params.seed)
+    stage = Stage(f"judge@{model}")
+    generation = stage.section("generation", GenerationSettings)
+    settings = stage.section("judge", JudgeSettings)
+    stage.start()
     data, held_out = Path("data") / model, Path("data/prepared/eval/judgements.jsonl")
     responses = read_rows(data / "responses.jsonl", Response, unique=["id", "sample"])
     # A judge that cannot order these must not choose what the next model learns: build_preferences has the gate.
     judgements = read_rows(held_out, Judgement) if settings.checker is None else []
     inputs = [BASE, Path("models") / parent, data / "responses.jsonl", held_out]
     with (
-        Work(f"judge@{model}", params, runtime, inputs) as work,
-        open_generator(generation, runtime, parent, work) as generator,
+        stage.unlocked_work(inputs) as work,
+        open_generator(generation, stage.runtime, parent, work) as generator,
     ):
         verdicts = judge_responses(
             generator,
             [(r.prompt, r.response) for r in responses] + [(r.prompt, r.response) for r in judgements],
             settings,
-            params.seed,
+            stage.seed,
             description=f"{model} judgements",
         )
         if not is_main_process():
@@ -79,7 +77,7 @@ def main(model: str, parent: str) -> None:
             "as_judge": agreement(own, [row.score for row in judgements], [row.question_id for row in judgements])
             if judgements
             else None,
-            "environment": environment(runtime),
+            "environment": environment(stage.runtime),
         }
         write_rows(data / "scores.jsonl", rows)
         write_json(Path("data/metrics") / model / "scores.json", summary)

@@ -11,18 +11,20 @@ import click
 from tqdm import tqdm
 
 from align.core.files import replacing, write_csv
-from align.core.params import Params
 from align.core.rows import Prompt, TrainingSample, read_rows, write_rows
 from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
-from align.judge.asking import reward_scores
-from align.models.base import AdapterStack, copy_tokenizer, write_model_card
+from align.models.base import copy_tokenizer, load_tokenizer
+from align.models.card import write_model_card
+from align.models.stack import AdapterStack
 from align.models.tokenization import drop_too_long, encode_prompt
 from align.ppo.trainer import PPOSettings, PPOTrainer
-from align.run.locks import hold_devices
-from align.run.runtime import RuntimeSettings, row_seed, start
-from align.run.work import Pace, Work
+from align.reward.scoring import reward_scores
+from align.run.runtime import row_seed
+from align.run.stage import BASE, Stage
+from align.run.work import Pace
 
+PROMPTS, REWARD = Path("data/prepared/prompts.jsonl"), Path("models/reward")
 NUM_SAMPLES = 4  # prompts whose answers show what training does
 
 
@@ -52,33 +54,27 @@ def sample_answers(
 
 
 @click.command(help=__doc__)
-@click.option("--base", type=click.Path(path_type=Path), default="models/base", show_default=True)
-@click.option("--reward", type=click.Path(path_type=Path), default="models/reward", show_default=True)
-@click.option("--prompts", type=click.Path(path_type=Path), default="data/prepared/prompts.jsonl", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default="models/ppo", show_default=True)
-@click.option("--report", type=click.Path(path_type=Path), default="data/ppo", show_default=True)
-def main(base: Path, reward: Path, prompts: Path, out: Path, report: Path) -> None:
-    params = Params.read()
-    runtime = params.section("runtime", RuntimeSettings)
-    settings = params.section("ppo", PPOSettings)
-    start(runtime, params.seed)
-    init = Path("models") / settings.init
-    hold_devices("ppo", runtime)
-    stack = AdapterStack(base, runtime)
-    # The value function starts from the reward model's features.
-    for name, model_dir in {"policy": init, "reference": init, "reward": reward, "value": reward}.items():
-        stack.add(name, model_dir)
-    rows = read_rows(prompts, Prompt)
-    encoded = [encode_prompt(stack.tokenizer, row.messages) for row in rows]
+def main() -> None:
+    stage = Stage("ppo")
+    settings = stage.section("ppo", PPOSettings)
+    stage.start()
+    tokenizer = load_tokenizer(BASE)
+    rows = read_rows(PROMPTS, Prompt)
+    encoded = [encode_prompt(tokenizer, row.messages) for row in rows]
     lengths = [len(ids) for ids in encoded]
     rows, dropped = drop_too_long(rows, lengths, settings.max_prompt_length, "ppo.max_prompt_length")
     encoded = [ids for ids in encoded if len(ids) <= settings.max_prompt_length]
-    watched = random.Random(row_seed(params.seed, "ppo samples")).sample(rows, min(NUM_SAMPLES, len(rows)))
+    watched = random.Random(row_seed(stage.seed, "ppo samples")).sample(rows, min(NUM_SAMPLES, len(rows)))
 
-    trainer = PPOTrainer(stack, encoded, settings, params.seed, runtime.batch_size)
+    init = Path("models") / settings.init
     history: list[dict[str, float]] = []
     samples: list[TrainingSample] = []
-    with Work("ppo", params, runtime, [base, init, reward, prompts]) as work:
+    with stage.work([BASE, init, REWARD, PROMPTS]) as work:
+        stack = AdapterStack(BASE, stage.runtime)
+        # The value function starts from the reward model's features.
+        for name, model_dir in {"policy": init, "reference": init, "reward": REWARD, "value": REWARD}.items():
+            stack.add(name, model_dir)
+        trainer = PPOTrainer(stack, encoded, settings, stage.seed, stage.runtime.batch_size)
         checkpoint, pace = work.checkpoint(), Pace()
         if (saved := checkpoint.load()) is not None:
             tensors, state = saved
@@ -100,13 +96,13 @@ def main(base: Path, reward: Path, prompts: Path, out: Path, report: Path) -> No
                 progress.set_postfix({key: f"{row[key]:.2f}" for key in ("mean_reward", "kl", "eos_rate")})
                 progress.update()
         samples += sample_answers(stack, watched, settings, settings.num_updates)
-        with replacing(out) as temporary:
+        with replacing(Path("models/ppo")) as temporary:
             stack.save("policy", temporary)
-            copy_tokenizer(base, temporary)
-            parents = {"base": base, "parent": init, "reference": init, "reward": reward}
-            write_model_card(temporary, "ppo", parents, {"prompts": prompts}, params, runtime)
-        write_csv(report / "history.csv", history)
-        write_rows(report / "samples.jsonl", samples)
+            copy_tokenizer(BASE, temporary)
+            parents = {"base": BASE, "parent": init, "reference": init, "reward": REWARD}
+            write_model_card(temporary, stage, parents, {"prompts": PROMPTS})
+        write_csv(Path("data/ppo/history.csv"), history)
+        write_rows(Path("data/ppo/samples.jsonl"), samples)
     click.echo(
         f"ppo: {len(history)} updates of {settings.rollout_batch_size} responses, mean reward "
         f"{history[0]['mean_reward']:.2f} -> {history[-1]['mean_reward']:.2f}; {dropped} prompts dropped as too long"

@@ -28,8 +28,9 @@ from align.core.rows import (
     write_rows,
 )
 from align.data.instructions import InstructionsFormat, read_instructions, take
-from align.data.judgements import cap_scores, first_questions, judgements_of_tree, keep_consistent, off_topic_rows
+from align.data.judgements import cap_scores, first_questions, judgements_of_tree, keep_consistent
 from align.data.message_trees import read_trees
+from align.data.off_topic import off_topic_rows
 from align.data.transcripts import UnusablePair, parse_pair
 
 T = TypeVar("T")
@@ -140,9 +141,11 @@ def _key(prompt: str) -> str:
     return prompt.strip().lower()
 
 
+DATA = Path("data")
+
+
 @click.command(help=__doc__)
-@click.option("--data-dir", type=click.Path(path_type=Path), default="data", show_default=True)
-def main(data_dir: Path) -> None:
+def main() -> None:
     params = Params.read()
     settings = params.section("prepare_data", PrepareDataSettings)
     found, unusable = read_instructions(Path(settings.instructions), settings.instructions_format, settings.language)
@@ -169,11 +172,11 @@ def main(data_dir: Path) -> None:
     # One prompt for each conversation, for PPO: from the training pairs alone.
     prompts = {tuple(pair.messages): Prompt(id=pair.id, messages=pair.messages) for pair in reversed(train)}
 
-    prepared = data_dir / "prepared"
-    write_rows(data_dir / "m0" / "ift.jsonl", instructions)
-    write_rows(data_dir / "m0" / "eft.jsonl", eft)
+    prepared = DATA / "prepared"
+    write_rows(DATA / "m0" / "ift.jsonl", instructions)
+    write_rows(DATA / "m0" / "eft.jsonl", eft)
     known = [KnownPrompt(prompt=row.prompt, source="seed") for row in instructions]
-    write_rows(data_dir / "m0" / "known_prompts.jsonl", known)
+    write_rows(DATA / "m0" / "known_prompts.jsonl", known)
     write_rows(prepared / "preferences" / "train.jsonl", train)
     write_rows(prepared / "preferences" / "test.jsonl", test)
     write_rows(prepared / "prompts.jsonl", reversed(prompts.values()))
@@ -196,7 +199,7 @@ def main(data_dir: Path) -> None:
     if settings.instructions_format != "instructions" or instructions_dropped:
         counts["instructions_dropped"] = instructions_dropped
         counts["ift_judged"] = sum(_key(row.prompt) in judged for row in instructions)
-    write_json(data_dir / "metrics" / "prepare_data.json", counts)
+    write_json(DATA / "metrics" / "prepare_data.json", counts)
     told = [f"{n} {name}" for name, n in counts.items() if isinstance(n, int)]
     told += [f"{n} instructions left out ({reason})" for reason, n in instructions_dropped.items()]
     told += [f"{n} preferences dropped ({reason})" for reason, n in dropped.items()]

@@ -97,27 +97,29 @@ def model_row(
     }
 
 
+DATA = Path("data")
+
+
 @click.command(help=__doc__)
-@click.option("--data-dir", type=click.Path(path_type=Path), default="data", show_default=True)
-def main(data_dir: Path) -> None:
+def main() -> None:
     params = Params.read()
     iterations = list(params.iterations)
     # The list of models comes from the params, never from what lies in data/: files of a removed iteration may remain.
     models = ["base", "m0", *iterations, "ppo"]
-    metrics = {name: read_measures(data_dir / "eval" / f"{name}.json", ModelMeasures) for name in models}
-    answers = read_same(data_dir / "eval", models, ".jsonl", Answer, ["id", "turn"])
-    anchors = read_same(data_dir / "eval", models, ".anchors.jsonl", AnchorScore, ["question_id", "number"])
+    metrics = {name: read_measures(DATA / "eval" / f"{name}.json", ModelMeasures) for name in models}
+    answers = read_same(DATA / "eval", models, ".jsonl", Answer, ["id", "turn"])
+    anchors = read_same(DATA / "eval", models, ".anchors.jsonl", AnchorScore, ["question_id", "number"])
     rows = [model_row(name, metrics[name], answers, anchors) for name in models]
     loop = []
     for name, parent in params.iterations.items():
-        counts = (read_measures(data_dir / "metrics" / name / f"{part}.json", kind) for part, kind in COUNTS.items())
+        counts = (read_measures(DATA / "metrics" / name / f"{part}.json", kind) for part, kind in COUNTS.items())
         loop.append(loop_row(name, parent, *counts))
-    changes = {name: read_measures(data_dir / "diff" / f"{name}.json", Changes) for name in iterations}
-    reward = read_measures(data_dir / "metrics" / "reward.json", RewardMeasures)
-    calibration = read_csv(data_dir / "reward" / "calibration.csv", CALIBRATION)
-    ppo = read_csv(data_dir / "ppo" / "history.csv", HISTORY)
+    changes = {name: read_measures(DATA / "diff" / f"{name}.json", Changes) for name in iterations}
+    reward = read_measures(DATA / "metrics" / "reward.json", RewardMeasures)
+    calibration = read_csv(DATA / "reward" / "calibration.csv", CALIBRATION)
+    ppo = read_csv(DATA / "ppo" / "history.csv", HISTORY)
     ppo_samples: dict[str, list[TrainingSample]] = {}
-    for sample in read_rows(data_dir / "ppo" / "samples.jsonl", TrainingSample):
+    for sample in read_rows(DATA / "ppo" / "samples.jsonl", TrainingSample):
         ppo_samples.setdefault(sample.prompt, []).append(sample)
     ppo_trend = {key: trend(ppo, key) for key in ("mean_reward", "mean_score", "eos_rate")}
     by_name = {row["model"]: row for row in rows}
@@ -144,7 +146,7 @@ def main(data_dir: Path) -> None:
     picked = random.Random(params.seed).sample(first_turns, min(SAMPLE_PROMPTS, len(first_turns)))
     by_id = {name: {(row.id, row.turn): row for row in answers[name]} for name in models}
     samples = [(row, [(name, by_id[name][row.id, row.turn]) for name in models]) for row in picked]
-    out = data_dir / "summary"
+    out = DATA / "summary"
     write_json(out / "metrics.json", headline)
     write_csv(out / "models.csv", rows)
     write_csv(out / "loop.csv", loop)

@@ -26,7 +26,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from align.models.base import AdapterStack, LoraSettings, load_base, save_adapter
+from align.models.adapters import LoraSettings, save_adapter
+from align.models.base import load_base
+from align.models.stack import AdapterStack
 from align.run.runtime import RuntimeSettings
 from stages.base_model import BaseModelSettings, load
 

@@ -1,6 +1,7 @@
 """The backends of inference, by name: `generation.backend` in params.yaml."""
 
 import importlib.util
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,7 +16,7 @@ from align.core.errors import InputError
 from align.core.params import SECRET, Settings
 from align.generation.generator import Generator
 from align.generation.local import BFloat16Generator, TorchGenerator, this_process
-from align.models.base import AdapterStack
+from align.models.stack import AdapterStack
 from align.run.locks import hold_devices
 from align.run.runtime import RuntimeSettings
 from align.run.work import Work
@@ -95,6 +96,7 @@ def _bfloat16(
 @contextmanager
 def _vllm(settings: GenerationSettings, runtime: RuntimeSettings, name: str, work: Work | None) -> Iterator[Generator]:
     _require("vllm")
+    os.environ.pop("TORCHDYNAMO_DISABLE", None)  # `stages` sets it; vLLM compiles its models
     from align.backends.vllm import VLLMGenerator  # noqa: PLC0415 (an extra)
 
     _hold_devices(runtime, work)

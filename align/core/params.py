@@ -69,19 +69,8 @@ class Params:
 
     @classmethod
     def read(cls, path: Path = PARAMS_FILE) -> Self:
-        """Read `path` with the YAML 1.2 parser that DVC uses, so that `1e-4` is a number for both."""
-        data = read_bytes(path, "run from the repository's root")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of an anchor that is used again, which YAML allows
-                # The C parser, which DVC uses, dies of text that is nested too deeply.
-                values = YAML(typ="safe", pure=True).load(data.decode("utf-8"))
-        except (YAMLError, ValueError) as error:  # ValueError: no UTF-8, a date such as 2026-13-45
-            raise InputError(f"{path}: not valid YAML: {_problem(error)}; mend it there") from None
-        except RecursionError:
-            raise InputError(f"{path}: not valid YAML: nested too deeply; mend it there") from None
-        if not isinstance(values, dict):
-            raise InputError(f"{path}: expected sections such as `seed: 17`, found {type(values).__name__}")
+        """Read a params file."""
+        values = parse(read_bytes(path, "run from the repository's root"), path)
         return cls(values, path)
 
     @property
@@ -157,6 +146,22 @@ class Params:
                 raise InputError(f"{self.path}: {key}: {what}") from None
             found = "" if first["type"] == SECRET else f", got {quoted(first['input'])}"
             raise InputError(f"{self.path}: {key}: should be {message}{found}") from None
+
+
+def parse(data: bytes, path: Path) -> dict[str, Any]:
+    """Parse with the YAML 1.2 parser that DVC uses, so that `1e-4` is a number for both; `path` is for messages."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an anchor that is used again, which YAML allows
+            # The C parser, which DVC uses, dies of text that is nested too deeply.
+            values = YAML(typ="safe", pure=True).load(data.decode("utf-8"))
+    except (YAMLError, ValueError) as error:  # ValueError: no UTF-8, a date such as 2026-13-45
+        raise InputError(f"{path}: not valid YAML: {_problem(error)}; mend it there") from None
+    except RecursionError:
+        raise InputError(f"{path}: not valid YAML: nested too deeply; mend it there") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected sections such as `seed: 17`, found {type(values).__name__}")
+    return values
 
 
 def _problem(error: YAMLError | ValueError) -> str:

@@ -3,19 +3,17 @@
 Which rows are taken follows from hashes of the seed and the row's own texts, never from its place in the file.
 """
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from math import ceil
 
 from align.core.errors import InputError
 from align.core.rows import Judgement
 from align.data.message_trees import MessageTree, ranked_replies
+from align.data.off_topic import by_question, digest
 
 BEST_SCORE = 5
-GOOD_SCORE = 4  # from here on the rubric calls a response helpful
-OFF_TOPIC = "Answers another question."
 
 
 def judgements_of_tree(tree: MessageTree, *, language: str | None) -> list[Judgement] | str:
@@ -71,7 +69,7 @@ def contradicts_ranking(rows: Sequence[Judgement]) -> bool:
 
 def keep_consistent(rows: Sequence[Judgement]) -> tuple[list[Judgement], int]:
     """Return the rows, in order, of the questions whose scores agree with the ranking, and how many do not."""
-    wrong = {question for question, own in _by_question(rows).items() if contradicts_ranking(own)}
+    wrong = {question for question, own in by_question(rows).items() if contradicts_ranking(own)}
     return [row for row in rows if row.question_id not in wrong], len(wrong)
 
 
@@ -82,7 +80,7 @@ def first_questions(rows: Sequence[Judgement], limit: int) -> tuple[list[Judgeme
         InputError: the first question alone has more rows than that.
     """
     taken, total = set(), 0
-    questions = _by_question(rows)
+    questions = by_question(rows)
     for question, own in questions.items():
         total += len(own)
         if total > limit:
@@ -123,60 +121,10 @@ def cap_scores(rows: Sequence[Judgement], max_share: float, seed: int) -> tuple[
     kept: set[int] = set()
     for score in counts:
         places = [place for place, row in enumerate(rows) if row.score == score]
-        places.sort(key=lambda place: _digest(seed, rows[place].question_id, rows[place].response))
+        places.sort(key=lambda place: digest(seed, rows[place].question_id, rows[place].response))
         kept.update(places[:cap])
     return [row for place, row in enumerate(rows) if place in kept], len(rows) - len(kept)
 
 
 def _share_under_cap(counts: Counter[int], cap: int) -> float:
     return cap / sum(min(count, cap) for count in counts.values())
-
-
-def off_topic_rows(rows: Sequence[Judgement], per_question: int, seed: int) -> list[Judgement]:
-    """Return new rows with score 0 for each question: the best responses of others, for it to tell what is relevant.
-
-    The others have another prompt, and a best score of at least 4 as long as there are any; none of their responses is
-    one of the question's own. They are those that follow the question in the order of the hashes of (seed, question):
-    each is taken about equally often, and no row's place in the file matters. A question gets fewer rows where there
-    are not enough others.
-
-    Give it one side of a split: what it takes from the held-out side would be trained on.
-    """
-    questions = _by_question(rows)
-    best = {key: min(own, key=lambda row: (-row.score, _digest(seed, row.response))) for key, own in questions.items()}
-    order = sorted(best.values(), key=lambda row: _digest(seed, row.question_id))
-    places = {row.question_id: place for place, row in enumerate(order)}
-    made: list[Judgement] = []
-    for key, own in questions.items():
-        others = order[places[key] + 1 :] + order[: places[key]]
-        taken = {row.response.strip() for row in own}
-        wanted = len(taken) + per_question
-        for other in _good_first(others):
-            if len(taken) == wanted:
-                break
-            response = other.response.strip()
-            if response not in taken and _prompt_key(other) != _prompt_key(best[key]):
-                taken.add(response)
-                new = {"response": other.response, "score": 0, "justification": OFF_TOPIC, "rank": None}
-                made.append(best[key].model_copy(update=new))
-    return made
-
-
-def _good_first(rows: Sequence[Judgement]) -> Iterator[Judgement]:
-    yield from (row for row in rows if row.score >= GOOD_SCORE)  # lazily: a few of thousands are looked at
-    yield from (row for row in rows if row.score < GOOD_SCORE)
-
-
-def _prompt_key(row: Judgement) -> str:
-    return row.prompt.strip().lower()
-
-
-def _by_question(rows: Sequence[Judgement]) -> dict[str, list[Judgement]]:
-    questions: dict[str, list[Judgement]] = {}
-    for row in rows:
-        questions.setdefault(row.question_id, []).append(row)
-    return questions
-
-
-def _digest(seed: int, *texts: str) -> bytes:
-    return hashlib.sha256("\x1f".join((str(seed), *texts)).encode()).digest()

@@ -29,9 +29,9 @@ from pydantic import Field
 
 from align.core.errors import InputError, quoted
 from align.core.files import check_regular, parse_json, sha256
-from align.data.hub import commit_of, download, hub_errors, is_offline, page_of
 from align.core.jsonl import parse_lines
 from align.core.params import Settings
+from align.data.hub import commit_of, download, hub_errors, is_offline, page_of
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 DIGEST = re.compile(r"sha256:[0-9a-f]{12,64}")

@@ -22,7 +22,7 @@ from align.core.errors import InputError
 from align.generation.generator import Generator, Progress, as_row
 from align.generation.sampling import SamplingParams, sample_tokens
 from align.models.batching import common_prefix, cut_batches, left_pad, positions
-from align.models.frozen_linears import frozen_linears
+from align.models.linears import frozen_linears
 from align.run.runtime import row_seed
 from align.run.work import Rows, Work
 

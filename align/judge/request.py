@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from align.core.errors import InputError, quoted
 from align.core.params import Settings
@@ -33,6 +33,13 @@ class JudgeSettings(Settings):
     temperature: float = Field(gt=0)
     top_p: float = Field(gt=0, le=1)
     max_new_tokens: int = Field(ge=1)
+
+    @field_validator("checker")
+    @classmethod
+    def _checker_has_not_moved(cls, value: str | None) -> str | None:
+        if value is not None and value.startswith("stages.lib."):
+            raise ValueError(f"{value.replace('stages.lib', 'align.judge', 1)} (the checkers are in align/judge now)")
+        return value
 
     @model_validator(mode="after")
     def _checker_is_named(self) -> Self:

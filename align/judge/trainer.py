@@ -13,6 +13,7 @@ from datasets import Dataset
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor
+from torch.nn import functional
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
@@ -21,7 +22,6 @@ from align.core.rows import Judgement
 from align.judge.request import DIGITS, SCORE_PREFIX, judge_request
 from align.models.batching import common_prefix
 from align.models.tokenization import encode_choices
-from align.ppo.losses import judge_loss
 from align.training.optimizers import adamw
 from align.training.trainer import Resumable
 
@@ -69,6 +69,25 @@ def judged_questions(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Judgemen
         question["scores"].append(row.score)
         question["length"] = max(question["length"], len(ids))
     return list(questions.values())
+
+
+def judge_loss(logprobs: Tensor, scores: Tensor, ranking_coef: float) -> Tensor:
+    """Return a question's loss: cross-entropy of the scores, plus `ranking_coef` times how badly they are ordered.
+
+    The ranking part is RankNet's (Burges et al., 2005), -log sigmoid(e_i - e_j) for each pair with score i > score j,
+    where e is what the judge reports: the expected digit.
+
+    Args:
+        logprobs: (N, 6), log-probability of each digit for each of the N responses, over the whole vocabulary.
+        scores: (N,), the right ones, from 0 to 5.
+        ranking_coef: weight of the mean over the pairs; without a pair of different scores that part is 0.
+    """
+    cross_entropy = -logprobs.gather(-1, scores.unsqueeze(-1)).mean()
+    expected = logprobs.softmax(-1) @ torch.arange(logprobs.shape[-1], dtype=logprobs.dtype, device=logprobs.device)
+    better, worse = (scores.unsqueeze(1) > scores).nonzero(as_tuple=True)
+    if len(better) == 0:
+        return cross_entropy
+    return cross_entropy - ranking_coef * functional.logsigmoid(expected[better] - expected[worse]).mean()
 
 
 class JudgeTrainer(Resumable):

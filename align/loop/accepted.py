@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from align.core.rows import Instruction, ScoredResponse
-from align.loop.novelty import words
+from align.report.statistics import words
 
 
 def good_rows(rows: Iterable[ScoredResponse], accept_score: float, iteration: str, judge: str) -> list[Instruction]:

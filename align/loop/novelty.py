@@ -1,7 +1,6 @@
 """New prompts that are new: ROUGE-L between texts, exact search by it, and a filter with a reason for each drop."""
 
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
@@ -11,15 +10,10 @@ from py3langid.langid import RAW_FLOOR
 from rapidfuzz.distance import LCSseq
 
 from align.core.errors import InputError
+from align.report.statistics import words
 
-_WORD = re.compile(r"\w+")
 _ROUNDING = 1e-9  # far above the error of a float product of a threshold and lengths, far below one word
 _SHARED = 2  # rare words that a text must share to be compared: faster than 1 or 3 by benchmarks/novelty.py
-
-
-def words(text: str) -> list[str]:
-    """Return the lower-case words of a text, without punctuation."""
-    return _WORD.findall(text.lower())
 
 
 def rouge_l(a: list[str], b: list[str]) -> float:

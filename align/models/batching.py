@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -58,3 +60,37 @@ def left_pad(rows: Sequence[list[int]], pad_id: int, device: torch.device) -> tu
 def positions(mask: Tensor) -> Tensor:
     """Return position ids (B, T) that count real tokens only, so that padding does not move a row."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddedBatch:
+    """Prompts and responses as one padded block: prompts end, and responses start, at the same column.
+
+    Q is the longest prompt, R the longest response.
+    """
+
+    input_ids: Tensor  # (B, Q+R) prompts padded on the left, responses on the right
+    attention_mask: Tensor  # (B, Q+R) True on real tokens
+    response_mask: Tensor  # (B, R) True on real response tokens, the EOS included
+
+    @property
+    def responses(self) -> Tensor:
+        """The response tokens, (B, R)."""
+        return self.input_ids[:, -self.response_mask.shape[1] :]
+
+    @property
+    def position_ids(self) -> Tensor:
+        """Positions that padding does not move, (B, Q+R)."""
+        return positions(self.attention_mask)
+
+    @classmethod
+    def collate(
+        cls, prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int, device: torch.device
+    ) -> Self:
+        """Pad prompts on the left and responses on the right."""
+        prompt_ids, prompt_mask = left_pad(prompts, pad_id, device)
+        flipped_ids, flipped_mask = left_pad([row[::-1] for row in responses], pad_id, device)
+        response_mask = flipped_mask.flip(1).bool()
+        input_ids = torch.cat([prompt_ids, flipped_ids.flip(1)], dim=1)
+        attention_mask = torch.cat([prompt_mask.bool(), response_mask], dim=1)
+        return cls(input_ids=input_ids, attention_mask=attention_mask, response_mask=response_mask)

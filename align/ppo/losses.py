@@ -1,8 +1,7 @@
-"""The losses of PPO and of the judge: tensors in, tensors out. `mask` is True on real response tokens."""
+"""The losses of PPO: tensors in, tensors out. `mask` is True on real response tokens."""
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 # Far beyond any ratio that PPO tolerates, and far below where its exponential overflows.
 LOG_RATIO_LIMIT = 20.0
@@ -41,32 +40,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
     return torch.where(mask, 0.5 * worst, 0.0)
 
 
-def kl_divergence(logits: Tensor, other_logits: Tensor) -> Tensor:
-    """Return the exact KL(p || q) at each position in nats, (B, R), of the softmaxes of two (B, R, V) logits."""
-    logp, logq = logits.float().log_softmax(-1), other_logits.float().log_softmax(-1)
-    return (logp.exp() * (logp - logq)).sum(-1)
-
-
-def judge_loss(logprobs: Tensor, scores: Tensor, ranking_coef: float) -> Tensor:
-    """Return a question's loss: cross-entropy of the scores, plus `ranking_coef` times how badly they are ordered.
-
-    The ranking part is RankNet's (Burges et al., 2005), -log sigmoid(e_i - e_j) for each pair with score i > score j,
-    where e is what the judge reports: the expected digit.
-
-    Args:
-        logprobs: (N, 6), log-probability of each digit for each of the N responses, over the whole vocabulary.
-        scores: (N,), the right ones, from 0 to 5.
-        ranking_coef: weight of the mean over the pairs; without a pair of different scores that part is 0.
-    """
-    cross_entropy = -logprobs.gather(-1, scores.unsqueeze(-1)).mean()
-    expected = logprobs.softmax(-1) @ torch.arange(logprobs.shape[-1], dtype=logprobs.dtype, device=logprobs.device)
-    better, worse = (scores.unsqueeze(1) > scores).nonzero(as_tuple=True)
-    if len(better) == 0:
-        return cross_entropy
-    return cross_entropy - ranking_coef * functional.logsigmoid(expected[better] - expected[worse]).mean()
-
-
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    # Each operation on logits reads and writes a row of the whole vocabulary for each token: none is done in vain.
+    # Logits are tokens x vocabulary, so skip the division at temperature 1.
     logits = logits.float()
     return logits if temperature == 1 else logits / temperature

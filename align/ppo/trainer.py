@@ -24,11 +24,11 @@ from align.core.errors import InputError
 from align.core.params import MODEL_NAME, Settings
 from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
-from align.judge.asking import score_and_record
-from align.models.base import AdapterStack
+from align.models.stack import AdapterStack
 from align.ppo.advantages import gae, token_rewards, whiten
 from align.ppo.losses import policy_loss, token_entropies, token_logprobs, value_loss
-from align.ppo.rollout import Batch, Rollout, collate_completions, place
+from align.ppo.rollout import Batch, Rollout, place
+from align.reward.scoring import score_and_record
 from align.run.runtime import row_seed
 from align.training.optimizers import adamw
 
@@ -195,7 +195,8 @@ class PPOTrainer:
                 [row_seed(self.seed, "ppo", self.updates_done, i) for i in range(len(prompts))],
             )
         completions = [completion for [completion] in sampled]
-        batch = collate_completions(prompts, completions, int(tokenizer.pad_token_id or 0), self.stack.device)
+        responses = [completion.token_ids for completion in completions]
+        batch = Batch.collate(prompts, responses, int(tokenizer.pad_token_id or 0), self.stack.device)
         tokens = [prompt + completion.token_ids for prompt, completion in zip(prompts, completions, strict=True)]
         found, states = score_and_record(
             self.stack,

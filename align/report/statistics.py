@@ -1,12 +1,19 @@
-"""Statistics of the report, on plain lists."""
+"""Statistics of the report, on plain lists; and what counts as a word."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-import scipy  # its submodules load at first use: `stats` takes most of a second, and most stages need none of it
+
+_WORD = re.compile(r"\w+")
+
+
+def words(text: str) -> list[str]:
+    """Return the lower-case words of a text, without punctuation."""
+    return _WORD.findall(text.lower())
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -33,7 +40,24 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Return Spearman's rank correlation, or None where one side is constant (or has fewer than two values)."""
     if len(set(x)) < 2 or len(set(y)) < 2:
         return None
-    return float(scipy.stats.spearmanr(x, y).statistic)
+    ranks = np.column_stack((_ranks(x), _ranks(y)))
+    return float(np.corrcoef(ranks, rowvar=False)[1, 0])
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray:
+    """Return the rank of each value, from 1; equal values share the mean of their ranks."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((counts.cumsum() - (counts - 1) / 2)[places])
+
+
+def kendall(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Return Kendall's rank correlation (tau-b, which allows for ties), or None where one side is constant."""
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        return None
+    above_x, above_y = (np.sign(np.subtract.outer(values, values)) for values in (x, y))
+    untied_x, untied_y = np.count_nonzero(above_x) // 2, np.count_nonzero(above_y) // 2
+    concordance = int((above_x * above_y).sum()) // 2
+    return float(np.clip(concordance / np.sqrt(untied_x) / np.sqrt(untied_y), -1, 1))
 
 
 def wilson_interval(successes: float, total: int, z: float = 1.959964) -> tuple[float, float] | None:
@@ -120,7 +144,7 @@ def agreement(
         ours, theirs = zip(*members, strict=True)
         if len(set(theirs)) > 1:
             rank_correlations.append(spearman(ours, theirs) or 0.0)
-            kendalls.append(0.0 if len(set(ours)) == 1 else float(scipy.stats.kendalltau(ours, theirs).statistic))
+            kendalls.append(kendall(ours, theirs) or 0.0)
     pairs = [outcome for group in outcomes for outcome in group]
     highest: dict[str, int] = {}
     for h, g in zip(human, groups, strict=True):

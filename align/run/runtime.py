@@ -1,5 +1,6 @@
 """Where and how a stage computes: device, dtype, threads, seeds, quiet logs. Nothing happens at import."""
 
+import gc
 import hashlib
 import importlib.util
 import logging
@@ -62,6 +63,8 @@ class RuntimeSettings(Settings):
 def start(runtime: RuntimeSettings, seed: int) -> None:
     """Seed torch, fix the thread count and silence libraries that log at every start.
 
+    What has been imported is for good: the garbage collector no longer looks at it, neither now nor at exit.
+
     Raises:
         InputError: the settings need bitsandbytes, which is not installed.
     """
@@ -70,6 +73,9 @@ def start(runtime: RuntimeSettings, seed: int) -> None:
             "params.yaml: runtime: quantization nf4 and paged optimizers need bitsandbytes, which is not installed; "
             "run `pip install -r requirements.txt`, or set none and adamw_torch"
         )
+    if gc.get_freeze_count() == 0:
+        gc.freeze()
+    gc.set_threshold(700, 10, 10)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     torch.set_num_threads(runtime.num_threads)

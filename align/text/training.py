@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from string import Formatter
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,30 +14,9 @@ from align.models.batching import common_prefix, cut_batches
 from align.models.tokenization import adds_bos
 from align.run.work import Rows
 from align.text.labelled import LabelledText
-from align.training.trainer import TrainingSettings
 
 IGNORED = -100  # the label that transformers leaves out of the loss
 MAX_TOKENS = 2048  # of a scored batch: its logits have a row of the whole vocabulary for each
-
-
-class TextSettings(TrainingSettings):
-    """Section `text` of params.yaml."""
-
-    train: str = Field(min_length=1)
-    test: str = Field(min_length=1)
-    template: str
-    loss: Literal["all", "label"]
-
-    @field_validator("template")
-    @classmethod
-    def _ends_with_its_label(cls, template: str) -> str:
-        try:
-            fields = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
-        except ValueError:
-            fields = []
-        if fields != [("text", "", None), ("label_text", "", None)] or not template.endswith("{label_text}"):
-            raise ValueError('a text with "{text}" once, and "{label_text}" at its end')
-        return template
 
 
 @dataclass(frozen=True)

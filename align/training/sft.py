@@ -11,7 +11,8 @@ from trl import SFTConfig, SFTTrainer
 
 from align.models.tokenization import encode_completion, encode_user
 from align.run.work import Work
-from align.training.trainer import Resumable, TrainingSettings, train
+from align.training.settings import TrainingSettings
+from align.training.trainer import Resumable, train
 
 
 class SFTSettings(TrainingSettings):

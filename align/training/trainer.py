@@ -1,15 +1,14 @@
-"""What SFT, DPO and reward-model training share: settings, TRL arguments, checkpoints, the history of a run."""
+"""What SFT, DPO and reward-model training share: TRL arguments, checkpoints, the history of a run."""
 
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import torch
 import trl.trainer.utils
-from pydantic import Field, field_validator
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
@@ -18,10 +17,10 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from align.core.errors import InputError
 from align.core.files import read_json, sha256, write_csv, write_json
-from align.core.params import Settings
 from align.run.runtime import RuntimeSettings
 from align.run.work import Pace, Work
 from align.training.optimizers import IN_TRAINERS, adamw
+from align.training.settings import TrainingSettings
 
 # Timings differ between runs and would give every rerun a new hash.
 _UNSTABLE = ("runtime", "per_second", "total_flos")
@@ -34,56 +33,37 @@ TRAINED_FILE = "trained.safetensors"
 trl.trainer.utils._use_triton = lambda device: True
 
 
-class TrainingSettings(Settings):
-    """Keys that every trainer section has, in the words of `transformers.TrainingArguments`."""
+def training_arguments(
+    settings: TrainingSettings, folder: Path, seed: int, runtime: RuntimeSettings, order: str = "group_by_length"
+) -> dict[str, Any]:
+    """Return keyword arguments for `TrainingArguments`; see `drop_too_long` for `max_length`.
 
-    learning_rate: float = Field(gt=0)
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
-    warmup_steps: float = Field(ge=0)  # below 1 a share of all steps
-    num_train_epochs: float = Field(gt=0)
-    per_device_train_batch_size: int = Field(ge=1)
-    gradient_accumulation_steps: int = Field(ge=1)
-    max_grad_norm: float = Field(gt=0)
-    max_length: int = Field(ge=1)
-    gradient_checkpointing: bool
+    Args:
+        settings: a trainer section of params.yaml.
+        folder: of checkpoints, one for each trainer.
+        seed: of the run.
+        runtime: where it trains, and with which optimizer.
+        order: of the rows, `group_by_length` or `random`.
 
-    @field_validator("warmup_steps")
-    @classmethod
-    def _whole_steps(cls, value: float) -> float:
-        if value > 1 and value != int(value):
-            raise ValueError("a share of all steps, below 1, or a whole number of steps")
-        return value
-
-    def arguments(
-        self, folder: Path, seed: int, runtime: RuntimeSettings, order: str = "group_by_length"
-    ) -> dict[str, Any]:
-        """Return keyword arguments for `TrainingArguments`; see `drop_too_long` for `max_length`.
-
-        Args:
-            folder: of checkpoints, one for each trainer.
-            seed: of the run.
-            runtime: where it trains, and with which optimizer.
-            order: of the rows, `group_by_length` or `random`.
-
-        Raises:
-            InputError: the optimizer needs bitsandbytes, which does not load.
-        """
-        adamw(runtime.optim)  # what is missing for it is told before anything trains
-        values = self.model_dump(exclude=set(self.model_fields) - set(TrainingSettings.model_fields) | {"max_length"})
-        return values | {
-            "output_dir": str(folder),
-            "optim": IN_TRAINERS.get(runtime.optim, runtime.optim),
-            "gradient_checkpointing_kwargs": {"use_reentrant": False},  # no gradient needs to enter the lowest layer
-            "train_sampling_strategy": order,
-            "remove_unused_columns": False,  # the sampler reads column `length`
-            "seed": seed,
-            "use_cpu": runtime.torch_device.type == "cpu",
-            "bf16": False,  # the weights are in runtime.dtype already; adapters stay in float32
-            "logging_steps": 1,
-            "report_to": "none",
-            "save_strategy": "no",  # `Checkpoints` says when
-            "dataloader_pin_memory": False,
-        }
+    Raises:
+        InputError: the optimizer needs bitsandbytes, which does not load.
+    """
+    adamw(runtime.optim)  # what is missing for it is told before anything trains
+    values = settings.model_dump(include=set(TrainingSettings.model_fields) - {"max_length"})
+    return values | {
+        "output_dir": str(folder),
+        "optim": IN_TRAINERS.get(runtime.optim, runtime.optim),
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},  # no gradient needs to enter the lowest layer
+        "train_sampling_strategy": order,
+        "remove_unused_columns": False,  # the sampler reads column `length`
+        "seed": seed,
+        "use_cpu": runtime.torch_device.type == "cpu",
+        "bf16": False,  # the weights are in runtime.dtype already; adapters stay in float32
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",  # `Checkpoints` says when
+        "dataloader_pin_memory": False,
+    }
 
 
 class LossProgress(ProgressCallback):

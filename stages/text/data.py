@@ -13,12 +13,13 @@ from align.core.files import write_json
 from align.core.params import Params
 from align.core.rows import write_rows
 from align.text.labelled import labels_of, read_splits
-from align.text.training import TextSettings
+from align.text.settings import TextSettings
+
+DATA = Path("data/text")
 
 
 @click.command(help=__doc__)
-@click.option("--out-dir", type=click.Path(path_type=Path), default="data/text", show_default=True)
-def main(out_dir: Path) -> None:
+def main() -> None:
     settings = Params.read().section("text", TextSettings)
     for key, path in (("train", settings.train), ("test", settings.test)):
         if not path.endswith(".jsonl"):
@@ -27,14 +28,14 @@ def main(out_dir: Path) -> None:
                 "here the data/sources/NAME.jsonl that comes of it"
             )
     train, test, dropped = read_splits(Path(settings.train), Path(settings.test))
-    write_rows(out_dir / "train.jsonl", train)
-    write_rows(out_dir / "test.jsonl", test)
+    write_rows(DATA / "train.jsonl", train)
+    write_rows(DATA / "test.jsonl", test)
     counts = {
         f"{name}_{label}": Counter(row.label_text for row in rows)[label]
         for name, rows in (("train", train), ("test", test))
         for label in labels_of(train)
     }
-    write_json(out_dir / "data.json", {"train": len(train), "test": len(test), "labels": counts, "dropped": dropped})
+    write_json(DATA / "data.json", {"train": len(train), "test": len(test), "labels": counts, "dropped": dropped})
     told = [
         f"{len(train)} training rows",
         f"{len(test)} test rows",

@@ -12,16 +12,14 @@ from typing import Any
 import click
 
 from align.core.files import write_csv, write_json
-from align.core.params import Params
 from align.core.rows import read_rows
 from align.models.base import load_base, load_tokenizer
 from align.models.tokenization import drop_too_long
 from align.report.statistics import bootstrap_interval, wilson_interval
-from align.run.locks import hold_devices
-from align.run.runtime import RuntimeSettings, start
-from align.run.work import Work
+from align.run.stage import BASE, Stage
 from align.text.labelled import LabelledText, labels_of
-from align.text.training import Choices, TextSettings, check_positions, encode_choices_of, score_choices
+from align.text.settings import TextSettings
+from align.text.training import Choices, check_positions, encode_choices_of, score_choices
 
 
 def predicted_label(score: dict[str, Any]) -> int:
@@ -52,35 +50,32 @@ def measures(rows: Sequence[Choices], scores: Sequence[dict[str, Any]], labels: 
     }
 
 
+DATA = Path("data/text")
+
+
 @click.command(help=__doc__)
-@click.option("--base", type=click.Path(path_type=Path), default="models/base", show_default=True)
-@click.option("--model", type=click.Path(path_type=Path), default="models/text", show_default=True)
-@click.option("--train", type=click.Path(path_type=Path), default="data/text/train.jsonl", show_default=True)
-@click.option("--test", type=click.Path(path_type=Path), default="data/text/test.jsonl", show_default=True)
-@click.option("--out-dir", type=click.Path(path_type=Path), default="data/text", show_default=True)
-def main(base: Path, model: Path, train: Path, test: Path, out_dir: Path) -> None:
-    params = Params.read()
-    runtime = params.section("runtime", RuntimeSettings)
-    settings = params.section("text", TextSettings)
-    start(runtime, params.seed)
-    tokenizer = load_tokenizer(base)
+def main() -> None:
+    stage = Stage("text_evaluate")
+    settings = stage.section("text", TextSettings)
+    stage.start()
+    tokenizer = load_tokenizer(BASE)
     pad_id = tokenizer.pad_token_id
     assert isinstance(pad_id, int)
-    trained_on = read_rows(train, LabelledText)
+    trained_on = read_rows(DATA / "train.jsonl", LabelledText)
     labels = labels_of(trained_on)
-    read = read_rows(test, LabelledText)
+    read = read_rows(DATA / "test.jsonl", LabelledText)
     pairs = [(row, encode_choices_of(tokenizer, settings.template, labels, row)) for row in read]
     pairs, dropped = drop_too_long(pairs, [row.longest for _, row in pairs], settings.max_length, "text.max_length")
     rows = [row for _, row in pairs]
 
-    hold_devices("text_evaluate", runtime)
     scores = {}
-    with Work("text_evaluate", params, runtime, [base, model, train, test]) as work:
-        for name, folder in {"base": base, "text": model}.items():
-            loaded = load_base(folder, runtime)
+    models = {"base": BASE, "text": Path("models/text")}
+    with stage.work([*models.values(), DATA / "train.jsonl", DATA / "test.jsonl"]) as work:
+        for name, folder in models.items():
+            loaded = load_base(folder, stage.runtime)
             check_positions(loaded, settings.max_length)
             scores[name] = score_choices(
-                loaded, pad_id, rows, work.rows(name), batch_size=runtime.batch_size, description=name
+                loaded, pad_id, rows, work.rows(name), batch_size=stage.runtime.batch_size, description=name
             )
             del loaded
         majority = Counter(row.label_text for row in trained_on).most_common(1)[0][0]
@@ -112,8 +107,8 @@ def main(base: Path, model: Path, train: Path, test: Path, out_dir: Path) -> Non
             }
             for i, (row, _) in enumerate(pairs)
         ]
-        write_csv(out_dir / "eval.csv", table)
-        write_json(out_dir / "eval.json", result)
+        write_csv(DATA / "eval.csv", table)
+        write_json(DATA / "eval.json", result)
     for name, values in found.items():
         click.echo(
             f"text_evaluate: {name}: accuracy {values['accuracy']:.3f} "

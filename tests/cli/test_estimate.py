@@ -23,7 +23,7 @@ from align.cli.estimate.shapes import KNOWN, find_shape, model_of
 from align.cli.estimate.stages import Plan, stage_costs
 from align.cli.estimate.targets import name_of, stages_of
 from align.cli.main import main
-from align.models.base import LoraSettings, new_adapter
+from align.models.adapters import LoraSettings, new_adapter
 from benchmarks.estimate import compare, measured_seconds
 from tests.conftest import REPOSITORY
 

@@ -19,8 +19,10 @@ from align.cli.export.folder import write_export
 from align.cli.export.merge import find_model
 from align.cli.main import main
 from align.core.files import sha256, write_json
-from align.judge.asking import reward_scores
-from align.models.base import AdapterStack, copy_tokenizer, weights_hash
+from align.models.base import copy_tokenizer
+from align.models.card import weights_hash
+from align.models.stack import AdapterStack
+from align.reward.scoring import reward_scores
 from align.run.runtime import RuntimeSettings
 from tests.conftest import write_adapter
 

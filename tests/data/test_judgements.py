@@ -10,17 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.data.judgements import (
-    OFF_TOPIC,
-    cap_scores,
-    contradicts_ranking,
-    judgements_of_tree,
-    keep_consistent,
-    off_topic_rows,
-)
 from align.core.errors import InputError
 from align.core.rows import Judgement, read_rows, write_rows
+from align.data.judgements import cap_scores, contradicts_ranking, judgements_of_tree, keep_consistent
 from align.data.message_trees import MessageTree
+from align.data.off_topic import OFF_TOPIC, off_topic_rows
 
 derandomized = settings(derandomize=True, deadline=None)
 

@@ -4,9 +4,10 @@ from itertools import combinations
 
 import pytest
 
-from align.text.labelled import LabelledText
-from align.loop.novelty import rouge_l, words
 from align.core.rows import EvalPrompt, Instruction, Judgement, PreferencePair, read_rows
+from align.loop.novelty import rouge_l
+from align.report.statistics import words
+from align.text.labelled import LabelledText
 from stages.prepare_data import read_preferences
 from tests.conftest import REPOSITORY
 

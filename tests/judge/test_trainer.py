@@ -13,13 +13,13 @@ from align.core.errors import InputError
 from align.core.params import Params
 from align.core.rows import Judgement
 from align.judge.request import DIGITS, SCORE_PREFIX, judge_request
-from align.judge.trainer import JudgeTrainer, judged_questions, pack
-from align.models.base import LoraSettings, load_base, load_tokenizer
+from align.judge.trainer import JudgeTrainer, judge_loss, judged_questions, pack
+from align.models.adapters import LoraSettings
+from align.models.base import load_base, load_tokenizer
 from align.models.tokenization import encode_choices
-from align.ppo.losses import judge_loss
+from align.reward.training import RewardModelSettings
 from align.run.runtime import RuntimeSettings
-from align.training.trainer import train
-from stages.reward_model import RewardModelSettings
+from align.training.trainer import train, training_arguments
 from tests.conftest import REPOSITORY
 
 RESPONSES = {"Because of the light.": 4, "No.": 1, "Air scatters blue light more than red light.": 5}
@@ -48,7 +48,10 @@ def make_trainer(tokenizer: PreTrainedTokenizerBase, base: Path, runtime: Runtim
     torch.manual_seed(0)
     lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", layers_to_transform=None)
     params = Params.read(REPOSITORY / "params.yaml").section("reward_model", RewardModelSettings)
-    arguments = params.arguments(out, 0, runtime, order="random") | {"num_train_epochs": 8, "learning_rate": 1e-2}
+    arguments = training_arguments(params, out, 0, runtime, order="random") | {
+        "num_train_epochs": 8,
+        "learning_rate": 1e-2,
+    }
     return JudgeTrainer(
         get_peft_model(load_base(base, runtime), lora.config(task_type="CAUSAL_LM")),
         TrainingArguments(**arguments),

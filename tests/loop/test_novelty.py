@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.core.errors import InputError
-from align.loop.novelty import PromptFilter, RougeIndex, language_of, nearest_similarity, rouge_l, words
+from align.loop.novelty import PromptFilter, RougeIndex, language_of, nearest_similarity, rouge_l
+from align.report.statistics import words
 
 word_lists = st.lists(st.sampled_from(["a", "b", "c", "dd"]), max_size=12)
 # Up to one word each of "a" to "l" in order: two of these are often near, unlike two lists of words at random.

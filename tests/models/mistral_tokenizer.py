@@ -1,6 +1,6 @@
 """A cut of the tokenizer of mistralai/Mistral-7B-Instruct-v0.2 (Apache-2.0), and what the whole makes of some texts.
 
-`tests/models/mistral_tokenizer.json` was written by `python -m tests.models.mistral_tokenizer FOLDER`, where FOLDER holds the whole
+mistral_tokenizer.json was written by `python -m tests.models.mistral_tokenizer FOLDER`, where FOLDER holds the whole
 tokenizer.json. It keeps, with their ids, the pieces that occur in the texts of the tests (and in JUDGED) and the merges
 that make them: no other merge can take part, so the texts have the ids of the whole tokenizer. `expected` has them for
 each of CONVERSATIONS in the way of Mistral's own code: each turn and each reply encoded for itself, then put together.
@@ -14,8 +14,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from align.core.files import write_text
-from align.judge.request import SCORE_PREFIX, judge_request
 from align.core.rows import Message
+from align.judge.request import SCORE_PREFIX, judge_request
 
 FILE = Path(__file__).parent / "mistral_tokenizer.json"
 MARK = "\u2581"  # stands for a blank

@@ -16,23 +16,15 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.core.errors import InputError
+from align.models.adapters import LoraSettings, save_adapter
+from align.models.base import check_tokenizer, copy_tokenizer, load_base, load_tokenizer
+from align.models.card import weights_hash, write_model_card
 from align.models.loading import ADAPTER_FILE
-from align.models.base import (
-    SCORE_FILE,
-    AdapterStack,
-    LoraSettings,
-    check_tokenizer,
-    copy_tokenizer,
-    load_base,
-    load_tokenizer,
-    save_adapter,
-    weights_hash,
-    write_model_card,
-)
-from align.core.params import Params
-from align.run.runtime import RuntimeSettings
-from align.judge.asking import reward_scores
+from align.models.stack import SCORE_FILE, AdapterStack
 from align.models.tokenization import encode_user
+from align.reward.scoring import reward_scores
+from align.run.runtime import RuntimeSettings
+from align.run.stage import Stage
 from tests.conftest import REPOSITORY
 
 MakeAdapter = Callable[..., Path]
@@ -46,7 +38,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from align.models.base import save_adapter
+from align.models.adapters import save_adapter
 
 torch.manual_seed(0)
 sizes = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
@@ -303,22 +295,26 @@ def test_a_copied_tokenizer_encodes_the_same_conversation(tiny_base: Path, tmp_p
 
 
 def test_the_model_card_tells_data_and_parents_by_their_hashes_and_the_params_that_were_read(
-    tiny_base: Path, runtime: RuntimeSettings, tmp_path: Path
+    tiny_base: Path, runtime: RuntimeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "ift.jsonl"
-    params = Params.read(REPOSITORY / "params.yaml")
-    params.section("lora", LoraSettings)
-    assert params.seed == 17
+    shutil.copyfile(REPOSITORY / "params.yaml", tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    stage = Stage("sft")
+    stage.runtime = runtime
+    stage.section("lora", LoraSettings)
+    assert stage.seed == 17
     cards = []
     for text in ("one\n", "two\n", "one\n"):
         data.write_text(text)
-        write_model_card(tmp_path, "sft", {"base": tiny_base}, {"ift": data}, params, runtime)
+        write_model_card(tmp_path, stage, {"base": tiny_base}, {"ift": data})
         cards.append(json.loads((tmp_path / "model_card.json").read_text()))
     first, second, third = cards
     assert first == third
     assert first["data"]["ift"]["sha256"] != second["data"]["ift"]["sha256"]
     assert first["parents"] == {"base": {"path": tiny_base.as_posix(), "sha256": weights_hash(tiny_base)}}
-    assert (first["stage"], first["params"]) == ("sft", {"lora": params.values["lora"], "seed": 17})
+    assert (first["stage"], first["params"]) == ("sft", stage.params.used)
+    assert list(stage.params.used) == ["runtime", "lora", "seed"]
     assert "code" not in first  # an edit that changes no weight makes no other model
     assert {"torch", "transformers", "peft", "trl", "num_threads", "device"} <= first["environment"].keys()
 

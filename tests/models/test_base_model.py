@@ -10,10 +10,11 @@ from click.testing import CliRunner, Result
 from ruamel.yaml import YAML
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from stages.base_model import EMBEDDED, BaseModelSettings, locate, main
-from align.models.base import AdapterStack, load_base, load_tokenizer
-from align.run.runtime import RuntimeSettings
+from align.models.base import load_base, load_tokenizer
+from align.models.stack import AdapterStack
 from align.models.tokenization import encode_user
+from align.run.runtime import RuntimeSettings
+from stages.base_model import EMBEDDED, BaseModelSettings, locate, main
 from tests.conftest import REPOSITORY
 
 IDS = torch.tensor([[1, 40, 41, 42]])
@@ -31,7 +32,7 @@ def run(source: Path | str, **changes: Any) -> Result:
     params["runtime"] |= {"device": "cpu", "dtype": "float32", "num_threads": 1, "batch_size": 8}
     params["base_model"] |= {"source": str(source)} | changes
     YAML().dump(params, Path("params.yaml"))
-    return CliRunner().invoke(main, ["--out", "models/base"])
+    return CliRunner().invoke(main, [])
 
 
 def assert_one_line_error(result: Result, *words: str) -> None:

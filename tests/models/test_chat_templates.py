@@ -7,10 +7,10 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from align.core.errors import InputError
-from align.judge.request import DIGITS, SCORE_PREFIX
-from align.models.base import load_tokenizer
 from align.core.rows import Instruction, read_rows
 from align.core.templates import PROMPTS_DIR
+from align.judge.request import DIGITS, SCORE_PREFIX
+from align.models.base import load_tokenizer
 from align.models.tokenization import encode_choices, encode_completion, encode_prompt, encode_user
 from tests.conftest import REPOSITORY
 from tests.models.mistral_tokenizer import CONVERSATIONS, FILE, JUDGED, Turns, messages

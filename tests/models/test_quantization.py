@@ -17,22 +17,23 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments
 
-from align.cli.export.merge import find_model, load_merged
 from align.backends.choose import GenerationSettings, open_generator
+from align.cli.export.merge import find_model, load_merged
 from align.core.errors import InputError
-from align.models.base import AdapterStack, load_base, load_tokenizer
-from align.training.optimizers import adamw
 from align.core.params import Params
-from align.run.provenance import environment
-from align.run.work import Checkpoint, Work
-from align.run.runtime import RuntimeSettings, start
-from align.generation.sampling import SamplingParams
-from align.models.tokenization import encode_user
 from align.generation.local import TorchGenerator, tokens_in_memory
-from align.training.trainer import train
-from tests.training import test_resume as training
+from align.generation.sampling import SamplingParams
+from align.models.base import load_base, load_tokenizer
+from align.models.stack import AdapterStack
+from align.models.tokenization import encode_user
+from align.run.provenance import environment
+from align.run.runtime import RuntimeSettings, start
+from align.run.work import Checkpoint, Work
+from align.training.optimizers import adamw
+from align.training.trainer import train, training_arguments
 from tests.conftest import REPOSITORY
 from tests.ppo.tiny import MakeStack, trainer
+from tests.training import test_resume as training
 from tests.training.test_resume import StopAfter, Stopped, make, trained, work
 
 __all__ = ["work"]
@@ -242,7 +243,7 @@ def test_ppo_with_gradient_checkpointing_computes_the_same(
         calls += 1
         return plain(*args, **kwargs)
 
-    monkeypatch.setattr("align.models.base.checkpoint", counted)
+    monkeypatch.setattr("align.models.stack.checkpoint", counted)
     results = []
     for checkpointing in (False, True):
         ppo = trainer(make_stack(quantization=quantization, layers=layers), gradient_checkpointing=checkpointing)
@@ -339,7 +340,7 @@ def test_bitsandbytes_that_does_not_load_is_one_line_with_the_key(tiny_base: Pat
         load_base(tiny_base, nf4)
     paged = nf4.model_copy(update={"optim": "paged_adamw_8bit"})
     with pytest.raises(InputError, match=r"runtime\.optim: paged_adamw_8bit needs bitsandbytes.*set adamw_torch"):
-        training.SETTINGS.arguments(tiny_base, 0, paged)
+        training_arguments(training.SETTINGS, tiny_base, 0, paged)
 
 
 @pytest.mark.parametrize("settings", [{"quantization": "nf4"}, {"optim": "paged_adamw_32bit"}])
@@ -383,4 +384,4 @@ def test_warmup_is_a_share_of_the_steps_or_their_number(
     warmup: float, steps: int, runtime: RuntimeSettings, tmp_path: Path
 ) -> None:
     settings = training.SETTINGS.model_copy(update={"warmup_steps": warmup})
-    assert TrainingArguments(**settings.arguments(tmp_path, 0, runtime)).get_warmup_steps(100) == steps
+    assert TrainingArguments(**training_arguments(settings, tmp_path, 0, runtime)).get_warmup_steps(100) == steps

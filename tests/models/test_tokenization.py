@@ -7,8 +7,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from align.core.errors import InputError
-from align.models.base import load_tokenizer
 from align.core.rows import Message
+from align.models.base import load_tokenizer
 from align.models.tokenization import drop_too_long, encode_choices, encode_completion, encode_prompt, encode_user
 
 DIGITS = ("0", "1", "2", "3", "4", "5")

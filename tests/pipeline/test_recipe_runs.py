@@ -27,9 +27,11 @@ from transformers import (
 )
 
 from align.cli.estimate.targets import stages_of, targets_of
-from align.cli.recipes.recipes import Recipe
+from align.cli.recipes.recipes import merged, recipe
 from tests.conftest import REPOSITORY, build_tiny_source
 from tests.text.gpt import SUFFIX, UNKNOWN, gpt_bpe
+
+pytestmark = pytest.mark.slow
 
 # All that is changed in a recipe. First where model and rows lie; then sizes ...
 SIZES: dict[str, dict[str, Any]] = {
@@ -52,13 +54,14 @@ RANDOM: dict[str, dict[str, Any]] = {
     "generate_prompts": {"min_words": 1, "language": None, "temperature": 1.5},
     "generate_responses": {"temperature": 1.5, "top_p": 1.0},
     "judge": {"min_digit_mass": 0.0},
-    "gates": {"max_mode_share": 1.0, "min_score_std": 0.0, "min_pairwise_accuracy": 0.0, "min_pair_yield": 0.0},
+    "gates": {"max_mode_share": 1.0, "min_score_std": 0.0, "min_pairwise_accuracy": 0.0, "min_pair_yield": 0.0}
+    | {"max_failure_rate": 1.0},
     "build_preferences": {"min_margin": 0.0, "accept_score": 0.0},
 }
 
 
 def tiny_mistral(folder: Path) -> None:
-    """Write a Mistral with a cut of its own tokenizer, numbered anew; it has no pad token and no chat template."""
+    """Write a Mistral with a cut of its own tokenizer, with ids from 0; it has no pad token and no chat template."""
     whole = json.loads((REPOSITORY / "tests/models/mistral_tokenizer.json").read_text(encoding="utf-8"))["tokenizer"]
     pieces = sorted(whole["model"]["vocab"], key=whole["model"]["vocab"].__getitem__)  # <unk>, <s>, </s>: 0, 1, 2
     whole["model"]["vocab"] = {piece: number for number, piece in enumerate(pieces)}
@@ -195,14 +198,27 @@ def prepare(values: dict[str, Any]) -> None:
         (Path("data/seed") / file.name).write_text("".join(lines[: SEED_ROWS.get(file.stem)]), encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_stage_of_a_recipe_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# The stages that show which tracks ran.
+WHOLE = {"sft", "generate_prompts", "dpo", "ppo", "evaluate", "diff", "summary"}
+STAGES = {
+    "smollm2-cpu": WHOLE,
+    "smollm2-long": WHOLE,
+    "mistral-7b-self-rewarding": {"fetch_data", "sft", "judge", "build_preferences", "dpo", "evaluate"},
+    "mistral-7b-rlhf": {"fetch_data", "sft", "reward_model", "ppo", "evaluate"},
+    "mistral-7b-rlhf-nf4": {"fetch_data", "sft", "reward_model", "ppo", "evaluate"},
+    "gpt-tweet-sentiment": {"fetch_data", "base_model", "text.data", "text.sft", "text.evaluate"},
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (REPOSITORY / "recipes").glob("*.yaml")))
+def test_every_stage_of_a_recipe_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    values, command = merged(name), recipe(name).command
     monkeypatch.chdir(tmp_path)
-    prepare(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
+    prepare(values)
 
     ran = set()
-    params = YAML(typ="safe").load(Path("params.yaml"))
-    for stage in stages_of(targets_of(Recipe.read(path).command), params, REPOSITORY):
+    for stage in stages_of(targets_of(command), values, REPOSITORY):
         python, dash_m, module, *arguments = shlex.split(stage.cmd)
         assert (python, dash_m) == ("python", "-m")
         result = CliRunner().invoke(import_module(module).main, arguments)
@@ -210,29 +226,4 @@ def test_every_stage_of_a_recipe_runs(path: Path, tmp_path: Path, monkeypatch: p
         for out in stage.outs:
             assert Path(out.def_path).exists(), f"{stage.cmd}: {out}"
         ran.add(module.removeprefix("stages."))
-
-    assert ran >= STAGES[path.stem]
-
-
-WHOLE = {
-    "prepare_data",
-    "sft",
-    "generate_prompts",
-    "judge",
-    "dpo",
-    "reward_model",
-    "ppo",
-    "evaluate",
-    "diff",
-    "summary",
-}
-LOOP = {"fetch_data", "prepare_data", "sft", "generate_prompts", "judge", "build_preferences", "dpo", "evaluate"}
-RLHF = {"fetch_data", "prepare_data", "sft", "reward_model", "ppo", "evaluate"}
-STAGES = {
-    "smollm2-cpu": WHOLE,
-    "smollm2-long": WHOLE,
-    "mistral-7b-self-rewarding": LOOP,
-    "mistral-7b-rlhf": RLHF,
-    "mistral-7b-rlhf-nf4": RLHF,
-    "gpt-tweet-sentiment": {"fetch_data", "base_model", "text_data", "text_sft", "text_evaluate"},
-}
+    assert ran >= STAGES[name]

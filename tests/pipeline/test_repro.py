@@ -15,10 +15,11 @@ from ruamel.yaml import YAML
 
 from align.core.params import Params
 from align.core.rows import Answer, Instruction, KnownPrompt, PreferencePair, Prompt, ScoredPair, read_rows
-from align.models.base import AdapterStack
+from align.models.stack import AdapterStack
 from align.report.statistics import mean
+from align.reward.training import score_pairs
 from align.run.runtime import RuntimeSettings
-from stages.reward_model import CENTERING_ROWS, score_pairs
+from stages.reward_model import CENTERING_ROWS
 from tests.conftest import REPOSITORY, build_tiny_source
 from tests.shared import shared
 

@@ -1,4 +1,4 @@
-"""Lines of the PPO checklist (docs/PPO.md has them all) that no other test of PPO shows."""
+"""Lines of the PPO checklist (docs/RLHF.md has them all) that no other test of PPO shows."""
 
 import math
 import shutil
@@ -19,7 +19,9 @@ from transformers import (
 from align.core.errors import InputError
 from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
-from align.models.base import AdapterStack, LoraSettings, copy_tokenizer, load_base, load_tokenizer, save_adapter
+from align.models.adapters import LoraSettings, save_adapter
+from align.models.base import copy_tokenizer, load_base, load_tokenizer
+from align.models.stack import AdapterStack
 from align.ppo import trainer as ppo_trainer
 from align.ppo.advantages import token_rewards
 from align.ppo.losses import policy_loss, token_logprobs, value_loss

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from align.ppo.advantages import gae, token_rewards, whiten
-from align.ppo.losses import kl_divergence, policy_loss, token_entropies, token_logprobs, value_loss
+from align.ppo.losses import policy_loss, token_entropies, token_logprobs, value_loss
+from stages.evaluate import kl_divergence
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
 

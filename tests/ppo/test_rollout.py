@@ -2,8 +2,7 @@
 
 import torch
 
-from align.generation.generator import Completion
-from align.ppo.rollout import Batch, collate_completions
+from align.ppo.rollout import Batch
 
 CPU = torch.device("cpu")
 PAD = 0
@@ -53,10 +52,3 @@ def test_rows_drops_the_columns_that_are_padding_in_all_of_them_at_both_ends() -
     assert short.responses.tolist() == [[14, 2]]
     assert long.response_mask.tolist() == [[True] * 4]
     assert short.response_mask.tolist() == [[True] * 2]
-
-
-def test_completions_are_collated_with_the_eos_that_ended_them() -> None:
-    completions = [Completion([11, 12, 13, 2], "abc", "stop"), Completion([14, 2], "d", "stop")]
-    batch = collate_completions([[5], [6, 7, 8]], completions, PAD, CPU)
-    assert torch.equal(batch.input_ids, BATCH.input_ids)
-    assert torch.equal(batch.response_mask, BATCH.response_mask)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from align.core.errors import InputError
 from align.core.params import Params
-from align.judge.asking import reward_scores
-from align.models.base import AdapterStack
+from align.models.stack import AdapterStack
 from align.ppo.advantages import gae, token_rewards, whiten
 from align.ppo.trainer import PPOSettings, PPOTrainer
+from align.reward.scoring import reward_scores
 from tests.conftest import REPOSITORY, embeddings
 from tests.ppo.tiny import SETTINGS, TEXTS, MakeStack, encoded, randomize, real_rows, reward, snapshot, trainer
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from align.core.errors import InputError
-from align.models.base import AdapterStack
+from align.models.stack import AdapterStack
 from align.ppo.rollout import Batch, place
 from align.run.runtime import RuntimeSettings
 from tests.conftest import tiny_gpt2

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.judge.asking import score_and_record
-from align.models.base import AdapterStack
+from align.models.stack import AdapterStack
 from align.models.tokenization import encode_user
 from align.ppo import trainer as ppo_trainer
 from align.ppo.rollout import Rollout
 from align.ppo.trainer import PPOSettings, PPOTrainer
+from align.reward.scoring import score_and_record
 
 MakeStack = Callable[..., AdapterStack]
 SETTINGS = {

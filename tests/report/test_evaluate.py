@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from align.generation.generator import Completion
-from align.models.base import AdapterStack
+from align.models.stack import AdapterStack
 from align.run.runtime import RuntimeSettings
 from stages.evaluate import kl_to_base
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from align.report.statistics import (
     corpus_distinct_2,
     distinct_2,
     histogram,
+    kendall,
     mean,
     mode_share,
     spearman,
@@ -210,3 +213,12 @@ def test_word_pairs_that_two_texts_share_lower_the_diversity_of_both() -> None:
 def test_spearman_of_a_constant_is_none() -> None:
     assert spearman([1.0, 1.0], [1.0, 2.0]) is None
     assert spearman([1.0, 2.0, 3.0], [1.0, 4.0, 9.0]) == pytest.approx(1.0)
+
+
+def test_rank_correlations_of_ties() -> None:
+    x, y = [12.0, 2.0, 1.0, 12.0, 2.0], [1.0, 4.0, 7.0, 1.0, 0.0]
+    # Ranks 4.5 2.5 1 4.5 2.5 and 2.5 4 5 2.5 1: products sum to -5, squares to 9 and 9.5.
+    assert spearman(x, y) == pytest.approx(-5 / math.sqrt(9 * 9.5))
+    # Of ten pairs two are concordant and six discordant; two are ties in x, one of them and no other in y.
+    assert kendall(x, y) == pytest.approx((2 - 6) / math.sqrt(8 * 9))
+    assert kendall(x, [1.0] * 5) is None

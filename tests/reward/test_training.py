@@ -13,8 +13,9 @@ from align.core.errors import InputError
 from align.core.params import Params
 from align.core.rows import Message, PreferencePair
 from align.models.base import load_base, load_tokenizer
+from align.reward.training import RewardModelSettings, encode_pairs, training_rows
 from align.run.runtime import RuntimeSettings
-from stages.reward_model import RewardModelSettings, encode_pairs, training_rows
+from align.training.trainer import training_arguments
 from tests.conftest import REPOSITORY
 
 QUESTION = [Message(role="user", content="Why is the sky blue?")]
@@ -36,7 +37,7 @@ def test_the_loss_is_that_of_bradley_and_terry_less_the_margin_where_it_is_asked
     rows = training_rows(PAIRS, encode_pairs(tokenizer, PAIRS), use_margin)
     trainer = RewardTrainer(
         model=model,
-        args=RewardConfig(**settings.arguments(tmp_path, 17, runtime), max_length=None),
+        args=RewardConfig(**training_arguments(settings, tmp_path, 17, runtime), max_length=None),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )

@@ -22,7 +22,8 @@ from align.core.errors import InputError
 from align.core.params import Params
 from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
-from align.models.base import LoraSettings, load_base, load_tokenizer
+from align.models.adapters import LoraSettings
+from align.models.base import load_base, load_tokenizer
 from align.models.tokenization import encode_user
 from align.run import work as resume
 from align.run.release import drop_recorded, resume_root
@@ -147,7 +148,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from align.core.params import Params
-from align.models.base import LoraSettings
+from align.models.adapters import LoraSettings
 from align.run.work import Work
 from align.run.runtime import RuntimeSettings
 params = Params.read(Path(sys.argv[1]))

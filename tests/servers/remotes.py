@@ -33,7 +33,7 @@ class Server(ABC):
     """A server that keeps its objects below `data`, and how a DVC project gets to it."""
 
     name: str
-    remote: str  # its name in docs/REMOTES.md
+    remote: str  # its name in docs/SHARING.md
     heading: str  # of its section there
     env: ClassVar[dict[str, str]] = {}
     secrets: tuple[str, ...] = ()  # what may be nowhere but in `.dvc/config.local` and the environment
@@ -54,7 +54,7 @@ class Server(ABC):
     @property
     @abstractmethod
     def examples(self) -> dict[str, str]:
-        """What stands for what in the commands of docs/REMOTES.md."""
+        """What stands for what in the commands of docs/SHARING.md."""
 
     def start(self) -> None:
         """Start it and wait until it takes connections."""
@@ -320,8 +320,8 @@ def run(*command: str) -> None:
 
 
 def commands_of(heading: str) -> list[str]:
-    """Return the lines of the first block of commands below a heading of docs/REMOTES.md."""
-    text = (REPOSITORY / "docs/REMOTES.md").read_text(encoding="utf-8")
+    """Return the lines of the first block of commands below a heading of docs/SHARING.md."""
+    text = (REPOSITORY / "docs/SHARING.md").read_text(encoding="utf-8")
     match = re.search(rf"^##+ {heading}\n(?:(?!#).*\n)*?```sh\n((?:.*\n)*?)```", text, re.M)
     assert match, heading
     return match[1].splitlines()

@@ -1,4 +1,4 @@
-"""Pushes to real servers, which are killed in the middle: what is in docs/REMOTES.md. Run by `make test-remotes`."""
+"""Pushes to real servers, which are killed in the middle: what is in docs/SHARING.md. Run by `make test-remotes`."""
 
 import hashlib
 import json
@@ -58,7 +58,7 @@ class Clone(Project):
         return Clone(path)
 
     def set_up(self, server: Server, fresh: bool = False) -> None:
-        """Run the commands of docs/REMOTES.md for a server; in a fresh clone, those that git does not bring."""
+        """Run the commands of docs/SHARING.md for a server; in a fresh clone, those that git does not bring."""
         for line in commands_of(server.heading):
             for example, real in server.examples.items():
                 line = line.replace(example, real)

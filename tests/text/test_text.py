@@ -22,15 +22,8 @@ from align.models.base import load_base, load_tokenizer
 from align.run.runtime import RuntimeSettings
 from align.run.work import Rows
 from align.text.labelled import LabelledText
-from align.text.training import (
-    IGNORED,
-    Choices,
-    TextSettings,
-    collate,
-    encode_choices_of,
-    score_choices,
-    training_row,
-)
+from align.text.settings import TextSettings
+from align.text.training import IGNORED, Choices, collate, encode_choices_of, score_choices, training_row
 from align.training import trainer as training
 from stages import base_model
 from stages.text import data as text_data
@@ -56,6 +49,13 @@ def rows(count: int, begin: str) -> list[dict[str, Any]]:
 
 def write(path: Path, values: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+
+
+@pytest.fixture
+def linked_base(tiny_base: Path, workspace: Callable[..., None]) -> None:
+    """Let models/base be the tiny Llama."""
+    Path("models").mkdir()
+    Path("models/base").symlink_to(tiny_base)
 
 
 @pytest.fixture
@@ -136,7 +136,8 @@ def test_the_rows_of_new_tokens_are_the_same_in_every_run_and_like_the_others(
     workspace({"source": str(gpt), "pad_token": "<|pad|>", "eos_token": "<|endoftext|>", "chat_template": "plain"})
     weights = []
     for name in ("one", "two"):
-        succeed(base_model.main, "--out", name)
+        succeed(base_model.main)
+        Path("models/base").rename(name)
         weight = load_base(Path(name), runtime).get_input_embeddings().weight
         assert isinstance(weight, torch.Tensor)
         weights.append(weight)
@@ -153,13 +154,13 @@ def test_a_tokenizer_without_eos_asks_for_one(gpt: Path, workspace: Callable[...
 
 
 def test_a_llama_is_trained_and_evaluated_and_a_second_run_writes_the_same_bytes(
-    tiny_base: Path, workspace: Callable[..., None]
+    workspace: Callable[..., None], linked_base: None
 ) -> None:
     succeed(text_data.main)
     outputs = []
     for _ in range(2):
-        told = succeed(text_sft.main, "--base", str(tiny_base))
-        succeed(text_evaluate.main, "--base", str(tiny_base))
+        told = succeed(text_sft.main)
+        succeed(text_evaluate.main)
         files = sorted([*Path("data/text").iterdir(), *Path("models/text").iterdir()])
         outputs.append({file.as_posix(): file.read_bytes() for file in files})
     assert outputs[0] == outputs[1]
@@ -174,10 +175,12 @@ class Stopped(Exception):
 
 
 def test_fine_tuning_that_was_stopped_goes_on_to_the_same_bytes(
-    tiny_base: Path, workspace: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    workspace: Callable[..., None], linked_base: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     succeed(text_data.main)
-    succeed(text_sft.main, "--base", str(tiny_base), "--out", "whole", "--history", "whole.csv")
+    succeed(text_sft.main)
+    Path("models/text").rename("whole")
+    Path("data/text/history.csv").rename("whole.csv")
     monkeypatch.setenv("ALIGN_CHECKPOINT_SECONDS", "0")
     on_save = training.Checkpoints.on_save
 
@@ -188,9 +191,9 @@ def test_fine_tuning_that_was_stopped_goes_on_to_the_same_bytes(
 
     with monkeypatch.context() as patch:
         patch.setattr(training.Checkpoints, "on_save", stop)
-        assert isinstance(run(text_sft.main, "--base", str(tiny_base)).exception, Stopped)
+        assert isinstance(run(text_sft.main).exception, Stopped)
     assert not Path("models/text").exists()
-    assert "goes on after step 7 of 18" in succeed(text_sft.main, "--base", str(tiny_base))
+    assert "goes on after step 7 of 18" in succeed(text_sft.main)
     assert Path("models/text/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
     assert Path("data/text/history.csv").read_bytes() == Path("whole.csv").read_bytes()
 
@@ -329,26 +332,29 @@ def test_a_label_that_begins_another_is_an_error(tiny_base: Path) -> None:
         encode_choices_of(load_tokenizer(tiny_base), TEMPLATE, ["good", "good!"], item)
 
 
-def test_a_row_longer_than_the_models_positions_is_an_error(tiny_base: Path, workspace: Callable[..., None]) -> None:
+def test_a_row_longer_than_the_models_positions_is_an_error(workspace: Callable[..., None], linked_base: None) -> None:
     workspace(max_length=5000)
     succeed(text_data.main)
-    assert "text.max_length: 5000" in run(text_sft.main, "--base", str(tiny_base)).stderr
+    assert "text.max_length: 5000" in run(text_sft.main).stderr
 
 
-def test_packed_weights_are_not_trained_whole(tiny_base: Path, workspace: Callable[..., None]) -> None:
+def test_packed_weights_are_not_trained_whole(workspace: Callable[..., None], linked_base: None) -> None:
     succeed(text_data.main)
     params = Path("params.yaml").read_text(encoding="utf-8")
     assert "quantization: none" in params
     Path("params.yaml").write_text(params.replace("quantization: none", "quantization: nf4"), encoding="utf-8")
-    result = run(text_sft.main, "--base", str(tiny_base))
+    result = run(text_sft.main)
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: params.yaml: runtime.quantization: nf4: all weights are trained here")
-    assert not Path("models").exists()
+    assert not Path("models/text").exists()
 
 
-def test_the_table_has_each_rows_labels_by_both_models(tiny_base: Path, workspace: Callable[..., None]) -> None:
+def test_the_table_has_each_rows_labels_by_both_models(
+    tiny_base: Path, workspace: Callable[..., None], linked_base: None
+) -> None:
     succeed(text_data.main)
-    succeed(text_evaluate.main, "--base", str(tiny_base), "--model", str(tiny_base))
+    Path("models/text").symlink_to(tiny_base)
+    succeed(text_evaluate.main)
     with Path("data/text/eval.csv").open(newline="") as stream:
         table = list(csv.DictReader(stream))
     assert [line["id"] for line in table] == [f"b{i}" for i in range(9)]

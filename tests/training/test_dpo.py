@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 
 from align.core.rows import Instruction, Message, PreferencePair, write_rows
-from align.models.base import AdapterStack, load_tokenizer
+from align.models.base import load_tokenizer
 from align.models.loading import ADAPTER_FILE
+from align.models.stack import AdapterStack
 from align.models.tokenization import encode_completion, encode_prompt
 from align.run.runtime import RuntimeSettings
 from stages.dpo import main

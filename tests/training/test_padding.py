@@ -10,10 +10,10 @@ from trl import DPOConfig, RewardConfig, SFTConfig
 
 from align.models.base import load_base, load_tokenizer
 from align.models.batching import left_pad, positions
+from align.reward.training import ResumableRewardTrainer
 from align.run.runtime import RuntimeSettings
 from align.training.sft import ResumableSFTTrainer
 from stages.dpo import TokenizedDPOTrainer
-from stages.reward_model import ResumableRewardTrainer
 
 SHORT, LONG = [40, 41], [42, 43, 44, 45, 46]
 

@@ -16,13 +16,15 @@ from trl import DPOConfig, RewardConfig, SFTConfig
 from align.core.params import Params
 from align.core.rows import Instruction, Judgement, read_rows
 from align.judge.trainer import JudgeTrainer, judged_questions
-from align.models.base import LoraSettings, load_base, load_tokenizer
+from align.models.adapters import LoraSettings
+from align.models.base import load_base, load_tokenizer
+from align.reward.training import ResumableRewardTrainer
 from align.run.runtime import RuntimeSettings
 from align.run.work import Work
+from align.training.settings import TrainingSettings
 from align.training.sft import ResumableSFTTrainer, encode_instruction
-from align.training.trainer import Resumable, TrainingSettings, last_checkpoint, train
+from align.training.trainer import Resumable, last_checkpoint, train, training_arguments
 from stages.dpo import TokenizedDPOTrainer
-from stages.reward_model import ResumableRewardTrainer
 from tests.conftest import REPOSITORY
 
 # Two passes, dropout, batches of several steps: whatever a checkpoint could forget takes part.
@@ -66,7 +68,7 @@ def instructions() -> list[Instruction]:
 def sft(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     tokenizer = load_tokenizer(base)
     rows = [encode_instruction(tokenizer, row.prompt, row.completion) for row in instructions()]
-    arguments = SETTINGS.arguments(folder, 3, runtime)
+    arguments = training_arguments(SETTINGS, folder, 3, runtime)
     return ResumableSFTTrainer(
         model=get_peft_model(load_base(base, runtime), LORA.config(task_type="CAUSAL_LM")),
         args=SFTConfig(**arguments, max_length=None, completion_only_loss=True),
@@ -83,7 +85,7 @@ def eft(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     ]
     questions = (questions * 2)[:ROWS]
     model = get_peft_model(load_base(base, runtime), LORA.config(task_type="CAUSAL_LM"))
-    arguments = SETTINGS.arguments(folder, 3, runtime, order="random")
+    arguments = training_arguments(SETTINGS, folder, 3, runtime, order="random")
     return JudgeTrainer(model, TrainingArguments(**arguments), questions, 1.0, 16.0)
 
 
@@ -100,7 +102,7 @@ def dpo(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     ]
     return TokenizedDPOTrainer(
         model=get_peft_model(load_base(base, runtime), LORA.config(task_type="CAUSAL_LM")),
-        args=DPOConfig(**SETTINGS.arguments(folder, 3, runtime, order="random"), max_length=None),
+        args=DPOConfig(**training_arguments(SETTINGS, folder, 3, runtime, order="random"), max_length=None),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
@@ -113,7 +115,7 @@ def reward(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     model = load_base(base, runtime, AutoModelForSequenceClassification, num_labels=1)
     return ResumableRewardTrainer(
         model=get_peft_model(model, LORA.config(task_type="SEQ_CLS", modules_to_save=["score"])),
-        args=RewardConfig(**SETTINGS.arguments(folder, 3, runtime) | {"max_length": None}),
+        args=RewardConfig(**training_arguments(SETTINGS, folder, 3, runtime) | {"max_length": None}),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )

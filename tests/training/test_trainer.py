@@ -13,12 +13,14 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import DPOTrainer, SFTConfig
 
 from align.core.params import Params
-from align.models.base import LoraSettings, load_base, load_tokenizer
+from align.models.adapters import LoraSettings
+from align.models.base import load_base, load_tokenizer
 from align.models.tokenization import encode_completion, encode_user
+from align.reward.training import RewardModelSettings
 from align.run.runtime import RuntimeSettings
+from align.training.settings import TrainingSettings
 from align.training.sft import ResumableSFTTrainer
-from align.training.trainer import LengthGroups, TrainingSettings, train
-from stages.reward_model import RewardModelSettings
+from align.training.trainer import LengthGroups, train, training_arguments
 from tests.conftest import REPOSITORY
 
 TEXTS = [
@@ -47,7 +49,7 @@ def sft_trainer(base: Path, runtime: RuntimeSettings, settings: TrainingSettings
     lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", layers_to_transform=None)
     return ResumableSFTTrainer(
         model=get_peft_model(load_base(base, runtime), lora.config(task_type="CAUSAL_LM")),
-        args=SFTConfig(**settings.arguments(scratch, 0, runtime), max_length=None, completion_only_loss=True),
+        args=SFTConfig(**training_arguments(settings, scratch, 0, runtime), max_length=None, completion_only_loss=True),
         train_dataset=sft_rows(load_tokenizer(base)),
         processing_class=load_tokenizer(base),
     )

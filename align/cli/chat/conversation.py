@@ -16,7 +16,8 @@ from align.core.errors import InputError
 from align.core.files import write_json
 from align.core.rows import Message
 from align.generation.sampling import SamplingParams
-from align.models.base import AdapterStack, load_tokenizer
+from align.models.base import load_tokenizer
+from align.models.stack import AdapterStack
 from align.models.tokenization import encode_prompt
 from align.run.runtime import RuntimeSettings, row_seed
 

@@ -116,7 +116,7 @@ class Sources:
         remote = self.dvc.repo.config["core"].get("remote")
         reason = " ".join(str(error).split())[:200]
         if remote is None:
-            hint = "and no remote is set up (docs/REMOTES.md)"
+            hint = "and no remote is set up (docs/SHARING.md)"
         else:
             push = "`dvc push`" if side.rev is None else "`dvc exp push` or `dvc push`"
             hint = f"nor on the remote {remote}: {push} it where it was made"

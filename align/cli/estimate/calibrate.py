@@ -26,9 +26,8 @@ from align.cli.estimate.machines import Calibration
 from align.cli.estimate.settings import Values
 from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
-from align.models.base import LoraSettings, new_adapter
-from align.models.frozen_linears import frozen_linears
-from align.models.linears import use_onednn
+from align.models.adapters import LoraSettings, new_adapter
+from align.models.linears import frozen_linears, use_onednn
 from align.run.runtime import RuntimeSettings, start
 
 MEMORY_SHARE = 0.5  # of the free memory, for a model to measure: of a larger one the first layers stand for all
@@ -41,7 +40,7 @@ STARTS = {
 }
 HEAVY = ("judge", "dpo")  # of them
 FILE_BYTES = 64_000_000
-DVC_STARTS = 3  # light starts that DVC takes for a stage: files hashed, dvc.lock read and written (docs/ESTIMATE.md)
+DVC_STARTS = 3  # light starts that DVC takes for a stage: files hashed, dvc.lock read and written (docs/RUNNING.md)
 CONTEXT = 64  # tokens of the measured prompts
 FEW_TOKENS, MANY_TOKENS = 2, 18  # written after one
 

@@ -32,7 +32,7 @@ CARDS = {
     "H100": Card(989e12, 67e12, 3.35e12, 80e9),
     "H200": Card(989e12, 67e12, 4.8e12, 141e9),
 }
-# What eager PyTorch reaches of them with small batches and adapters: assumed, see docs/ESTIMATE.md.
+# What eager PyTorch reaches of them with small batches and adapters: assumed, see docs/RUNNING.md.
 UTILISATION: Mapping[Kind, float] = {"forward": 0.4, "decode": 0.4, "train": 0.3}
 BANDWIDTH_SHARE = 0.6
 LAYER_SECONDS: Mapping[Kind, float] = {"forward": 0.7e-3, "decode": 0.7e-3, "train": 2.5e-3}

@@ -26,7 +26,7 @@ ROW_BYTES = 600  # of a row of the loop, with what it says about itself
 REPORT_BYTES = 100_000
 ADAM_BYTES = 28  # of a weight in a step of Adam: weight, gradient and moments read, all but the gradient written
 # CPU seconds: rows read, or tokenized too, and the embedded GGUF unpacked, whose vocabulary transformers reads token by
-# token, several times over; measured by hand (docs/ESTIMATE.md).
+# token, several times over; measured by hand (docs/RUNNING.md).
 LIGHT_ROW_SECONDS = 0.0003
 ROW_SECONDS = 0.001
 JUDGED_ROW_SECONDS = 0.004  # each is tokenized once a digit

@@ -39,5 +39,5 @@ def export(name: str, to: Path, dtype: str | None, base: Path | None, license_id
         click.echo(line)
     if parts.score_bias is not None:
         click.echo(f"the pipeline's score is the logit plus score_bias in config.json, {parts.score_bias:.4g}")
-    serve = "" if parts.is_reward_model else f"transformers serve {to} (docs/SERVING.md), or "
+    serve = "" if parts.is_reward_model else f"transformers serve {to} (docs/SHARING.md), or "
     click.echo(printable(f"next: {serve}align push-to-hub {to} OWNER/NAME"))

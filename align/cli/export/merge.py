@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from align.cli.project.cards import CARD_FILE, ModelCard, source_hash
 from align.core.errors import InputError, quoted
 from align.core.files import REBUILD
-from align.models.base import SCORE_FILE, put_adapter_weights
+from align.models.adapters import put_adapter_weights
 from align.models.loading import (
     ADAPTER_FILE,
     load_adapter_config,
@@ -22,6 +22,7 @@ from align.models.loading import (
     load_weights,
     reading_model,
 )
+from align.models.stack import SCORE_FILE
 
 MODELS = Path("models")
 

@@ -49,7 +49,7 @@ def recorded_environment(path: Path) -> dict[str, Any] | None:
 def source_hash(path: Path) -> str | None:
     """Return the SHA-256 that a card would record for `path` now, or None if nothing is there.
 
-    It equals `weights_hash` of `align.models`, without loading the libraries for models.
+    It equals `align.models.card.weights_hash` without loading the libraries for models.
     """
     if not path.exists():
         return None

@@ -1,165 +1,141 @@
-"""Recipes: params files for named runs in recipes/, each complete, to list, compare and take as params.yaml."""
+"""Recipes: overlays in recipes/NAME.yaml that hold only the keys that differ from the default params.
 
-import difflib
-import json
+Maps are merged key by key, nested ones too. Lists are replaced whole, and so are `iterations` and `sources`, whose keys
+are names that the user chose. null is a value like any other. A key that the defaults lack is an error.
+"""
+
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
 
 from align.cli.doctor.repository import running_dvc
 from align.cli.project.git import git
-from align.cli.project.lock_file import flat
 from align.core.errors import InputError, quoted
-from align.core.files import read_bytes, replacing
-from align.core.params import PARAMS_FILE
+from align.core.files import read_bytes
+from align.core.params import PARAMS_FILE, Params, parse
 
 RECIPES = Path("recipes")
-_HEADER = re.compile(r"# (Recipe [\w.-]+|Hardware|Run): +(\S.*)")
-ABSENT = "(none)"  # how a change shows a key that one side has not
+WHOLE = ("iterations", "sources")
+MARK = "# Recipe: "  # starts a params.yaml that a recipe has changed
+Edit = tuple[Node, Node, Node, Node]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A params file whose first lines tell what it is: `# Recipe NAME: ...`, `# Hardware: ...`, `# Run: ...`."""
+    """An overlay, with what the comment lines at its top say: a summary, then `# Hardware: ...` and the like."""
 
+    name: str
     path: Path
     summary: str
     hardware: str
-    command: str  # that runs it
-
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        return self.path.stem
+    command: str  # `# Run:`
+    extends: str | None  # the recipe that this one is merged on top of
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the first lines of `path`; one that is not there is an empty text, or `dvc repro`."""
-        found = {}
-        for line in read_bytes(path).decode("utf-8", errors="replace").splitlines():
-            if not line.startswith("#"):
-                break
-            if match := _HEADER.fullmatch(line.strip()):
-                found[match[1].split()[0]] = match[2]
-        return cls(path, found.get("Recipe", ""), found.get("Hardware", ""), found.get("Run", "dvc repro"))
+        """Read the comment lines at the top of `path`."""
+        text = read_bytes(path).decode("utf-8", errors="replace")
+        lines = list(takewhile(lambda line: line.startswith("# "), text.splitlines()))
+        header = {name: value.strip() for name, _, value in (line[2:].partition(": ") for line in lines[1:])}
+        summary, get = lines[0][2:] if lines else "", header.get
+        return cls(path.stem, path, summary, get("Hardware", ""), get("Run", "dvc repro"), get("Extends"))
 
 
-@dataclass(frozen=True)
-class Change:
-    """A key that has another value; as JSON, or `ABSENT`."""
-
-    section: str
-    key: str  # within the section; empty where the section is the value
-    old: str
-    new: str
-
-    @property
-    def name(self) -> str:
-        """The key with its section."""
-        return f"{self.section}.{self.key}" if self.key else self.section
-
-
-def recipes() -> list[Recipe]:
-    """Return all recipes, by name.
-
-    Raises:
-        InputError: the working directory has none.
-    """
-    found = [Recipe.read(path) for path in sorted(RECIPES.glob("*.yaml"), key=lambda path: path.stem)]
-    if not found:
+def recipes() -> dict[str, Recipe]:
+    """Return all recipes by name, sorted."""
+    if not (paths := list(RECIPES.glob("*.yaml"))):
         raise InputError(f"{RECIPES}: holds no recipe (NAME.yaml); run from the repository's root")
-    return found
+    return {path.stem: Recipe.read(path) for path in sorted(paths, key=lambda path: path.stem)}
 
 
 def recipe(name: str) -> Recipe:
-    """Return the recipe of that name.
-
-    Raises:
-        InputError: there is none; the message has those whose names are close, or all of them.
-    """
-    known = {one.name: one for one in recipes()}
-    if name not in known:
-        close = [other for other in known if name and name in other] or difflib.get_close_matches(
-            name, known, cutoff=0.7
-        )
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(known)}"
-        raise InputError(f"no recipe is named {quoted(name)}; {hint}")
+    """Return the recipe of that name."""
+    if name not in (known := recipes()):
+        raise InputError(f"no recipe is named {quoted(name)}; there are: {', '.join(known)}")
     return known[name]
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """Return what is different in `new`, by section in the order of the file; 1 and 1.0 are equal, as to DVC."""
-    before, after = flat(old), flat(new)
-    sections = list(dict.fromkeys((*new, *old)))
-    keys = sorted(dict.fromkeys((*after, *before)), key=lambda key: sections.index(key.partition(".")[0]))
-    found = []
-    for key in keys:
-        a, b = before.get(key, ABSENT), after.get(key, ABSENT)
-        same = a == b and isinstance(a, bool) == isinstance(b, bool)
-        nothing = {} in (a, b) and any(other.startswith(f"{key}.") for other in keys)  # its entries are told by name
-        if not same and not nothing:
-            section, _, rest = key.partition(".")
-            found.append(Change(section, rest, _show(a), _show(b)))
-    return found
+def defaults() -> str:
+    """Return the last committed params.yaml that no recipe has changed: recipes are merged over it."""
+    for commit in (git("log", "--format=%H", "--", str(PARAMS_FILE)) or "").split():
+        text = git("show", f"{commit}:./{PARAMS_FILE}")
+        if text is not None and not text.startswith(MARK):
+            return f"{text}\n"
+    raise InputError(f"{PARAMS_FILE}: recipes are merged over the committed one, and git has none; commit it first")
 
 
-def stages_reading(sections: Collection[str]) -> list[str]:
-    """Return the stages of all dvc.yaml files that take one of `sections` as a param, as `dvc repro` names them."""
-    found = []
-    for path in (Path("dvc.yaml"), *sorted(Path().glob("*/dvc.yaml"))):
-        prefix = "" if path.parent == Path() else f"{path}:"
-        for name, stage in _stages(path).items():
-            listed = [key for entry in stage.get("do", stage).get("params", ()) for key in _keys(entry)]
-            if any(str(key).partition(".")[0] in sections for key in listed):
-                found.append(f"{prefix}{name}")
-    return found
+def render(one: Recipe) -> str:
+    """Return the text of params.yaml with a recipe merged over the defaults; their comments and order stay."""
+    chain = [one]
+    while parent := chain[0].extends:
+        if parent in (other.name for other in chain):
+            raise InputError(f"{chain[0].path}: `# Extends: {parent}` closes a circle; remove the line")
+        chain.insert(0, recipe(parent))
+    text = default = defaults()
+    for overlay in chain:
+        text = _merge(text, overlay.path)
+    note = f"{MARK}{one.name}; delete this line to make these settings the defaults (docs/RUNNING.md)"
+    return text if text == default else f"{note}\n# Run: {one.command}\n{text}"
 
 
-def in_the_way() -> str | None:
+def merged(name: str) -> dict[str, Any]:
+    """Return the values of the default params with recipe `name` merged in; keys are checked, values are not."""
+    one = recipe(name)
+    return Params(parse(render(one).encode(), one.path), one.path).values
+
+
+def unsaved() -> str | None:
     """Return why params.yaml should not be overwritten now, and what to do; None if nothing would be lost."""
     if running := running_dvc():
-        what = "; ".join(f"PID {pid}: {command}" for pid, command in running.items())
-        return f"DVC is running ({what}), and its next stages would read other params; wait for it"
-    if not PARAMS_FILE.exists():
+        processes = "; ".join(f"PID {pid}: {command}" for pid, command in running.items())
+        return f"DVC is running ({processes}), and its next stages would read other params; wait for it"
+    if not PARAMS_FILE.exists() or not git("status", "--porcelain", "--", str(PARAMS_FILE)):
         return None
-    data = read_bytes(PARAMS_FILE)
-    if any(read_bytes(one.path) == data for one in recipes()):
+    text = read_bytes(PARAMS_FILE).decode("utf-8", errors="replace")
+    mine = [one for one in recipes().values() if text.startswith(f"{MARK}{one.name};")]
+    if text in (defaults(), *map(render, mine)):
         return None
-    if git("ls-files", "--error-unmatch", str(PARAMS_FILE)) is None:
-        return "git does not keep the one that is here; `git add` and commit it"
-    if git("status", "--porcelain", "--", str(PARAMS_FILE)) != "":
-        killed = "" if git("symbolic-ref", "-q", "HEAD") else " (HEAD is detached: see `align doctor` first)"
-        return f"it has uncommitted edits{killed}; see `git diff {PARAMS_FILE}`, then commit them"
-    return None
+    return f"it has uncommitted edits; commit them (`git diff {PARAMS_FILE}` shows them)"
 
 
-def take(one: Recipe) -> None:
-    """Write the recipe's bytes as params.yaml, whole or not at all."""
-    data = read_bytes(one.path)
-    try:
-        with replacing(PARAMS_FILE) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        raise InputError(f"{PARAMS_FILE}: cannot write ({error.strerror})") from None
+def _merge(base: str, path: Path) -> str:
+    """Replace values in the text of `base` by those of the overlay at `path`, as they are written there."""
+    data = read_bytes(path)
+    parse(base.encode(), PARAMS_FILE)
+    parse(data, path)
+    overlay = data.decode()
+    below, above = (YAML(typ="safe", pure=True).compose(text).value for text in (base, overlay))
+    for old_key, old, key, value in sorted(_edits(below, above, path), key=lambda edit: -edit[0].end_mark.index):
+        # From the key's end on, since a block starts in the next line.
+        start, end, new = old_key.end_mark.index, _end(old), overlay[key.end_mark.index : _end(value)]
+        rest = base[end:]
+        if (gap := re.match(" +(?=#)", rest)) and "\n" not in base[start:end] + new:  # the comment keeps its column
+            rest = " " * max(2, end + gap.end() - start - len(new)) + rest[gap.end() :]
+        base = base[:start] + new + rest
+    return base
 
 
-def _stages(path: Path) -> Mapping[str, Any]:
-    try:
-        stages = YAML(typ="safe").load(read_bytes(path).decode("utf-8"))["stages"]
-        return {str(name): dict(stage) for name, stage in stages.items()}
-    except (YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: not as DVC takes it ({' '.join(str(error).split())}); mend it there") from None
+def _edits(base: list[Any], overlay: list[Any], path: Path, prefix: str = "") -> Iterator[Edit]:
+    """Yield key and value as in the base, and as in the overlay, of all that the overlay replaces."""
+    known = {str(key.value): (key, value) for key, value in base}
+    for key, value in overlay:
+        if (name := str(key.value)) not in known:
+            raise InputError(f"{path}: {prefix}{name}: unknown key; known keys: {', '.join(known)}")
+        old_key, old = known[name]
+        if isinstance(old, MappingNode) and isinstance(value, MappingNode) and f"{prefix}{name}" not in WHOLE:
+            yield from _edits(old.value, value.value, path, f"{prefix}{name}.")
+        else:
+            yield old_key, old, key, value
 
 
-def _keys(entry: Any) -> Iterable[Any]:
-    """Return the keys of an entry of `params`: one by itself, or a list of them under its file."""
-    return [key for keys in entry.values() for key in keys or ()] if isinstance(entry, dict) else [entry]
-
-
-def _show(value: Any) -> str:
-    return ABSENT if value == ABSENT else json.dumps(value, ensure_ascii=False, default=str)
+def _end(node: Node) -> int:
+    """Return where a value ends; of a block, where its last value does, since comments follow until YAML's end."""
+    if not isinstance(node, CollectionNode) or node.flow_style or not node.value:
+        return int(node.end_mark.index)
+    return _end(node.value[-1][1] if isinstance(node, MappingNode) else node.value[-1])

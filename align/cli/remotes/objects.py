@@ -123,7 +123,7 @@ class RemoteObjects:
             yield
         except _client_errors() as error:
             reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"remote {self.name}, {self.url}: {reason}; see docs/REMOTES.md") from None
+            raise InputError(f"remote {self.name}, {self.url}: {reason}; see docs/SHARING.md") from None
 
 
 def _client_errors() -> tuple[type[Exception], ...]:

@@ -1,4 +1,4 @@
-"""Print the table of docs/BAD_INPUT.md: the kinds of broken input, how many, and what one of each gets.
+"""Print the table of docs/DATA.md: the kinds of broken input, how many, and what one of each gets.
 
 Run with `python -m tests.faults.broken`.
 """

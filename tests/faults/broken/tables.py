@@ -130,8 +130,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "a judge that is not there": ("evaluate m0 --judge m9", "models/m9: holds no model"),
     "an iteration that is not there": ("build_preferences m9 m0", "data/m9/scores.jsonl: no such file"),
     "a parent that is not there": ("dpo m1 m9", "models/m9/adapter_config.json: no such file"),
-    "a base that is not there": ("sft --base nowhere", "nowhere: holds no tokenizer"),
-    "data that is not there": ("ppo --prompts nowhere.jsonl", "nowhere.jsonl: no such file"),
+    "a path option, which no stage has": ("sft --base nowhere", "No such option"),
 }
 ITERATE: dict[str, tuple[Break, str]] = {
     "iterations in no order": (put("params.yaml", ""), "params.yaml: expected sections"),

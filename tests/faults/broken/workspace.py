@@ -15,7 +15,8 @@ from peft import get_peft_model
 from ruamel.yaml import YAML
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from align.models.base import LoraSettings, copy_tokenizer, load_base, save_adapter
+from align.models.adapters import LoraSettings, save_adapter
+from align.models.base import copy_tokenizer, load_base
 from align.run.runtime import RuntimeSettings
 from stages.base_model import BaseModelSettings, load
 from tests.conftest import REPOSITORY, build_tiny_source
@@ -36,7 +37,7 @@ MODELS = ("base", "m0", "m1", "ppo")
 class Case:
     """A broken input, the command that reads it, and what the message must name."""
 
-    kind: str  # a row of the table in docs/BAD_INPUT.md
+    kind: str  # a row of the table in docs/DATA.md
     name: str
     command: str  # `prepare_data`, `judge m1 m0`, `align diff a b`
     breaks: Break

@@ -1,0 +1,61 @@
+"""Responses to other questions: a judge must score them 0, however good they are."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+from align.core.rows import Judgement
+
+GOOD_SCORE = 4  # from this score on the rubric calls a response helpful
+OFF_TOPIC = "Answers another question."
+
+
+def off_topic_rows(rows: Sequence[Judgement], per_question: int, seed: int) -> list[Judgement]:
+    """Return new rows with score 0 for each question: the best responses of others, for it to tell what is relevant.
+
+    The others have another prompt, and a best score of at least 4 as long as there are any; none of their responses is
+    one of the question's own. They are those that follow the question in the order of the hashes of (seed, question):
+    each is taken about equally often, and no row's place in the file matters. A question gets fewer rows where there
+    are not enough others.
+
+    Give it one side of a split: what it takes from the held-out side would be trained on.
+    """
+    questions = by_question(rows)
+    best = {key: min(own, key=lambda row: (-row.score, digest(seed, row.response))) for key, own in questions.items()}
+    order = sorted(best.values(), key=lambda row: digest(seed, row.question_id))
+    places = {row.question_id: place for place, row in enumerate(order)}
+    made: list[Judgement] = []
+    for key, own in questions.items():
+        others = order[places[key] + 1 :] + order[: places[key]]
+        taken = {row.response.strip() for row in own}
+        wanted = len(taken) + per_question
+        for other in _good_first(others):
+            if len(taken) == wanted:
+                break
+            response = other.response.strip()
+            if response not in taken and _prompt_key(other) != _prompt_key(best[key]):
+                taken.add(response)
+                new = {"response": other.response, "score": 0, "justification": OFF_TOPIC, "rank": None}
+                made.append(best[key].model_copy(update=new))
+    return made
+
+
+def _good_first(rows: Sequence[Judgement]) -> Iterator[Judgement]:
+    yield from (row for row in rows if row.score >= GOOD_SCORE)  # lazily: a few of thousands are looked at
+    yield from (row for row in rows if row.score < GOOD_SCORE)
+
+
+def _prompt_key(row: Judgement) -> str:
+    return row.prompt.strip().lower()
+
+
+def by_question(rows: Sequence[Judgement]) -> dict[str, list[Judgement]]:
+    """Return the rows of each question, in the order of the file."""
+    questions: dict[str, list[Judgement]] = {}
+    for row in rows:
+        questions.setdefault(row.question_id, []).append(row)
+    return questions
+
+
+def digest(seed: int, *texts: str) -> bytes:
+    """Return a hash of the seed and the texts: rows ordered by it do not depend on their place in the file."""
+    return hashlib.sha256("\x1f".join((str(seed), *texts)).encode()).digest()

@@ -1,0 +1,92 @@
+"""LoRA adapters over a base, in PEFT's layout: new ones, ones to train on, and writing them."""
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from pydantic import Field, model_validator
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from align.core.errors import InputError, quoted
+from align.core.files import write_json
+from align.core.params import Settings
+from align.models.loading import ADAPTER_FILE, load_adapter_config, load_adapter_weights, reading_model
+
+
+class LoraSettings(Settings):
+    """Section `lora` of params.yaml, in PEFT's words; every adapter of the pipeline has this shape."""
+
+    r: int = Field(ge=1)
+    lora_alpha: int = Field(ge=1)
+    lora_dropout: float = Field(ge=0, lt=1)
+    target_modules: str | list[str]
+    layers_to_transform: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None
+
+    @model_validator(mode="after")
+    def _modules_by_name(self) -> Self:
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise ValueError("target_modules by name, as a list, where layers_to_transform is set")
+        return self
+
+    def config(self, **kwargs: Any) -> LoraConfig:
+        """Return PEFT's configuration."""
+        return LoraConfig(**self.model_dump(), **kwargs)
+
+
+def new_adapter(model: PreTrainedModel, lora: LoraSettings, **kwargs: Any) -> PeftModel:
+    """Return `model` with a new adapter of the shape that section `lora` says."""
+    count = model.config.get_text_config().num_hidden_layers
+    if beyond := [layer for layer in lora.layers_to_transform or [] if layer >= count]:
+        raise InputError(
+            f"params.yaml: lora.layers_to_transform: the model has {count} layers, 0 to {count - 1}, and none "
+            f"{quoted(beyond[0])}; name others, or set null for all"
+        )
+    with reading_model("params.yaml: lora.target_modules", "name modules of this model, or set all-linear"):
+        adapted = get_peft_model(model, lora.config(**kwargs))
+    assert isinstance(adapted, PeftModel)
+    return adapted
+
+
+def put_adapter_weights(model: PeftModel, state: dict[str, Tensor], name: str, path: Path) -> None:
+    """Set the weights of adapter `name` to those that `path` held; all of them, and no others."""
+    try:
+        result: Any = set_peft_model_state_dict(model, state, adapter_name=name)
+        fits = not result.unexpected_keys and not any(is_of(key, name) for key in result.missing_keys)
+    except RuntimeError:  # torch's word for a tensor of another shape
+        fits = False
+    if not fits:
+        raise InputError(f"{path}: does not fit the base model; rebuild it with `dvc repro`")
+
+
+def continue_adapter(model: PreTrainedModel, model_dir: Path) -> PeftModel:
+    """Return `model` with the adapter of `model_dir`, to be trained on."""
+    config = load_adapter_config(model_dir)
+    config.inference_mode, config.base_model_name_or_path = False, None
+    with reading_model(f"{model_dir / 'adapter_config.json'}: does not fit the base model"):
+        adapted = get_peft_model(model, config)
+    assert isinstance(adapted, PeftModel)
+    put_adapter_weights(adapted, load_adapter_weights(model_dir), "default", model_dir / ADAPTER_FILE)
+    return adapted
+
+
+def save_adapter(model: PeftModel, out_dir: Path, name: str = "default") -> None:
+    """Write one adapter in PEFT's layout, byte for byte the same for the same weights.
+
+    PEFT's own `save_pretrained` writes `target_modules` in the order of a set, which differs between processes.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in sorted(state.items())}
+    save_file(tensors, out_dir / ADAPTER_FILE, metadata={"format": "pt"})
+    config = model.peft_config[name].to_dict()
+    config |= {"base_model_name_or_path": "models/base", "inference_mode": True}
+    config = {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(config.items())}
+    write_json(out_dir / "adapter_config.json", config)
+
+
+def is_of(key: str, adapter: str) -> bool:
+    """Return whether `key`, such as `...q_proj.lora_A.policy.weight`, names a parameter of the adapter."""
+    # The whole ending counts: an adapter may be called `model`, which is in every key.
+    return key.endswith((f".lora_A.{adapter}.weight", f".lora_B.{adapter}.weight"))

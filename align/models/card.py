@@ -1,0 +1,34 @@
+"""`model_card.json`: what a model was made from."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from align.core.errors import InputError
+from align.core.files import sha256, write_json
+from align.run.provenance import environment
+from align.run.stage import Stage
+
+
+def write_model_card(out_dir: Path, stage: Stage, parents: Mapping[str, Path], data: Mapping[str, Path]) -> None:
+    """Write `model_card.json`, the lineage: what this model was made from, with hashes, params and versions.
+
+    The code is in dvc.lock and not here: an edit that does not change the weights must not make a new model of them,
+    for all that comes after it would run again.
+    """
+    card = {
+        "stage": stage.name.partition("@")[0],
+        "parents": {role: {"path": path.as_posix(), "sha256": weights_hash(path)} for role, path in parents.items()},
+        "data": {role: {"path": path.as_posix(), "sha256": sha256(path)} for role, path in data.items()},
+        "params": stage.params.used,
+        "environment": environment(stage.runtime),
+    }
+    write_json(out_dir / "model_card.json", card)
+
+
+def weights_hash(model_dir: Path) -> str:
+    """Return the SHA-256 of a model directory's weights."""
+    files = sorted(model_dir.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"{model_dir}: holds no safetensors weights; run `dvc repro`")
+    return sha256(files[0]) if len(files) == 1 else json.dumps({file.name: sha256(file) for file in files})
