@@ -7,7 +7,7 @@ from typing import Any, Self
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from align.cli.project.dvc import LOCK_FILE
+from align.cli.project.dvc import LOCK_FILE as LOCK_FILE
 from align.core.errors import InputError
 from align.core.params import PARAMS_FILE
 
