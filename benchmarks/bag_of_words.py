@@ -60,9 +60,8 @@ def judgement_accuracy(path: Path, penalty: float) -> float:
     rows = read_rows(path, Judgement)
     scores = [row.score for row in rows]
     groups = [row.question_id for row in rows]
-    predicted = cross_validated(
-        word_counts([row.response for row in rows]), np.array(scores) - np.mean(scores), groups, penalty
-    )
+    counts = word_counts([row.response for row in rows])
+    predicted = cross_validated(counts, np.array(scores) - np.mean(scores), groups, penalty)
     return float(agreement(predicted.tolist(), scores, groups)["pairwise_accuracy"] or 0.0)
 
 

@@ -16,15 +16,15 @@ from typing import Any
 
 import click
 
-from align.core.files import read_json
 from align.core.rows import Answer, EvalPrompt, Instruction, read_rows, write_rows
 from align.judge.checkers import sentence_with_words
-from align.report.statistics import bootstrap_interval, mean, wilson_interval
+from align.report.statistics import mean, wilson_interval
 from benchmarks.workspace import link, project_params, run, write_params
 
 NUM_WORDS = 3
 MIN_LENGTH, MAX_LENGTH = 5, 20  # words of a sentence
 RIGHT = 5.0
+TRAIN, TEST = 160, 150  # sentences of the SFT data, held-out word lists
 CHANGES: dict[str, dict[str, Any]] = {
     "prepare_data": {"instructions": "data/sentences.jsonl", "eval_prompts": "data/held_out.jsonl"},
     "eft": {"num_train_epochs": 0.02},  # no judge is needed, a checker judges
@@ -65,9 +65,7 @@ def word_lists(completions: Iterable[str], seed: int) -> list[tuple[str, str]]:
 @click.command(help=__doc__)
 @click.argument("workspace", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--iterations", default=3, show_default=True)
-@click.option("--train", default=160, show_default=True, help="Sentences of the SFT data.")
-@click.option("--test", default=150, show_default=True, help="Held-out word lists.")
-def main(workspace: Path, iterations: int, train: int, test: int) -> None:
+def main(workspace: Path, iterations: int) -> None:
     """Make what is missing, then measure."""
     chain = {f"m{i}": f"m{i - 1}" for i in range(1, iterations + 1)}
     write_params(workspace, {**CHANGES, "iterations": chain})
@@ -75,15 +73,13 @@ def main(workspace: Path, iterations: int, train: int, test: int) -> None:
     if not (workspace / "data/prepared").exists():
         completions = [row.completion for row in read_rows(Path("data/seed/instructions.jsonl"), Instruction)]
         found = word_lists(completions, int(project_params()["seed"]))
-        if len(found) < train + test:
-            raise click.UsageError(f"--train and --test: the seed data make {len(found)} word lists")
         instructions = [
             Instruction(id=f"s{i}", category="sentences", prompt=prompt, completion=sentence)
-            for i, (prompt, sentence) in enumerate(found[:train])
+            for i, (prompt, sentence) in enumerate(found[:TRAIN])
         ]
         held_out = [
             EvalPrompt(id=f"e{i}", category="sentences", turns=[prompt])
-            for i, (prompt, _) in enumerate(found[train : train + test])
+            for i, (prompt, _) in enumerate(found[TRAIN : TRAIN + TEST])
         ]
         write_rows(workspace / "data/sentences.jsonl", instructions)
         write_rows(workspace / "data/held_out.jsonl", held_out)
@@ -94,28 +90,18 @@ def main(workspace: Path, iterations: int, train: int, test: int) -> None:
         if not (workspace / "models" / model).exists():
             for stage in ("generate_prompts", "generate_responses", "judge", "build_preferences", "dpo"):
                 run(workspace, f"stages.{stage}", model, parent)
-    scores: dict[str, list[float]] = {}
     result = []
     for model in ("base", "m0", *chain):
         if not (workspace / "data/eval" / f"{model}.json").exists():
             run(workspace, "stages.evaluate", model)
         answers = read_rows(workspace / "data/eval" / f"{model}.jsonl", Answer)
-        scores[model] = [answer.judge_score or 0.0 for answer in answers]  # none: an empty answer
-        low, high = wilson_interval(right := scores[model].count(RIGHT), len(answers)) or (None, None)
+        scores = [answer.judge_score or 0.0 for answer in answers]  # none: an empty answer
+        low, high = wilson_interval(right := scores.count(RIGHT), len(answers)) or (None, None)
         row: dict[str, Any] = {"model": model, "all_words": right / len(answers), "low": low, "high": high}
-        row |= {"mean_score": mean(scores[model]), "tokens": mean([answer.num_tokens for answer in answers])}
-        if "m0" in scores:
-            gains = [[after - before] for before, after in zip(scores["m0"], scores[model], strict=True)]
-            row["gain_over_m0"] = mean([gain for [gain] in gains])
-            row["gain_low"], row["gain_high"] = bootstrap_interval(gains) or (None, None)
-        if model in chain:
-            metrics = workspace / "data/metrics" / model
-            sampled, pairs = read_json(metrics / "scores.json"), read_json(metrics / "preferences.json")
-            row |= {"sampled_score": sampled["mean_score"], "failures": sampled["failures"]}
-            row |= {key: pairs[key] for key in ("pairs", "pair_yield", "mean_margin")}
+        row |= {"mean_score": mean(scores), "tokens": mean([answer.num_tokens for answer in answers])}
         result.append(row)
         click.echo(" ".join(f"{key} {value}" for key, value in row.items()))
-    click.echo(json.dumps({"train": train, "test": test, "models": result}))
+    click.echo(json.dumps({"train": TRAIN, "test": TEST, "models": result}))
 
 
 if __name__ == "__main__":

@@ -1,22 +1,22 @@
-"""How near `align estimate` is to the measured time of each stage of a whole run.
+"""Compare `align estimate` with the measured time of each stage of a whole run.
 
-Run with `python -m benchmarks.estimate CLONE` in a fresh clone's neighbourhood: it sets the clone up, estimates (with a
-calibration there, before anything is built), runs `dvc repro` with a clock at each line, and compares. The log and the
-estimate stay in CLONE/.align/. Or compare a log of benchmarks.timestamps: `python -m benchmarks.estimate CLONE --log
-repro.log`. The last line is JSON.
+In a fresh clone, before anything is built:
+
+
+  align estimate --device cpu --calibrate --json > estimate.json
+  PYTHONUNBUFFERED=1 make repro 2>&1 | python -m benchmarks.timestamps > repro.log
+  python -m benchmarks.estimate estimate.json repro.log
+
+The last line is one JSON object with the worst ratio.
 """
 
 import json
-import os
 import re
-import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
-
-from benchmarks.timestamps import stamped
 
 RUNNING = re.compile(r"Running stage '([^']+)'")
 # Stages that did not run, and what DVC says when all is done.
@@ -63,59 +63,19 @@ def compare(estimated: Mapping[str, float], measured: Mapping[str, float]) -> di
     }
 
 
-def _estimate(clone: Path, *options: str) -> dict[str, Any]:
-    python = clone / ".venv/bin/python"
-    command = [str(python.absolute()), "-m", "align.cli.main", "estimate", "--device", "cpu", "--json", *options]
-    done = subprocess.run(command, cwd=clone, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-def _reproduce(clone: Path, log: Path) -> None:
-    environment = os.environ | {
-        "PYTHONUNBUFFERED": "1",
-        "PATH": f"{(clone / '.venv/bin').absolute()}:{os.environ['PATH']}",
-    }
-    command = ["dvc", "repro"]
-    with (
-        subprocess.Popen(
-            command, cwd=clone, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ) as process,
-        log.open("w", encoding="utf-8") as stream,
-    ):
-        assert process.stdout is not None
-        for line in stamped(process.stdout):
-            stream.write(line)
-            stream.flush()
-            if RUNNING.search(line):
-                click.echo(line.rstrip())
-    if process.returncode:
-        raise click.ClickException(f"dvc repro failed; {log} has what it said")
-
-
 @click.command(help=__doc__)
-@click.argument("clone", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--log", type=click.Path(path_type=Path, dir_okay=False), help="Of a run before; nothing is run.")
-@click.option("--estimate", "saved", type=click.Path(path_type=Path), help="Made before, with --json.")
-def main(clone: Path, log: Path | None, saved: Path | None) -> None:
-    """Measure or read a run, and compare."""
-    ran = log is None
-    if log is None:
-        subprocess.run(["make", "setup"], cwd=clone, check=True)
-        (clone / ".align").mkdir(exist_ok=True)
-        log, saved = clone / ".align/repro.log", clone / ".align/estimate.json"
-        saved.write_text(json.dumps(_estimate(clone, "--fresh", "--calibrate")), encoding="utf-8")
-        _reproduce(clone, log)
-    found = _estimate(clone, "--fresh") if saved is None else json.loads(saved.read_text(encoding="utf-8"))
-    estimated = {stage["stage"]: stage["seconds"] for stage in found["stages"]}
+@click.argument("estimate", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("log", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+def main(estimate: Path, log: Path) -> None:
+    """Compare them."""
+    stages = json.loads(estimate.read_text(encoding="utf-8"))["stages"]
+    estimated = {stage["stage"]: stage["seconds"] for stage in stages}
     with log.open(encoding="utf-8", newline="\n") as stream:
         measured = measured_seconds(stream)
     result = compare(estimated, measured)
     click.echo(f"{'stage':24} {'estimated':>10} {'measured':>10} {'ratio':>6}")
     for stage, ratio in result["ratios"].items():
         click.echo(f"{stage:24} {estimated[stage]:8.1f} s {measured[stage]:8.1f} s {ratio:6.2f}")
-    if ran:
-        click.echo(f"log: {log}; estimate: {saved}")
     click.echo(json.dumps(result))
 
 

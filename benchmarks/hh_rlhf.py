@@ -1,19 +1,34 @@
 """Reward model and PPO on real human preferences, over several seeds, after `dvc repro`.
 
-TRANSCRIPTS are rows of hh-rlhf as JSONL, gzipped or not. The stages themselves run in folder WORKSPACE, with the
-params of this project but for `CHANGES`; what is there already is not made again. The last part is
-`benchmarks.ppo_gain`: rewards on held-out prompts, before PPO and after it with each seed.
+TRANSCRIPTS are rows of hh-rlhf as JSONL, gzipped or not. The stages run in folder WORKSPACE, with the params of this
+project but for `CHANGES`; what is there already is not made again. Then m0 and the policy of each seed answer the same
+held-out prompts with equal random numbers. Printed of each: reward, score, KL to m0 in nats per reply, the share that
+ends by itself, tokens, distinct-2, and the gain in standard deviations of m0's rewards. The last line is one JSON
+object.
 """
 
 import gzip
+import json
+import os
+import statistics
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
+from align.core.params import Params
+from align.core.rows import PreferencePair, read_rows
+from align.models.stack import AdapterStack
+from align.models.tokenization import encode_prompt
+from align.ppo.losses import token_logprobs
+from align.ppo.trainer import PPOSettings
+from align.report.statistics import distinct_2, words
+from align.run.runtime import RuntimeSettings, start
+from benchmarks.rlhf import Answers, sample_answers
 from benchmarks.workspace import link, project_params, run, write_params
 
-CHANGES: dict[str, dict[str, Any]] = {
+CHANGES: dict[str, Any] = {
     "prepare_data": {
         "preferences": "data/transcripts.jsonl",
         "unusable_preferences": "drop",
@@ -34,7 +49,51 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 def changes(seed: int, dtype: str | None) -> dict[str, Any]:
     """Return `CHANGES` with a seed and, if given, another dtype."""
-    return {**CHANGES, "seed": seed, "runtime": {"dtype": dtype} if dtype else {}}
+    return CHANGES | {"seed": seed, "runtime": {"dtype": dtype} if dtype else {}}
+
+
+@torch.no_grad()
+def reply_logprobs(
+    stack: AdapterStack, name: str, prompts: list[list[int]], answers: Answers, temperature: float
+) -> list[float]:
+    """Return the log-probability of each answer by a model of the stack."""
+    sums = []
+    with stack.using(name) as model:
+        for prompt, completion in zip(prompts, answers.completions, strict=True):
+            ids = torch.tensor([prompt + completion.token_ids], device=stack.device)
+            logits = model(input_ids=ids).logits[:, len(prompt) - 1 : -1]
+            sums.append(float(token_logprobs(logits, ids[:, len(prompt) :], temperature).sum()))
+    return sums
+
+
+def measure(names: list[str], limit: int) -> dict[str, dict[str, float]]:
+    """Measure m0 and the models, in the working directory."""
+    params = Params.read()
+    runtime, settings = params.section("runtime", RuntimeSettings), params.section("ppo", PPOSettings)
+    start(runtime, params.seed)
+    stack = AdapterStack(Path("models/base"), runtime)
+    for name in (settings.init, "reward", *names):
+        stack.add(name, Path("models") / name)
+    pairs = read_rows(Path("data/prepared/preferences/test.jsonl"), PreferencePair)
+    unique = {tuple(encode_prompt(stack.tokenizer, pair.messages)) for pair in pairs}
+    prompts = sorted([list(ids) for ids in unique if len(ids) <= settings.max_prompt_length])[:limit]
+    results: dict[str, dict[str, float]] = {}
+    deviation = 0.0
+    for name in (settings.init, *names):
+        with stack.using(name) as model:
+            answers = sample_answers(model, stack, prompts, settings, runtime, params.seed)
+        ours, reference = (
+            reply_logprobs(stack, which, prompts, answers, settings.temperature) for which in (name, settings.init)
+        )
+        deviation = deviation or statistics.stdev(answers.rewards)
+        results[name] = answers.summary() | {
+            "kl": statistics.fmean(a - b for a, b in zip(ours, reference, strict=True)),
+            "distinct_2": distinct_2([words(completion.text) for completion in answers.completions]) or 0.0,
+        }
+        gain = results[name]["reward"] - results[settings.init]["reward"]
+        results[name]["gain_in_deviations"] = gain / deviation if deviation else 0.0
+        click.echo(f"{name}, {len(prompts)} prompts: {json.dumps(results[name])}")
+    return results
 
 
 @click.command(help=__doc__)
@@ -59,10 +118,11 @@ def main(transcripts: Path, workspace: Path, seeds: int, prompts: int, dtype: st
     for i, name in enumerate(names):
         if not (workspace / "models" / name).exists():
             write_params(workspace, changes(first + i, dtype))
-            run(workspace, "stages.ppo", "--out", f"models/{name}", "--report", f"data/{name}")
+            run(workspace, "stages.ppo")
+            (workspace / "models/ppo").rename(workspace / "models" / name)
     write_params(workspace, changes(first, dtype))
-    models = [f"models/{name}" for name in names]
-    run(workspace, "benchmarks.ppo_gain", *models, "--prompts", str(prompts))
+    os.chdir(workspace)
+    click.echo(json.dumps(measure(names, prompts)))
 
 
 if __name__ == "__main__":

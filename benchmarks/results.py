@@ -1,64 +1,107 @@
-"""Write the README's results from data/summary and data/metrics: `python -m benchmarks.results` after `make repro`."""
+"""Write the README's results from data/summary, data/metrics and data/eval: `python -m benchmarks.results`.
+
+Run it after `make repro`. The table goes between the `results` markers. One held-out prompt, with the answers of m0 and
+of the last iteration, goes between the `sample` markers; a README without those keeps its text.
+"""
 
 import csv
-import json
 import re
 from pathlib import Path
 
 import click
 
+from align.core.errors import InputError, printable
 from align.core.files import write_text
+from align.core.params import Params
+from align.core.rows import Answer, read_rows
 
-MARKERS = re.compile(r"(<!-- results:[^\n]*-->\n).*?(<!-- /results -->)", re.DOTALL)
+README = Path("README.md")
+SOURCES = {"results": "data/summary", "sample": "data/eval"}
+MAX_WORDS = 25
+# What Markdown reads as markup inside a line, and at its beginning (a heading, a list, a number, a rule).
+MARKUP = r"([\\`*_<>\[\]&|~$]|^[#+=-]|(?<=^\d)[.)])"
+
+
+def markers(name: str) -> tuple[str, str]:
+    """Return the comments that enclose a block."""
+    origin = f"written by `python -m benchmarks.results` from {SOURCES[name]}; do not edit"
+    return f"<!-- {name}: {origin} -->", f"<!-- /{name} -->"
 
 
 def table(root: Path) -> str:
-    """Return the results of the last run as markdown."""
+    """Return the results of the last run as Markdown."""
     with (root / "data/summary/models.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    metrics = json.loads((root / "data/summary/metrics.json").read_text(encoding="utf-8"))
     lines = [
-        "| model | judge score (0-5, by m0) | win rate vs m0 | reward | of those that end | win rate vs m0 by reward "
-        "| tokens | ends by itself | KL to base | as a judge: pairwise accuracy | relevance |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| model | wins vs m0 by judge (95%) | by reward model | answers end | accuracy as judge |",
+        "|---|---|---|---|---|",
     ]
     for row in rows:
-        number = {key: f"{float(value):.2f}" if value and key != "model" else value for key, value in row.items()}
-        versus, by_reward, judge = (
-            f"{number[key]} [{number[f'{key}_low']}, {number[f'{key}_high']}]"
+        by_judge, by_reward, accuracy = (
+            "{:.2f} ({:.2f}-{:.2f})".format(*(float(row[f"{key}{end}"]) for end in ("", "_low", "_high")))
+            if row[key]
+            else "-"
             for key in ("win_rate_vs_m0", "reward_win_rate_vs_m0", "as_judge_pairwise_accuracy")
         )
-        cells = [
-            row["model"],
-            number["judge_score"],
-            "-" if row["model"] == "m0" else versus,
-            number["reward"],
-            number["reward_of_ended"],
-            "-" if row["model"] == "m0" else by_reward,
-            f"{float(row['response_tokens']):.0f}",
-            number["ended_share"],
-            number["kl_to_base"],
-            judge,
-            number["as_judge_relevance"],
-        ]
+        if row["model"] == "m0":
+            by_judge = by_reward = "-"
+        cells = [row["model"], by_judge, by_reward, f"{float(row['ended_share']):.2f}", accuracy]
         lines.append("| " + " | ".join(cells) + " |")
-    low, high = metrics["reward_model_accuracy_low"], metrics["reward_model_accuracy_high"]
-    lines += [
-        "",
-        f"The reward model picks the chosen reply in {metrics['reward_model_accuracy']:.0%} [{low:.0%}, {high:.0%}] of "
-        f"{metrics['reward_model_test_pairs']} held-out pairs. PPO's mean reward goes from "
-        f"{metrics['ppo_training_reward_first_third']:.2f} in the first third of its updates to "
-        f"{metrics['ppo_training_reward_last_third']:.2f} in the last. Intervals are 95%.",
-    ]
     return "\n".join(lines)
+
+
+def sample(first: list[Answer], last: list[Answer], names: tuple[str, str]) -> str:
+    """Return, as Markdown, the first prompt whose two answers end by themselves and differ.
+
+    Only first turns count: a later turn is a question about an answer that the reader does not see.
+    """
+    others = {answer.id: answer for answer in last if answer.turn == 1}
+    for mine in first:
+        theirs = others.get(mine.id)
+        if mine.turn != 1 or theirs is None or {mine.finish_reason, theirs.finish_reason} != {"stop"}:
+            continue
+        if mine.response.strip() != theirs.response.strip():
+            texts = zip(("Prompt", *names), (mine.prompt, mine.response, theirs.response), strict=True)
+            return "\n\n".join(f"{name}:\n\n{quote(text)}" for name, text in texts)
+    return f"For no held-out prompt do the answers of {names[0]} and {names[1]} both end by themselves and differ."
+
+
+def quote(text: str) -> str:
+    """Return a text as a Markdown block quote, cut at `MAX_WORDS` words, in which nothing is markup."""
+    words = list(re.finditer(r"\S+", text))
+    text = f"{text[: words[MAX_WORDS - 1].end()]} …" if len(words) > MAX_WORDS else text
+    lines = [re.sub(MARKUP, r"\\\1", printable(" ".join(line.split()))) for line in text.splitlines()]
+    return "\n>\n".join(f"> {line}" for line in lines if line)
+
+
+def replace_block(text: str, name: str, content: str) -> str:
+    """Return a README with another content between two markers.
+
+    Raises:
+        InputError: a marker is missing.
+    """
+    begin, end = markers(name)
+    missing = [marker for marker in (begin, end) if marker not in text]
+    if missing:
+        raise InputError(f"{README}: has no line {missing[0]}; add it where the {name} should be")
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise InputError(f"{README}: {end} comes before {begin}; put it behind")
+    return f"{before}{begin}\n{content}\n{end}{after}"
 
 
 @click.command(help=__doc__)
 def main() -> None:
-    """Replace what stands between the README's markers."""
-    readme = Path("README.md")
-    text = readme.read_text(encoding="utf-8")
-    write_text(readme, MARKERS.sub(lambda match: f"{match[1]}{table(Path())}\n{match[2]}", text))
+    """Replace what is between the README's markers."""
+    text = replace_block(README.read_text(encoding="utf-8"), "results", table(Path()))
+    if any(marker in text for marker in markers("sample")):
+        names = ("m0", list(Params.read().iterations)[-1])
+        answers = [read_rows(Path(f"data/eval/{name}.jsonl"), Answer) for name in names]
+        text = replace_block(text, "sample", sample(answers[0], answers[1], names))
+    else:
+        click.echo(f"{README}: no sample written; for one, add the lines\n" + "\n".join(markers("sample")))
+    write_text(README, text)
 
 
 if __name__ == "__main__":

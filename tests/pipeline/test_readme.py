@@ -7,17 +7,14 @@ import pytest
 from click.testing import CliRunner
 
 from align.cli.main import main as align
-from benchmarks.results import MARKERS, table
+from benchmarks.results import replace_block, table
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_results_are_those_of_the_committed_summary() -> None:
-    match = MARKERS.search(README)
-
-    assert match
-    assert match[0] == f"{match[1]}{table(REPOSITORY)}\n{match[2]}"
+    assert replace_block(README, "results", table(REPOSITORY)) == README
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([\w-]+)", README))))
