@@ -18,7 +18,7 @@ vars: [wait.yaml]
 stages:
   base_model:
     cmd: mkdir -p models/base && cp data/seed/text.txt models/base/model.safetensors
-    deps: [data/seed/text.txt, stages/base_model.py]
+    deps: [data/seed/text.txt, align/core, stages/base_model.py]
     params: [seed]
     outs: [models/base]
   pairs:
@@ -89,6 +89,8 @@ def make_project(path: Path) -> Project:
     project.write("data/seed/text.txt", "a text\n")
     project.write("data/seed/more.txt", "more text\n")
     project.write("stages/base_model.py", "x = 1\n")
+    project.write("align/core/files.py", "y = 1\n")  # a dependency on the folder, without an __init__.py to import
+    project.write("align/core/rows.py", "z = 1\n")
     project.write("notes.txt", "notes\n")
     (path / "data/m1").mkdir()
     (path / "data/m1/.keep").touch()

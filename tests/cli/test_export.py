@@ -1,4 +1,4 @@
-"""`align export`: what plain transformers loads is the model of the pipeline, and its card tells what it is made of."""
+"""`align export`: plain transformers loads the same model as the pipeline, and the card records its lineage."""
 
 import json
 import re
@@ -14,8 +14,9 @@ from markdown_it import MarkdownIt
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from align.cli.export.merge import find_model, load_merged, write_export
-from align.cli.export.model_card import model_card_text
+from align.cli.export import folder as export_folder
+from align.cli.export.folder import write_export
+from align.cli.export.merge import find_model
 from align.cli.main import main
 from align.core.files import sha256, write_json
 from align.models.base import copy_tokenizer
@@ -74,10 +75,8 @@ def workspace(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture(scope="session")
 def exported(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What an export of m1 is."""
-    parts = find_model(str(template / "models/m1"))
-    model = load_merged(parts)
     folder = tmp_path_factory.mktemp("exported") / "m1"
-    write_export(model, parts, folder, model_card_text(parts, model.dtype), "5GB")
+    write_export(find_model(str(template / "models/m1")), folder)
     return folder
 
 
@@ -187,8 +186,10 @@ def test_a_reward_model_is_a_classifier_whose_logit_and_bias_are_the_pipelines_s
     assert "score_bias" in Path("out/README.md").read_text()
 
 
-def test_large_models_are_cut_into_shards(workspace: Path) -> None:
-    export("m1", "--to", "out", "--max-shard-size", "60KB")
+def test_large_models_are_split_into_shards(workspace: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_folder, "SHARD_SIZE", "60KB")
+        export("m1", "--to", "out")
     export("m1", "--to", "whole")
     assert len(list(Path("out").glob("model-*.safetensors"))) > 1
     sharded, whole = (AutoModelForCausalLM.from_pretrained(name).state_dict() for name in ("out", "whole"))
@@ -203,35 +204,28 @@ def test_two_exports_are_the_same_bytes_and_name_no_path_of_this_machine(workspa
         assert str(workspace).encode() not in path.read_bytes()
 
 
-def test_the_folder_must_be_new_or_empty_and_only_an_export_is_replaced(workspace: Path) -> None:
+def test_the_folder_must_be_new_or_empty(workspace: Path) -> None:
     Path("empty").mkdir()
     export("m1", "--to", "empty")
     before = sha256(Path("empty"))
-    assert "holds README.md already" in error_of("m1", "--to", "empty")
+    assert "holds README.md already" in error_of("m0", "--to", "empty")
+    assert sha256(Path("empty")) == before
     Path("mine").mkdir()
     Path("mine/letter.txt").write_text("dear")
     assert "letter.txt already" in error_of("m1", "--to", "mine")
-    assert "did not write it" in error_of("m1", "--to", "mine", "--force")
-    assert "did not write it" in error_of("m1", "--to", "models/base", "--force")
-    Path("empty/letter.txt").write_text("dear")
-    assert "letter.txt, which no export writes" in error_of("m0", "--to", "empty", "--force")
-    Path("empty/letter.txt").unlink()
-    assert sha256(Path("empty")) == before
-    export("m0", "--to", "empty", "--force")
-    assert sha256(Path("empty")) != before
 
 
 def test_an_export_that_fails_leaves_nothing(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("align.cli.export.merge.copy_tokenizer", full)
+    monkeypatch.setattr("align.cli.export.folder.copy_tokenizer", full)
     before = sorted(path.name for path in workspace.iterdir())
     assert "No space left on device" in error_of("m1", "--to", "out")
     assert sorted(path.name for path in workspace.iterdir()) == before
 
 
-def test_the_card_tells_lineage_data_params_and_measures(workspace: Path) -> None:
+def test_the_card_has_lineage_data_params_and_metrics(workspace: Path) -> None:
     export("m1", "--to", "out")
     card = ModelCard.load("out/README.md")
     assert card.data.base_model == "owner/name"
@@ -240,6 +234,7 @@ def test_the_card_tells_lineage_data_params_and_measures(workspace: Path) -> Non
     assert "dpo" in card.data.tags
     text = card.text
     rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert rows[1] == f"| `m0` | `sft` | `{weights_hash(Path('models/m0'))}` |"
     assert [row.split("`")[1] for row in rows[:3]] == ["m1", "m0", "base"]
     hash_of_data = sha256(Path("data/m1/preferences.jsonl"))
     assert f"| `m1` | `preferences` | `data/m1/preferences.jsonl` | 2 | `{hash_of_data}` |" in rows
@@ -247,15 +242,15 @@ def test_the_card_tells_lineage_data_params_and_measures(workspace: Path) -> Non
     assert "| `reward` | 0.25 |" in rows
     assert "| `as_judge.pairs` | 3 |" in rows
     assert '"beta": 0.1' in text
-    for heading in ("Use", "Where it comes from", "Data", "Settings", "Measured", "Limits", "Licence"):
+    for heading in ("Use", "Lineage", "Data", "Settings", "Evaluation", "Licence"):
         assert f"\n## {heading}\n" in text
-    assert "Not meant for" in text
+    assert "Not intended for" in text
     assert Path("out/model_card.json").read_bytes() == Path("models/m1/model_card.json").read_bytes()
 
 
-def test_the_licence_is_what_the_user_or_the_base_says_and_else_unknown(workspace: Path) -> None:
+def test_the_licence_is_named_by_the_user_or_the_base_or_unknown(workspace: Path) -> None:
     export("m1", "--to", "unknown")
-    assert "Not known here" in Path("unknown/README.md").read_text()
+    assert "Unknown. The terms" in Path("unknown/README.md").read_text()
     Path("source").mkdir()
     Path("source/README.md").write_text("---\nlicense: apache-2.0\n---\nA model.\n")
     write_card(Path("models/base"), "base_model", params={"base_model": {"source": "source", "revision": None}})
@@ -298,7 +293,6 @@ def test_a_model_without_a_card_is_exported_and_its_card_says_so(workspace: Path
 def test_wrong_calls_get_a_line(workspace: Path) -> None:
     assert "one of base, m0, m1, reward" in error_of("m7", "--to", "out")
     assert "--license" in error_of("m1", "--to", "out", "--license", "a b")
-    assert "--max-shard-size" in error_of("m1", "--to", "out", "--max-shard-size", "big")
     assert "models/m0: holds no base model" in error_of("m1", "--to", "out", "--base", "models/m0")
     shutil.copytree("models/base", "other")
     weights = load_file("other/model.safetensors")

@@ -24,9 +24,9 @@ REPOSITORY = "owner/name"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """One repository; each branch is a dictionary of files."""
+    """One repository with one branch."""
 
-    branches: ClassVar[dict[str, dict[str, bytes]]]
+    files: ClassVar[dict[str, bytes]]
     uploads: ClassVar[dict[str, bytes]]
     refuse: ClassVar[dict[str, int]]  # a part of a path -> the status that it gets
     private: ClassVar[bool | None]  # None: there is no repository yet
@@ -70,14 +70,11 @@ class Hub(BaseHTTPRequestHandler):
         if Hub.private is None:
             return 404, {"error": "Repository not found"}
         what = path.removeprefix(f"/api/models/{REPOSITORY}").strip("/").split("/")
-        if what[0] == "branch":
-            Hub.branches.setdefault(what[1], dict(Hub.branches["main"]))
-            return 200, {}
         if what[0] == "tree":
-            files = Hub.branches[what[1]].items()
+            assert what[1] == "main"
             return 200, [
                 {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in files
+                for name, data in Hub.files.items()
             ]
         if what[0] == "preupload":
             modes = [
@@ -88,15 +85,15 @@ class Hub(BaseHTTPRequestHandler):
             return 200, {"files": modes}
         if what[0] == "commit":
             for line in map(json.loads, body.splitlines()):
-                name, branch = line["value"].get("path"), Hub.branches[what[1]]
+                name = line["value"].get("path")
                 if line["key"] == "file":
-                    branch[name] = base64.b64decode(line["value"]["content"])
+                    Hub.files[name] = base64.b64decode(line["value"]["content"])
                 elif line["key"] == "lfsFile":
-                    branch[name] = Hub.uploads[line["value"]["oid"]]
+                    Hub.files[name] = Hub.uploads[line["value"]["oid"]]
                 elif line["key"] == "deletedFile":
-                    del branch[name]
+                    del Hub.files[name]
             return 200, {"commitUrl": f"{here}/{REPOSITORY}/commit/{'0' * 40}", "commitOid": "0" * 40}
-        siblings = [{"rfilename": name} for name in Hub.branches["main"]]
+        siblings = [{"rfilename": name} for name in Hub.files]
         return 200, {"id": REPOSITORY, "private": Hub.private, "sha": "0" * 40, "siblings": siblings}
 
     def reply(self, status: int, value: Any) -> None:
@@ -114,7 +111,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture(autouse=True)
 def hub(workspace: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A server for the duration of a test, a token for it, and an export in out/m1."""
-    Hub.branches, Hub.uploads, Hub.refuse, Hub.private, Hub.requests = {"main": {}}, {}, {}, None, []
+    Hub.files, Hub.uploads, Hub.refuse, Hub.private, Hub.requests = {}, {}, {}, None, []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
@@ -153,42 +150,41 @@ def test_the_repository_holds_the_export_byte_for_byte() -> None:
     result = push("out/m1", REPOSITORY)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1].endswith(f"/{REPOSITORY}/commit/{'0' * 40}")
-    assert Hub.branches["main"] == files_of("out/m1")
+    assert Hub.files == files_of("out/m1")
     assert Hub.private is False
 
 
 def test_a_model_is_exported_on_the_way() -> None:
     result = push("m1", REPOSITORY)
     assert result.exit_code == 0, result.output
-    assert Hub.branches["main"] == files_of("out/m1")
+    assert Hub.files == files_of("out/m1")
 
 
 def test_what_an_earlier_version_left_is_deleted_and_a_readers_own_files_stay() -> None:
-    Hub.branches["main"] = {"model-00001-of-00002.safetensors": b"old", "notes.txt": b"mine", "README.md": b"old"}
+    Hub.files = {"model-00001-of-00002.safetensors": b"old", "notes.txt": b"mine", "README.md": b"old"}
     Hub.private = False
     assert push("out/m1", REPOSITORY).exit_code == 0
-    assert Hub.branches["main"] == files_of("out/m1") | {"notes.txt": b"mine"}
+    assert Hub.files == files_of("out/m1") | {"notes.txt": b"mine"}
 
 
-def test_a_branch_and_a_private_repository_are_made() -> None:
-    assert push("out/m1", REPOSITORY, "--private", "--revision", "v2").exit_code == 0
+def test_a_private_repository_is_created() -> None:
+    assert push("out/m1", REPOSITORY, "--private").exit_code == 0
     assert Hub.private is True
-    assert Hub.branches["v2"] == files_of("out/m1")
-    assert Hub.branches["main"] == {}
+    assert Hub.files == files_of("out/m1")
 
 
 def test_a_public_repository_is_not_taken_for_a_private_one() -> None:
     Hub.private = False
-    assert "is there already, and public" in error_of("out/m1", REPOSITORY, "--private")
-    assert Hub.branches["main"] == {}
+    assert "exists and is public" in error_of("out/m1", REPOSITORY, "--private")
+    assert Hub.files == {}
 
 
 def test_files_that_no_export_writes_stay_here() -> None:
     Path("out/m1/.env").write_text("SECRET=1")
     Path("out/m1/notes.txt").write_text("mine")
     result = push("out/m1", REPOSITORY)
-    assert "left out, as no export writes them: .env, notes.txt" in result.stdout
-    assert not {".env", "notes.txt"} & set(Hub.branches["main"])
+    assert "left out, not part of the export: .env, notes.txt" in result.stdout
+    assert not {".env", "notes.txt"} & set(Hub.files)
 
 
 def test_a_dry_run_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +231,3 @@ def test_offline_and_an_address_where_nothing_listens(monkeypatch: pytest.Monkey
 def test_an_id_that_is_none_is_refused_before_anything_is_done(repo_id: str) -> None:
     assert "give OWNER/NAME" in error_of("m1", repo_id)
     assert Hub.requests == []
-
-
-def test_a_branch_that_is_none_is_refused() -> None:
-    assert "--revision" in error_of("out/m1", REPOSITORY, "--revision", "a b")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from align.cli.page.rows import histograms
 from align.cli.show.panels import show_rows
+from align.cli.show.row_page import histograms
 from tests.cli.test_page import Page
 from tests.dvc_project import align, error_of
 
@@ -19,7 +19,7 @@ CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]")
 ATTACK = "\x1b[31m \x1b]0;title\x07 \x9b2J \x7f\x08\r\u202e"
 ROWS = [
     {"id": "a", "prompt": "Plant a Garden", "score": 4.25, "iteration": "m1", "ok": True, "n": 1},
-    {"id": "b", "prompt": "Mend a bicycle", "score": 4, "iteration": "m2", "ok": False, "n": 2},
+    {"id": "b", "prompt": "Fix a bicycle", "score": 4, "iteration": "m2", "ok": False, "n": 2},
     {"id": "c", "prompt": "Bake bread", "score": None, "iteration": None, "ok": True, "n": "1"},
     {"id": "d", "prompt": "Ride", "score": 1.5, "iteration": "m1", "n": 10, "messages": [{"content": "GARDEN path"}]},
 ]
@@ -97,7 +97,7 @@ def test_sorting_keeps_the_order_of_rows_that_are_alike_and_puts_numbers_before_
     assert ids("--sort", "n") == "abdc"
 
 
-def test_a_sample_is_drawn_by_its_seed_and_stands_in_the_files_order() -> None:
+def test_a_sample_is_drawn_by_its_seed_and_keeps_the_files_order() -> None:
     write("many.jsonl", [{"id": number} for number in range(1000)])
 
     def sample(seed: str) -> list[int]:
@@ -111,14 +111,14 @@ def test_a_sample_is_drawn_by_its_seed_and_stands_in_the_files_order() -> None:
     assert max(first) > 500
 
 
-def test_a_terminal_gets_ten_rows_and_json_gets_all() -> None:
+def test_a_terminal_shows_ten_rows_and_json_all() -> None:
     write("many.jsonl", [{"id": number} for number in range(30)])
     assert show("many.jsonl", "--grep", "").splitlines()[-1] == "many.jsonl: 10 of 30 rows"
     assert show("many.jsonl", "--rows", "3").splitlines()[-1] == "many.jsonl: 3 of 30 rows"
     assert show("many.jsonl", "--where", "id<5", "--rows", "2").splitlines()[-1] == (
-        "many.jsonl: 2 of the 5 rows that pass, 30 in all"
+        "many.jsonl: 2 of 5 matching rows, 30 in all"
     )
-    assert show("many.jsonl", "--where", "id<0") == "many.jsonl: no row passes, 30 in all\n"
+    assert show("many.jsonl", "--where", "id<0") == "many.jsonl: none of 30 rows matches\n"
     assert len(show("many.jsonl", "--json", "--grep", "").splitlines()) == 30
 
 
@@ -141,15 +141,14 @@ def test_one_data_set_needs_no_name() -> None:
             ["--where", "scor>=4"],
             "no row has the column 'scor'; columns: id, prompt, score, iteration, ok, n, messages",
         ),
-        (["--where", "score"], "--where 'score': no condition; write a column, "),
-        (["--where", ">=4"], "--where '>=4': no condition; "),
-        (["--where", "score>=high"], "--where 'score>=high': 'high' is no number, and >= compares numbers"),
-        (["--where", "prompt<5"], "column 'prompt' holds no number, and < compares numbers; "),
+        (["--where", "score"], "--where 'score': not a condition; write a column, "),
+        (["--where", ">=4"], "--where '>=4': not a condition; "),
+        (["--where", "score>=high"], "--where 'score>=high': >= compares numbers, and 'high' is not one"),
+        (["--where", "prompt<5"], "column 'prompt' has no numbers, and < compares numbers; "),
         (["--sort", "scor"], "no row has the column 'scor'; "),
         (["--desc"], "--desc needs --sort COLUMN"),
         (["-o", "x.html"], "-o needs --html"),
         (["--html", "--json"], "--html and --json exclude each other"),
-        (["--rows", "1", "--code"], "--code belongs to the lineage, "),
         (["--what", "ift"], "data/m1/scores.jsonl is a file; --what names a data set of a model"),
     ],
 )
@@ -157,8 +156,8 @@ def test_a_bad_filter_is_one_line_that_says_what_is_wrong(arguments: list[str], 
     assert error_of("show", "data/m1/scores.jsonl", *arguments).startswith(f"Error: {message}")
 
 
-def test_what_is_nothing_is_one_line() -> None:
-    assert error_of("show", "m9", "--rows", "1").startswith("Error: 'm9': no such file, and no data set of a model ")
+def test_an_unknown_name_is_a_one_line_error() -> None:
+    assert error_of("show", "m9", "--rows", "1").startswith("Error: 'm9': not a file, nor a model with data here")
     assert error_of("show", "x/y.jsonl", "--rows", "1").startswith("Error: x/y.jsonl: no such file; ")
     assert error_of("show", "data/m1", "--rows", "1").startswith("Error: data/m1: is a directory; ")
     Path("bad.jsonl").write_text('{"id": 1}\n{"id": NaN}\n', encoding="utf-8")
@@ -225,11 +224,11 @@ def test_html_has_a_section_for_each_data_set_of_a_model() -> None:
     assert page.rows() == [{"id": "p"}, *ROWS]
 
 
-def test_html_of_filtered_rows_goes_where_it_is_told() -> None:
+def test_filtered_rows_are_written_to_the_named_page() -> None:
     show("m1", "--what", "scores", "--where", "score>=4", "--html", "-o", "x/y.html")
     page = Page(Path("x/y.html"))
     assert page.rows() == ROWS[:2]
-    assert page.text("li") == ["data/m1/scores.jsonl: 2 of the 2 rows that pass, 4 in all"]
+    assert page.text("li") == ["data/m1/scores.jsonl: 2 of 2 matching rows, 4 in all"]
 
 
 def test_a_bad_file_leaves_no_page() -> None:

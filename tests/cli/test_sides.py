@@ -69,8 +69,8 @@ def project(made: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 def margins(*arguments: str) -> tuple[float, float]:
     result = align("diff", *arguments, "--format", "json")
     assert result.exit_code == 0, result.output
-    [found] = json.loads(result.output)["data_sets"].values()
-    number = found["numbers"]["margin"]
+    [data_set] = json.loads(result.output)["data_sets"].values()
+    number = data_set["numbers"]["margin"]
     return number["a"]["mean"], number["b"]["mean"]
 
 
@@ -134,10 +134,10 @@ def test_a_missing_object_is_named_with_what_to_push(project: Project, tmp_path:
     assert line.startswith(f"Error: {PAIRS} at one (md5 ")
     assert "no remote is set up" in line
     project.run(f"dvc remote add -q -d store {tmp_path / 'store'}")
-    assert "nor on the remote store: `dvc exp push` or `dvc push` it from where it was made" in error_of("m1@one", "m1")
+    assert "nor on the remote store: `dvc exp push` or `dvc push` it where it was made" in error_of("m1@one", "m1")
 
 
-def test_a_data_set_out_of_reach_is_told_and_the_others_are_compared(project: Project) -> None:
+def test_a_data_set_out_of_reach_is_reported_and_the_others_are_compared(project: Project) -> None:
     for model in ("m1", "m2"):
         project.write(f"data/{model}/prompts.jsonl", '{"id": 1}\n')
     project.run(f"rm -r {PAIRS} .dvc/cache")
@@ -148,7 +148,7 @@ def test_a_data_set_out_of_reach_is_told_and_the_others_are_compared(project: Pr
 
 
 def test_an_unknown_revision_is_named_with_where_to_look(project: Project) -> None:
-    assert error_of("m1@nope", "m1").startswith("Error: no revision 'nope': git has no such branch, tag or commit")
+    assert error_of("m1@nope", "m1").startswith("Error: no revision 'nope': neither a git branch, tag or commit")
 
 
 def test_a_file_that_a_revision_lacks_is_named_with_the_revision(project: Project) -> None:

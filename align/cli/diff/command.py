@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from align.cli.diff.output import FEW, Comparison, write_lines
+from align.cli.diff.output import FEW, Comparison
 from align.cli.diff.sides import Side, opened
 from align.compare.data_sets import ARTIFACTS
 from align.compare.join import KINDS, Kind
@@ -15,18 +15,18 @@ from align.core.errors import InputError
 @click.command()
 @click.argument("a")
 @click.argument("b")
-@click.option("--what", type=click.Choice(list(ARTIFACTS)), help="One data set; all that both sides have, by default.")
-@click.option("-k", "--key", "keys", multiple=True, help="Key column; repeat for several. Default: by the data set.")
-@click.option("--only", "kinds", type=click.Choice(KINDS), multiple=True, help="Rows of this kind; repeat for several.")
+@click.option("--what", type=click.Choice(list(ARTIFACTS)), help="Compare this data set. Default: all that both have.")
+@click.option("-k", "--key", "keys", multiple=True, help="Key column; repeatable. Default: the data set's key.")
+@click.option("--only", "kinds", type=click.Choice(KINDS), multiple=True, help="Only rows of this kind; repeatable.")
 @click.option(
     "--limit",
     type=click.IntRange(min=0),
-    help=f"Rows of each kind. Default: all in jsonl and html, {FEW} of one data set in a table, none of several.",
+    help=f"Rows of each kind. Default: all in jsonl and html, {FEW} in a table of one data set, otherwise none.",
 )
 @click.option("--format", "style", type=click.Choice(["table", "json", "jsonl", "html"]), default="table")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file.")
-@click.option("--tolerance", type=click.FloatRange(min=0), default=0.0, help="Numbers no further apart are equal.")
-@click.option("--exit-code", is_flag=True, help="Exit with 0 if the sides are the same, 1 if not, 2 at an error.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="With --format html: the file.")
+@click.option("--tolerance", type=click.FloatRange(min=0), default=0.0, help="Largest difference of equal numbers.")
+@click.option("--exit-code", is_flag=True, help="Exit with 0 if the sides are equal, 1 if not, 2 on an error.")
 def diff(
     a: str,
     b: str,
@@ -41,25 +41,22 @@ def diff(
 ) -> None:
     """Compare the data of two models, or two JSONL files, row by row.
 
-    Each side is a model or a file, here or, with @, at a git revision or in an experiment:
+    Each side is a model or a file, in the workspace or, after an @, at a git revision or in an experiment:
 
     \b
       align diff m1 m2                      what the second iteration did to the data
       align diff m1@main m1@exp-name        one iteration before and after
       align diff data/m1/ift.jsonl@HEAD~3 data/m1/ift.jsonl
     """
-    if style == "html" and output is None:
-        raise click.UsageError("--format html writes a page: name a file with -o")
+    if (style == "html") != (output is not None):
+        raise click.UsageError("--format html and -o FILE belong together")
     if not math.isfinite(tolerance):
         raise click.UsageError(f"--tolerance: expected a number from 0, got {tolerance}")
     try:
         with opened() as sources:
             comparison = Comparison(sources, Side.parse(a), Side.parse(b), what, keys, kinds or KINDS, limit, tolerance)
-            if style == "html":
-                assert output is not None
+            if output is not None:
                 comparison.write_html(output)
-            elif output is not None:
-                write_lines(output, (click.unstyle(line) for line in getattr(comparison, style)()))
             else:
                 for line in getattr(comparison, style)():
                     click.echo(line)

@@ -1,4 +1,4 @@
-"""What `align diff` prints: counts, numbers with their histograms, and rows with the words that changed."""
+"""Differences as text: counts, numbers with their histograms, and rows with the words that changed."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,61 +19,44 @@ COLORS: dict[Kind, str] = {"added": "green", "removed": "red", "changed": "yello
 
 
 def report(name: str, diff: Diff, a: str, b: str, kinds: Sequence[Kind], limit: int) -> Iterator[str]:
-    """Yield the lines for one data set, safe for a terminal; colours are click's, which it takes out of files."""
+    """Yield the lines for one data set, safe for a terminal; click removes the colours outside of terminals."""
     yield from summary(name, diff, a, b)
-    width = _width(diff)
-    for column, number in diff.numbers.items():
-        yield _number(printable(column).ljust(width), number, b)
-        yield from _histogram(width, number)
-    for kind in kinds:
-        for change in diff.changes([kind], limit):
-            yield from _row(change, diff.key)
+    for change in diff.changes(kinds, limit):
+        yield from _row(change, diff.key)
 
 
-def summary(name: str, diff: Diff, a: str, b: str) -> Iterator[str]:
-    """Yield what there is to tell apart from numbers and rows."""
-    a, b = printable(a), printable(b)
+def summary(name: str, diff: Diff, a: str, b: str, bars: bool = True) -> Iterator[str]:
+    """Yield what differs apart from the rows, with histograms as `bars` if asked for."""
     counts = f"{diff.added} added, {diff.removed} removed, {diff.changed} changed, {diff.unchanged} unchanged"
     yield click.style(f"{printable(name)}: {diff.rows_a} -> {diff.rows_b} rows; {counts}", bold=True)
     if not (diff.unchanged or diff.changed) and diff.rows_a and diff.rows_b:
-        yield f"  no row of one side is in the other, by {printable(', '.join(diff.key))}: other rows, not changed ones"
+        yield printable(f"  the sides have no row in common (by {', '.join(diff.key)}), so only their totals compare")
     for duplicates, side in ((diff.duplicates_a, a), (diff.duplicates_b, b)):
-        yield from _duplicates(diff, duplicates, side)
-    for name, kind in diff.columns_added.items():
-        yield printable(f"  + column {name} ({kind})")
-    for name, kind in diff.columns_removed.items():
-        yield printable(f"  - column {name} ({kind})")
-    for name, (old, new) in diff.columns_retyped.items():
-        yield printable(f"  ~ column {name}: {old} -> {new}")
+        if duplicates.keys:
+            yield click.style(printable(_duplicates(diff.key, duplicates, side)), fg="yellow")
+    for column, kind in diff.columns_added.items():
+        yield printable(f"  + column {column} ({kind})")
+    for column, kind in diff.columns_removed.items():
+        yield printable(f"  - column {column} ({kind})")
+    for column, (old, new) in diff.columns_retyped.items():
+        yield printable(f"  ~ column {column}: {old} -> {new}")
     if diff.changed_columns:
         yield printable("  changed: " + ", ".join(f"{column} {n}" for column, n in diff.changed_columns.items()))
     if diff.preferences is not None and diff.changed:
         pairs = diff.preferences
         yield f"  pairs: {pairs.swapped} swapped, {pairs.new_chosen} new chosen, {pairs.new_rejected} new rejected"
-
-
-def facts(name: str, diff: Diff, a: str, b: str) -> Iterator[str]:
-    """Yield the lines for a page, which draws histograms and rows itself."""
-    for line in summary(name, diff, a, b):
-        yield click.unstyle(line).strip()
+    width = min(24, max(map(len, diff.numbers), default=0))
     for column, number in diff.numbers.items():
-        yield _number(printable(column), number, b).strip()
+        yield printable(_number(column.ljust(width), number, b))
+        if bars and len(number.edges) > 2 and number.a.count and number.b.count:
+            low, high = _figure(number.edges[0]), _figure(number.edges[-1])
+            old, new = _bars(number.a.histogram), _bars(number.b.histogram)
+            yield f"  {' ' * width}  {low} |{old}| -> |{new}| {high}"
 
 
-def _duplicates(diff: Diff, duplicates: Duplicates, side: str) -> Iterator[str]:
-    if duplicates.keys:
-        keys = ", ".join(json.dumps(dict(zip(diff.key, key, strict=True))) for key in duplicates.examples)
-        yield click.style(
-            printable(
-                f"  {side}: {duplicates.keys} keys stand more than once, in {duplicates.rows} rows, such as {keys}; "
-                "their rows are matched in the order of the file"
-            ),
-            fg="yellow",
-        )
-
-
-def _width(diff: Diff) -> int:
-    return min(24, max((len(name) for name in diff.numbers), default=0))
+def _duplicates(key: Sequence[str], duplicates: Duplicates, side: str) -> str:
+    examples = ", ".join(json.dumps(dict(zip(key, values, strict=True))) for values in duplicates.examples)
+    return f"  {side}: {duplicates.keys} duplicate keys in {duplicates.rows} rows, matched in file order: {examples}"
 
 
 def _number(name: str, number: NumberColumn, b: str) -> str:
@@ -82,15 +65,8 @@ def _number(name: str, number: NumberColumn, b: str) -> str:
     if old.quantiles and new.quantiles:
         text += f"  median {_figure(old.quantiles[2])} -> {_figure(new.quantiles[2])}"
     if number.higher or number.lower or number.equal:
-        text += f"  ({printable(b)} higher in {number.higher}, lower in {number.lower}, equal in {number.equal})"
+        text += f"  ({b} higher in {number.higher}, lower in {number.lower}, equal in {number.equal})"
     return text
-
-
-def _histogram(width: int, number: NumberColumn) -> Iterator[str]:
-    old, new = number.a, number.b
-    if len(number.edges) > 2 and old.count and new.count:
-        low, high = _figure(number.edges[0]), _figure(number.edges[-1])
-        yield f"  {' ' * width}  {low} |{_bars(old.histogram)}| -> |{_bars(new.histogram)}| {high}"
 
 
 def _bars(counts: Sequence[int]) -> str:
@@ -104,26 +80,21 @@ def _figure(value: float | None) -> str:
 
 
 def _row(change: RowChange, key: Sequence[str]) -> Iterator[str]:
-    row = change.b if change.b is not None else change.a
-    assert row is not None
+    a, b = change.a, change.b
+    row: Mapping[str, Any] = b or a or {}
     head = f"  {SIGNS[change.kind]} " + " ".join(f"{name}={_text(row[name])}" for name in key)
     yield click.style(_lines(head), fg=COLORS[change.kind])
-    if change.a is None or change.b is None:
-        columns = [name for name, value in row.items() if name not in key and value is not None]
-        for name in columns:
-            yield f"      {_lines(f'{name}: {_cut(_text(row[name]))}')}"
+    if a is None or b is None:
+        for name, value in row.items():
+            if name not in key and value is not None:
+                yield f"      {_lines(f'{name}: {_cut(_text(value))}')}"
         return
-    names = [name for name in change.b if name in change.a and change.a[name] != change.b[name]]
-    if {"chosen", "rejected"} <= {*names} and _swapped(change.a, change.b):
-        yield "      chosen and rejected have changed places"
+    names = [name for name in b if name in a and a[name] != b[name]]
+    if {"chosen", "rejected"} <= {*names} and (a["chosen"], a["rejected"]) == (b["rejected"], b["chosen"]):
+        yield "      chosen and rejected have swapped"
         names = [name for name in names if name not in ("chosen", "rejected")]
     for name in names:
-        yield f"      {_lines(name)}: {word_diff(_text(change.a[name]), _text(change.b[name]))}"
-
-
-def _swapped(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Tell whether the replies of a pair have changed places."""
-    return bool(a["chosen"] == b["rejected"] and a["rejected"] == b["chosen"])
+        yield f"      {_lines(name)}: {_word_diff(_text(a[name]), _text(b[name]))}"
 
 
 def _text(value: Any) -> str:
@@ -139,12 +110,12 @@ def _cut(text: str) -> str:
 
 
 def _lines(text: str) -> str:
-    """Return `text` for a terminal, its lines below each other: none can pass for one of the report."""
+    """Return `text` for a terminal, its lines indented so that none looks like a line of the report."""
     return "\n        ".join(map(printable, text.split("\n")))
 
 
-def word_diff(old: str, new: str) -> str:
-    """Return both texts in one, `[-removed-]` and `{+added+}` as git marks them; long equal parts are left out."""
+def _word_diff(old: str, new: str) -> str:
+    """Return both texts in one, with git's marks `[-removed-]` and `{+added+}`, and long equal parts left out."""
     before, after = old.split(" "), new.split(" ")
     if max(len(before), len(after)) > MAX_WORDS:
         return f"{_removed(_cut(old))} {_added(_cut(new))}"

@@ -1,6 +1,6 @@
-"""What `align diff` and others are asked for: a model or a file, here or at a revision, and where its rows are.
+"""The two sides of `align diff`: a model or a file, here or at a revision, and the files that hold its rows.
 
-What is not in the workspace comes from DVC's cache, where it is read in place, or from the remote.
+What is not in the workspace is read in place from DVC's cache, or downloaded from the remote.
 """
 
 import os
@@ -11,9 +11,9 @@ from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
-from align.cli.project.dvc import DvcFiles
+from align.cli.project.dvc import LOCK_FILE, DvcFiles
 from align.compare.data_sets import ARTIFACTS
 from align.core.errors import InputError, quoted
 from align.core.files import read_bytes
@@ -25,22 +25,27 @@ class Side:
 
     text: str
     name: str
-    rev: str | None
+    rev: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> "Side":
-        """Read it; a file that is here may have an @ in its name."""
+    def parse(cls, text: str) -> Self:
+        """Parse it; a file that exists here may have an @ in its name."""
         name, at, rev = text.rpartition("@")
         if not at or not name or os.path.isfile(text):
-            return cls(text, text, None)
+            return cls(text, text)
         if not rev:
-            raise InputError(f"{quoted(text)}: no revision after the @; write NAME@REV, or NAME for what is here")
+            raise InputError(f"{quoted(text)}: no revision after the @; write NAME@REV, or NAME for the workspace")
         return cls(text, name, rev)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it names a file rather than a model."""
+        return os.sep in self.name or self.name.endswith(".jsonl") or os.path.isfile(self.name)
 
 
 @contextmanager
 def opened() -> Iterator["Sources"]:
-    """Open the places that rows come from; what was downloaded is deleted at the end."""
+    """Open the places that rows come from; downloads are deleted at the end."""
     with TemporaryDirectory(prefix="align-") as folder:
         yield Sources(Path(folder))
 
@@ -50,113 +55,94 @@ class Sources:
     """The workspace, and the revisions that were asked for."""
 
     downloads: Path
+    dvc: DvcFiles = field(default_factory=DvcFiles)
     _revisions: dict[str | None, Any] = field(default_factory=dict)
 
     @cached_property
     def lock(self) -> str:
-        """The text of dvc.lock here: to open DVC takes longer than most comparisons."""
-        return read_bytes(Path("dvc.lock")).decode(errors="replace") if os.path.exists("dvc.lock") else ""
-
-    @cached_property
-    def dvc(self) -> DvcFiles:
-        """The repository of the working directory."""
-        return DvcFiles()
+        """The text of dvc.lock here: opening DVC takes longer than most comparisons."""
+        return read_bytes(LOCK_FILE).decode(errors="replace") if LOCK_FILE.exists() else ""
 
     def has(self, side: Side, path: str) -> bool:
-        """Tell whether a side has a file: here, or recorded by DVC or git."""
+        """Return whether a side has a file: here, or recorded by DVC or git."""
         if side.rev is None:
             return os.path.isfile(path) or f"path: {path}\n" in self.lock
         return bool(self._files(side.rev).isfile(path))
 
     def file(self, side: Side, path: str) -> Path:
-        """Return a local file with a side's content of a path.
-
-        Raises:
-            InputError: there is none, or it is neither here nor in the cache nor on the remote.
-        """
+        """Return a local file with a side's content of a path, downloaded if it is not in the cache."""
         if side.rev is None and (os.path.exists(path) or f"path: {path}\n" not in self.lock):
-            return Path(path)  # whoever opens it tells what is wrong with it
+            return Path(path)  # its reader reports what is wrong with it
         files = self._files(side.rev)
-        where = f" at {side.rev}" if side.rev is not None else ""
+        what = path if side.rev is None else f"{path} at {side.rev}"
         if not files.isfile(path):
-            raise InputError(f"{path}{where}: no such file; `dvc ls . -R --rev REV` lists those of a revision")
-        info = files.info(path).get("dvc_info", {})
-        if digest := info.get("md5"):
-            cached = os.path.join(self.dvc.cache, digest[:2], digest[2:])
-            if os.path.isfile(cached):
-                return Path(cached)
+            raise InputError(f"{what}: no such file; `dvc ls . -R --rev REV` lists the files of a revision")
+        if digest := files.info(path).get("dvc_info", {}).get("md5"):
+            cached = Path(self.dvc.cache, digest[:2], digest[2:])
+            if cached.is_file():
+                return cached
+            what += f" (md5 {digest})"
         target = self.downloads / f"{len(os.listdir(self.downloads))}-{Path(path).name}"
         try:
             files.get_file(path, os.fspath(target))
-        except Exception as error:
-            # Each kind of remote has errors of its own; which object is missing is what matters, and their words.
-            raise InputError(_not_found(path, where, digest, error, self.dvc)) from None
+        except Exception as error:  # each kind of remote raises its own errors
+            raise InputError(self._not_found(what, side, error)) from None
         return target
 
     def _files(self, rev: str | None) -> Any:
         if rev not in self._revisions:
-            if rev is not None:
-                self._check(rev)
             repo = self.dvc.repo
-            # A revision has its own .dvc/config, in which a remote that was added later is missing.
-            config = {key: value for key, value in repo.config.items() if key in ("core", "remote", "cache")}
             filesystem = import_module("dvc.fs.dvc").DVCFileSystem
-            self._revisions[rev] = (
-                filesystem(url=repo.root_dir, rev=rev, config=config) if rev else filesystem(repo=repo)
-            )
+            if rev is None:
+                self._revisions[rev] = filesystem(repo=repo)
+            else:
+                self._check_revision(rev)
+                # A revision has its own .dvc/config, without remotes that were added later.
+                config = {key: value for key, value in repo.config.items() if key in ("core", "remote", "cache")}
+                self._revisions[rev] = filesystem(url=repo.root_dir, rev=rev, config=config)
         return self._revisions[rev]
 
-    def _check(self, rev: str) -> None:
-        exceptions, resolve = import_module("scmrepo.exceptions"), import_module("dvc.scm").resolve_rev
+    def _check_revision(self, rev: str) -> None:
+        errors = import_module("scmrepo.exceptions").SCMError, import_module("dvc.exceptions").DvcException
         try:
-            resolve(self.dvc.repo.scm, rev)
-        except (exceptions.SCMError, import_module("dvc.exceptions").DvcException):
+            import_module("dvc.scm").resolve_rev(self.dvc.repo.scm, rev)
+        except errors:
             raise InputError(
-                f"no revision {quoted(rev)}: git has no such branch, tag or commit, and DVC no such experiment; "
+                f"no revision {quoted(rev)}: neither a git branch, tag or commit, nor a DVC experiment; "
                 "see `git log` and `dvc exp list --all-commits`, or fetch it: `git fetch`, `dvc exp pull origin NAME`"
             ) from None
 
-
-def _not_found(path: str, where: str, digest: str | None, error: Exception, dvc: DvcFiles) -> str:
-    remote = dvc.repo.config["core"].get("remote")
-    reason = " ".join(str(error).split())[:200]
-    if remote is None:
-        hint = "no remote is set up to get it from (docs/SHARING.md)"
-    else:
-        push = "`dvc exp push` or `dvc push`" if where else "`dvc push`"
-        hint = f"nor on the remote {remote}: {push} it from where it was made"
-    what = f"{path}{where}" + (f" (md5 {digest})" if digest else "")
-    return f"{what}: neither here nor in DVC's cache, {hint}, or make it anew with `dvc repro` ({reason})"
+    def _not_found(self, what: str, side: Side, error: Exception) -> str:
+        remote = self.dvc.repo.config["core"].get("remote")
+        reason = " ".join(str(error).split())[:200]
+        if remote is None:
+            hint = "and no remote is set up (docs/SHARING.md)"
+        else:
+            push = "`dvc push`" if side.rev is None else "`dvc exp push` or `dvc push`"
+            hint = f"nor on the remote {remote}: {push} it where it was made"
+        return f"{what}: neither here nor in DVC's cache, {hint}, or run `dvc repro` ({reason})"
 
 
 def data_sets(sources: Sources, a: Side, b: Side, what: str | None) -> dict[str, tuple[str, str, tuple[str, ...]]]:
-    """Return what to compare: name -> (path of A, path of B, key columns).
-
-    Raises:
-        InputError: nothing.
-    """
-    if _is_file(a) or _is_file(b):
-        return {Path(b.name).name: (a.name, b.name, _key(b.name))}
-    found: dict[str, tuple[str, str, tuple[str, ...]]] = {}
+    """Return what to compare: name -> (path of A, path of B, key columns)."""
+    if a.is_file or b.is_file:
+        return {Path(b.name).name: (a.name, b.name, _key(Path(b.name)))}
+    result: dict[str, tuple[str, str, tuple[str, ...]]] = {}
     for name, (pattern, key) in ARTIFACTS.items():
         paths = pattern.format(a.name), pattern.format(b.name)
         if name == what or (what is None and sources.has(a, paths[0]) and sources.has(b, paths[1])):
-            found[name] = (*paths, key)
-    if not found:
+            result[name] = (*paths, key)
+    if not result:
         raise InputError(
-            f"nothing to compare: {quoted(a.text)} and {quoted(b.text)} are no files, and no data set of both is "
-            "known; name two models, two files, or one of them with @REVISION"
+            f"nothing to compare: {quoted(a.text)} and {quoted(b.text)} are not files, nor models with a data set in "
+            "common; name two models or two files, either with @REVISION"
         )
-    return found
+    return result
 
 
-def _is_file(side: Side) -> bool:
-    return os.sep in side.name or side.name.endswith(".jsonl") or os.path.isfile(side.name)
-
-
-def _key(path: str) -> tuple[str, ...]:
-    """Return the key columns of the artifact that a path has the name of; `id` of any other file."""
+def _key(path: Path) -> tuple[str, ...]:
+    """Return the key columns of the data set that a file is named after; `id` for any other file."""
     for pattern, key in ARTIFACTS.values():
-        if Path(path).name == Path(pattern).name or (Path(path).parent.name == "eval" and "eval/" in pattern):
+        if path.name == Path(pattern).name or (path.parent.name == "eval" and "eval/" in pattern):
             return key
     return ("id",)

@@ -1,5 +1,6 @@
-"""A model as plain transformers loads it: its adapter merged into the base, in a folder with tokenizer and card."""
+"""A model as plain transformers loads it: its adapter merged into the base."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,15 +8,12 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
-from transformers.utils import logging
 
 from align.cli.project.cards import CARD_FILE, ModelCard, source_hash
 from align.core.errors import InputError, quoted
-from align.core.files import REBUILD, check_regular, replacing
+from align.core.files import REBUILD
 from align.models.adapters import put_adapter_weights
-from align.models.base import copy_tokenizer
 from align.models.loading import (
     ADAPTER_FILE,
     load_adapter_config,
@@ -24,17 +22,14 @@ from align.models.loading import (
     load_weights,
     reading_model,
 )
-from align.models.stack import HEAD_KEY, SCORE_FILE
+from align.models.stack import SCORE_FILE
 
 MODELS = Path("models")
-README = "README.md"
-SIGNATURE = "Written by `align export`."  # in the README of each export
-WRITTEN = ("*.json", "*.jinja", "*.safetensors", README, ".gitattributes")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a model consists of: a folder with full weights, or an adapter and the base that it goes over."""
+    """What a model consists of: a folder with full weights, or an adapter and its base."""
 
     name: str
     model_dir: Path
@@ -43,25 +38,14 @@ class Parts:
 
     @property
     def is_reward_model(self) -> bool:
-        """Tell whether it scores text instead of writing it."""
+        """Whether it scores text instead of writing it."""
         return self.score_bias is not None
-
-
-def quiet() -> None:
-    """Silence what transformers tells at each loading and saving."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def find_model(name: str, base_dir: Path | None = None) -> Parts:
     """Return the parts of a model: `m2` is models/m2; anything else is the path of a model directory.
 
-    Args:
-        name: as the user wrote it.
-        base_dir: the base of an adapter; None: the folder `base` beside it.
-
-    Raises:
-        InputError: there is no such model, or its base is not the one that it was trained over.
+    The base of an adapter is by default the folder `base` beside it, and must be the one it was trained over.
     """
     model_dir = _folder(name)
     if not (model_dir / "adapter_config.json").exists():
@@ -75,47 +59,31 @@ def find_model(name: str, base_dir: Path | None = None) -> Parts:
         base = ModelCard.read(model_dir).parents.get("base")
         if base is not None and source_hash(base_dir) != base.sha256:
             raise InputError(
-                f"{base_dir}: not the base that {model_dir} was trained over (other weights, by SHA-256); name that "
-                f"one with --base DIR, or run `dvc checkout`"
+                f"{base_dir}: not the base that {model_dir} was trained over (its weights have another SHA-256); name "
+                "the right one with --base DIR, or run `dvc checkout`"
             )
     bias = None
-    if _has_head(model_dir):
+    if load_adapter_config(model_dir).task_type == "SEQ_CLS":
         # A reward model from elsewhere has no bias: its scores are not centred.
         bias = load_score_bias(model_dir / SCORE_FILE) if (model_dir / SCORE_FILE).exists() else 0.0
     return Parts(model_dir.name, model_dir, base_dir, bias)
 
 
 def _folder(name: str) -> Path:
-    if "/" not in name and (MODELS / name).is_dir() and (MODELS / name).name == name:
+    if "/" not in name and os.path.isdir(MODELS / name):
         return MODELS / name
-    try:
-        found = Path(name).is_dir()
-    except (OSError, ValueError):  # a name too long, a NUL
-        found = False
-    if found:
+    if os.path.isdir(name):
         return Path(name).resolve()
     models = sorted(path.name for path in MODELS.iterdir() if path.is_dir()) if MODELS.is_dir() else []
-    raise InputError(
-        f"no model {quoted(name)}: expected a folder, or one of {', '.join(models) or 'those that `dvc repro` makes'}"
-    )
-
-
-def _has_head(model_dir: Path) -> bool:
-    path = model_dir / ADAPTER_FILE
-    check_regular(path)
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            names: list[str] = tensors.keys()
-            return HEAD_KEY in names
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot read the weights ({error}); {REBUILD}") from None
+    known = f"one of {', '.join(models)}" if models else "run `dvc repro`"
+    raise InputError(f"no model {quoted(name)}; name the folder of a model, or {known}")
 
 
 def load_merged(parts: Parts, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Return the whole model on the CPU, its parameters in `dtype` (None: that of the base's files), in eval mode.
+    """Return the whole model on the CPU in eval mode, its parameters in `dtype` (None: that of the base's files).
 
-    Each layer is merged in float32 and rounded to `dtype` once, however the base is stored; an adapter that was trained
-    over a quantized base goes into the full-precision one. A reward model has a head of one label, without its bias.
+    Each layer is merged in float32 and rounded once to `dtype`. An adapter trained over a quantized base is merged into
+    the full-precision one. A reward model has a head of one label, without its bias.
     """
     source = parts.base_dir or parts.model_dir
     auto_class: Any = AutoModelForSequenceClassification if parts.is_reward_model else AutoModelForCausalLM
@@ -127,7 +95,7 @@ def load_merged(parts: Parts, dtype: torch.dtype | None = None) -> PreTrainedMod
     for key, parameter in model.named_parameters():  # not the buffers: some are float32 in a model of any dtype
         parameter.data = parameter.data.to(dtype)
         if dtype == torch.float16 and not parameter.isfinite().all():
-            raise InputError(f"{parts.model_dir}: {key} has values beyond float16's range; take --dtype bfloat16")
+            raise InputError(f"{parts.model_dir}: {key} has values beyond float16's range; use --dtype bfloat16")
     model.requires_grad_(False).eval()
     return model
 
@@ -148,7 +116,7 @@ def _merge(model: PreTrainedModel, model_dir: Path, dtype: torch.dtype) -> PreTr
                 if module.get_base_layer().weight is embeddings:
                     raise InputError(
                         f"{path}: adapts {name.removeprefix('base_model.model.')}, whose weight the base shares "
-                        "between its first and last layer: merged it would change both; train without it "
+                        "between its first and last layer, and merging would change both; train without it "
                         "(target_modules)"
                     )
                 layer: Any = module
@@ -159,58 +127,3 @@ def _merge(model: PreTrainedModel, model_dir: Path, dtype: torch.dtype) -> PreTr
         merged = inner.unload()
     assert isinstance(merged, PreTrainedModel)
     return merged
-
-
-def is_exported(folder: Path) -> bool:
-    """Tell whether `align export` has written a folder: its README says so."""
-    try:
-        return (folder / "config.json").is_file() and SIGNATURE in (folder / README).read_text(encoding="utf-8")
-    except (OSError, ValueError):  # no README, or none in UTF-8; a name too long
-        return False
-
-
-def check_target(to: Path, force: bool) -> Path:
-    """Return the folder to write, resolved: it is new or empty, or with `force` one that an export wrote.
-
-    Raises:
-        InputError: it is neither; the message names a file that would be lost.
-    """
-    try:
-        target = to.resolve()
-        entries = sorted(path.name for path in target.iterdir()) if target.exists() else []
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"--to {to}: {reason}; name a new folder") from None
-    if not entries:
-        return target
-    if not force:
-        raise InputError(f"--to {to}: holds {entries[0]} already; name a new folder, or replace an export with --force")
-    foreign = [name for name in entries if not any(Path(name).match(pattern) for pattern in WRITTEN)]
-    if not is_exported(target):
-        raise InputError(f"--to {to}: `align export` did not write it; --force replaces nothing else")
-    if foreign:
-        raise InputError(f"--to {to}: holds {foreign[0]}, which no export writes; move it away, or name a new folder")
-    return target
-
-
-def write_export(model: PreTrainedModel, parts: Parts, to: Path, card_text: str, max_shard_size: str) -> list[Path]:
-    """Write a merged model with its tokenizer and cards to `to`, whole or not at all; returns the files, sorted.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    model.config.name_or_path = ""
-    if parts.score_bias is not None:
-        model.config.score_bias = parts.score_bias
-        model.config.problem_type = "regression"  # or a pipeline of transformers would put a sigmoid over the score
-    try:
-        with replacing(to) as temporary:
-            temporary.mkdir()
-            model.save_pretrained(temporary, max_shard_size=max_shard_size)
-            copy_tokenizer(parts.model_dir, temporary)
-            if (parts.model_dir / CARD_FILE).exists():
-                (temporary / CARD_FILE).write_bytes((parts.model_dir / CARD_FILE).read_bytes())
-            (temporary / README).write_text(card_text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--to {to}: cannot write ({error.strerror or error}); name another folder") from None
-    return sorted(to.iterdir())

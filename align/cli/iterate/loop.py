@@ -1,4 +1,4 @@
-"""More iterations of the self-rewarding loop, one at a time, for as long as a metric of the summary gets better."""
+"""More iterations of the self-rewarding loop, added one at a time while a metric of the summary improves."""
 
 import csv
 import math
@@ -6,90 +6,92 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from align.cli.project.dvc import LOCK_FILE
 from align.core.errors import InputError
 from align.core.files import replacing
 from align.core.params import PARAMS_FILE, Params
 
-LOCK_FILE = Path("dvc.lock")
 MODELS_FILE = Path("data/summary/models.csv")
 WIN_RATE = "win_rate_vs_m0"
 
-Dvc = Callable[[str], bool]  # runs `dvc <command>`, tells whether it succeeded
+Dvc = Callable[[str], bool]  # runs `dvc <command>`, returns whether it succeeded
+Say = Callable[[str], None]
 
 
 class Interrupted(InputError):
-    """Ctrl-C, once the files are as they were; the exit status is the shell's for SIGINT."""
+    """Ctrl-C, raised once the files are restored; the exit status is the shell's for SIGINT."""
 
     exit_code = 130
 
 
-@dataclass(frozen=True)
-class Goal:
-    """What a new model has to reach: a column of the summary's models.csv, better than the best so far."""
-
-    metric: str = WIN_RATE
-    min_delta: float = 0.0
-    lower_is_better: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.min_delta < math.inf:
-            raise InputError(f"--min-delta: expected a number from 0 on, got {self.min_delta}")
-
-    def improved(self, value: float, best: float) -> bool:
-        """Tell whether `value` is better than `best`, by `min_delta` at least."""
-        gain = best - value if self.lower_is_better else value - best
-        # The slack is for binary fractions: 0.3 - 0.2 is a little less than 0.1.
-        return gain > 0 and gain >= self.min_delta - 1e-12
-
-    def best(self, values: Mapping[str, float]) -> str:
-        """Return the model with the best of `values`, the first of equals."""
-        pick = min if self.lower_is_better else max
-        return pick(values, key=lambda model: values[model])
+def extend_chain(metric: str, limit: int, lower_is_better: bool, say: Say, dvc: Dvc | None = None) -> None:
+    """Reproduce the chain, then add up to `limit` iterations, until one is no better than the best before it."""
+    dvc = dvc or run_dvc
+    if limit < 1:
+        raise InputError(f"--max: expected 1 or more iterations to add, got {limit}")
+    next_model(Params.read().iterations)
+    if MODELS_FILE.is_file():  # find an unknown metric before hours of work
+        read_values(metric, [])
+    _reproduce_chain(dvc)
+    for _ in range(limit):
+        iterations = Params.read().iterations
+        model, parent = next_model(iterations)
+        values = read_values(metric, ["m0", *iterations])
+        if not values:
+            raise InputError(f"--until: no model of the loop has a value of {metric!r} in {MODELS_FILE}")
+        sign = -1 if lower_is_better else 1
+        best = max(values, key=lambda name: sign * values[name])
+        _try_iteration(model, parent, dvc, say)
+        value = read_values(metric, [model]).get(model)
+        step = f"{_show(values.get(parent))} -> {_show(value)}"
+        say(f"{model}: {metric} {step} (best {_show(values[best])} of {best})")
+        if value is None or sign * value <= sign * values[best]:
+            say(
+                f"{model} is no better, so the loop ends. The best is {best}. {model} stays in {PARAMS_FILE}; "
+                f"to drop it, delete its line `{model}: {parent}` there and run `dvc repro`"
+            )
+            return
+    say(f"{model} is the best; --max {limit} reached")
 
 
 def next_model(iterations: Mapping[str, str]) -> tuple[str, str]:
-    """Return the model that comes after the last of the chain, and its parent: that last one."""
+    """Return the model that follows the last one of the chain, and its parent: that last one."""
     parent = list(iterations)[-1]
     match = re.fullmatch(r"m([1-9][0-9]*)", parent)
     model = f"m{int(match[1]) + 1}" if match else None
     if model is None or model in iterations:
-        raise InputError(
-            f"{PARAMS_FILE}: iterations.{parent}: no name can follow; name the models m1, m2, ... in this order"
-        )
+        raise InputError(f"{PARAMS_FILE}: iterations.{parent}: no next name; name the models m1, m2, ... in order")
     return model, parent
 
 
 def add_iteration(text: str, model: str, parent: str) -> str:
-    """Return params.yaml's `text` with `model: parent` after the last entry of `iterations`; all else stays as it is.
+    """Return the text of params.yaml with `model: parent` after the last entry of `iterations`, otherwise unchanged.
 
-    The entry is put into the text at the place that the parser names: a dump by ruamel.yaml keeps the comments, but
-    writes `null` as nothing and breaks long lines.
+    A dump by ruamel.yaml would keep the comments, but change `null` and long lines.
     """
     yaml = YAML(typ="safe", pure=True)
     chain = next(value for key, value in yaml.compose(text).value if key.value == "iterations")
     last_key, last_value = chain.value[-1]
-    end = last_value.end_mark.index
+    place, entry = last_value.end_mark.index, f"{model}: {parent}"
     if chain.flow_style:
-        added = f"{text[:end]}, {model}: {parent}{text[end:]}"
+        entry = f", {entry}"
     else:
-        line_end = text.find("\n", end)
-        head, tail = (text, "") if line_end < 0 else (text[: line_end + 1], text[line_end + 1 :])
         newline = "\r\n" if "\r\n" in text else "\n"
-        line = f"{' ' * last_key.start_mark.column}{model}: {parent}"
-        added = f"{head}{line}{newline}{tail}" if head.endswith("\n") else f"{head}{newline}{line}"
+        entry = f"{newline}{' ' * last_key.start_mark.column}{entry}"
+        place = text.find(newline, place) if newline in text[place:] else len(text)
     wanted = yaml.load(text)
     wanted["iterations"][model] = parent
+    added = text[:place] + entry + text[place:]
     try:
-        found = yaml.load(added)
+        valid = yaml.load(added) == wanted
     except YAMLError:
-        found = None
-    if found != wanted:
+        valid = False
+    if not valid:
         raise InputError(f"{PARAMS_FILE}: iterations: cannot add to it; write it as lines such as `m1: m0`")
     return added
 
@@ -113,19 +115,19 @@ def read_values(metric: str, models: Sequence[str]) -> dict[str, float]:
         try:
             value = float(text or "nan")
         except ValueError:
-            raise InputError(f"--until: {metric!r} is no number: {model} has {text!r} in {MODELS_FILE}") from None
+            raise InputError(f"--until: {metric!r} is not a number: {model} has {text!r} in {MODELS_FILE}") from None
         if math.isfinite(value):
             values[model] = value
     return values
 
 
 def run_dvc(command: str, program: Sequence[str] = (sys.executable, "-m", "dvc")) -> bool:
-    """Run `dvc <command>`, with its output on the terminal; tell whether it succeeded.
+    """Run `dvc <command>` on this terminal and return whether it succeeded.
 
-    Ctrl-C reaches DVC and its stage as well; KeyboardInterrupt is raised when they have ended.
+    Ctrl-C also reaches DVC and its stage; KeyboardInterrupt is raised when they have ended.
     """
     interrupted = False
-    # Not subprocess.run: it kills DVC a quarter of a second after Ctrl-C, and the stage goes on as an orphan.
+    # subprocess.run would kill DVC a quarter of a second after Ctrl-C and leave its stage running.
     with subprocess.Popen([*program, command]) as process:
         while process.returncode is None:
             try:
@@ -137,47 +139,19 @@ def run_dvc(command: str, program: Sequence[str] = (sys.executable, "-m", "dvc")
     return process.returncode == 0
 
 
-def iterate(goal: Goal, limit: int, say: Callable[[str], None], dvc: Dvc = run_dvc) -> None:
-    """Reproduce the chain, then add up to `limit` iterations, until one is no better than the best before it."""
-    if limit < 1:
-        raise InputError(f"--max: expected 1 or more iterations to add, got {limit}")
-    next_model(Params.read().iterations)
-    if MODELS_FILE.is_file():  # in git: a wrong name is found before hours of work, not after
-        read_values(goal.metric, [])
-    _reproduce_chain(dvc)
-    for _ in range(limit):
-        iterations = Params.read().iterations
-        model, parent = next_model(iterations)
-        values = read_values(goal.metric, ["m0", *iterations])
-        if not values:
-            raise InputError(f"--until: no model of the loop has a value of {goal.metric!r} in {MODELS_FILE}")
-        best = goal.best(values)
-        _try_iteration(model, parent, dvc, say)
-        value = read_values(goal.metric, [model]).get(model)
-        step = f"{_show(values.get(parent))} -> {_show(value)}"
-        say(f"{model}: {goal.metric} {step} (best {_show(values[best])} of {best})")
-        if value is None or not goal.improved(value, values[best]):
-            say(
-                f"{model} is no better: stopped. The best is {best}. {model} stays in {PARAMS_FILE}; "
-                f"to drop it, delete its line `{model}: {parent}` there and run `dvc repro`"
-            )
-            return
-    say(f"{model} is the best; --max {limit} reached")
-
-
 def _reproduce_chain(dvc: Dvc) -> None:
     before = PARAMS_FILE.read_bytes()
     try:
         succeeded = dvc("repro")
     except KeyboardInterrupt:
-        raise Interrupted("interrupted before any iteration was added; the same command goes on from there") from None
+        raise Interrupted("interrupted before any iteration was added; run the command again to resume") from None
     if not succeeded:
         raise InputError("`dvc repro` failed before any iteration was added: see above")
     _check_unchanged(before, "the chain")
 
 
-def _try_iteration(model: str, parent: str, dvc: Dvc, say: Callable[[str], None]) -> None:
-    """Add the iteration and reproduce; if that fails, put params.yaml and dvc.lock back and raise."""
+def _try_iteration(model: str, parent: str, dvc: Dvc, say: Say) -> None:
+    """Add the iteration and reproduce; if that fails, restore params.yaml and dvc.lock and raise."""
     params, lock = PARAMS_FILE.read_bytes(), LOCK_FILE.read_bytes()
     trial = add_iteration(params.decode(), model, parent).encode()
 
@@ -188,8 +162,7 @@ def _try_iteration(model: str, parent: str, dvc: Dvc, say: Callable[[str], None]
                 f"`{model}: {parent}`: delete that line, or run `dvc repro` to try {model} again"
             )
         _write(PARAMS_FILE, params)
-        # DVC never takes the stages of a removed iteration out of its lock file.
-        _write(LOCK_FILE, lock)
+        _write(LOCK_FILE, lock)  # DVC never removes the stages of a removed iteration
 
     try:
         _write(PARAMS_FILE, trial)
@@ -199,26 +172,26 @@ def _try_iteration(model: str, parent: str, dvc: Dvc, say: Callable[[str], None]
         if not isinstance(error, KeyboardInterrupt):
             raise
         raise Interrupted(
-            f"{model}: interrupted; {PARAMS_FILE} is as before. The same command goes on: "
-            f"the stages of {model} that finished are in DVC's run cache"
+            f"{model}: interrupted, and {PARAMS_FILE} is restored. Run the command again to resume: the stages of "
+            f"{model} that finished are in DVC's run cache"
         ) from None
     if succeeded:
         _check_unchanged(trial, model)
         return
     restore()
-    say(f"{model} failed: back to the {PARAMS_FILE} before it, and `dvc repro`")
+    say(f"{model} failed: {PARAMS_FILE} is restored; reproducing the chain without {model}")
     try:
-        # What the failed iteration left in the folders that `summary` depends on would else be in its lock entry.
-        again = dvc("checkout") and dvc("repro")
+        # Otherwise summary's lock entry would include what the failed iteration left in the folders it depends on.
+        reproduced = dvc("checkout") and dvc("repro")
     except KeyboardInterrupt:
-        again = False
-    end = "" if again else "; `dvc repro` did not succeed after that: run it again"
-    raise InputError(f"{model} failed: what its stage said is above; {PARAMS_FILE} is as before{end}")
+        reproduced = False
+    end = "" if reproduced else "; `dvc repro` failed after that: run it again"
+    raise InputError(f"{model} failed, see its stage's error above; {PARAMS_FILE} is restored{end}")
 
 
 def _check_unchanged(before: bytes, what: str) -> None:
     if PARAMS_FILE.read_bytes() != before:
-        raise InputError(f"{PARAMS_FILE}: changed while {what} ran; stopped, the change is kept: run the command again")
+        raise InputError(f"{PARAMS_FILE}: changed while {what} ran; the change is kept: run the command again")
 
 
 def _write(path: Path, data: bytes) -> None:

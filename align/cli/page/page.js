@@ -1,30 +1,26 @@
 "use strict";
-// Tables of rows, or of changes of rows, to sort, filter and search. Data are text: they come in as JSON, and go out
-// through textContent alone. What is shown stands in the URL's hash, so that a view can be shared.
+// Tables of rows, or of changed rows, to sort, filter and search. Data are text: they come in as JSON and go out through
+// textContent only. The view is kept in the URL's hash, so that it can be shared.
 (() => {
   const PAGE_SIZE = 100;
   const MAX_PREVIEW = 280; // characters of a cell
-  const MAX_CHOICES = 20; // values of a column that can be picked from
-  // A word diff takes time and memory that grow with the square of the words that differ; beyond, texts stand whole.
-  const MAX_EDITS = { preview: 600, full: 2500 };
-  const ORDER = ["short", "number", "text", "choice"]; // of columns: what tells rows apart comes before what is read
-  const KINDS = ["changed", "added", "removed"];
-  const SIGNS = { added: "+ added", removed: "\u2212 removed", changed: "~ changed" };
+  const CONTEXT = 40; // characters around a change in a cell
+  const MAX_CHOICES = 20; // values of a column to choose from
+  // A word diff compares every token of one text with every token of the other: larger ones are not computed.
+  const MAX_COMPARISONS = { preview: 1e6, full: 2e7 };
+  const ORDER = ["short", "number", "text", "choice"]; // of columns: what identifies a row comes first
+  const SIGNS = { changed: "~ changed", added: "+ added", removed: "\u2212 removed" };
+  const KINDS = Object.keys(SIGNS);
 
   const collator = new Intl.Collator("en", { numeric: true });
   const own = (object, key) => (object !== null && Object.hasOwn(object, key) ? object[key] : undefined);
   const count = (number) => number.toLocaleString("en");
   const isEmpty = (data) => data === undefined || data === null || data === "" || (Array.isArray(data) && !data.length);
+  const same = (a, b) => a === b || JSON.stringify(a) === JSON.stringify(b);
 
-  /** Whether two JSON values are equal, whatever the order of keys. */
-  function same(a, b) {
-    if (a === b) return true;
-    if (a === null || b === null || typeof a !== "object" || typeof b !== "object") return false;
-    const keys = Object.keys(a);
-    return Array.isArray(a) === Array.isArray(b) && keys.length === Object.keys(b).length &&
-      keys.every((key) => Object.hasOwn(b, key) && same(a[key], b[key]));
-  }
+  // ---- elements
 
+  /** Create an element; attributes that it has as properties, such as `onclick`, are set as such. */
   function element(name, attributes = {}, ...children) {
     const node = document.createElement(name);
     for (const [key, item] of Object.entries(attributes)) {
@@ -35,9 +31,7 @@
     return node;
   }
 
-  // ---- text
-
-  // Control characters, marks that hide or reorder what follows, halves of surrogate pairs.
+  // Control characters, marks that hide or reorder text, and halves of surrogate pairs.
   const CONTROL =
     /([\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}]|[\ud800-\udfff])/u;
 
@@ -52,140 +46,111 @@
     return node;
   }
 
-  const written = (name, className, text) => write(element(name, { className }), text);
-  const value = (text, className = "") => {
-    const node = written("span", `value ${className}`, text);
-    node.dir = "auto";
-    return node;
-  };
+  const written = (name, className, text, attributes = {}) => write(element(name, { className, ...attributes }), text);
+  const value = (text, className = "") => written("span", `value ${className}`, text, { dir: "auto" });
+  const none = (text) => written("span", "none", text);
+  const button = (text, onclick, attributes = {}) => written("button", "", text, { type: "button", onclick, ...attributes });
+  const selectNode = (label, choices) =>
+    element("select", { "aria-label": label }, ...choices.map(([key, text]) => written("option", "", text, { value: key })));
+  const badge = (kind) => written("span", `badge ${kind}`, SIGNS[kind]);
 
+  // ---- values as text
+
+  const isText = (data) => typeof data === "string";
   const isConversation = (data) =>
-    Array.isArray(data) && data.length > 0 &&
-    data.every((item) => item && typeof item === "object" && typeof item.role === "string" && typeof item.content === "string");
+    Array.isArray(data) && data.length > 0 && data.every((item) => item && isText(item.role) && isText(item.content));
 
-  /** Return a number to at most four digits if it is not whole; an open row has all. */
+  /** Return a number with at most four digits if it is not whole; an open row has all of them. */
   const short = (number, digits = 4) => (Number.isInteger(number) ? String(number) : String(Number(number.toPrecision(digits))));
 
   function plain(data) {
     if (data === undefined || data === null) return "";
-    if (typeof data === "string") return data;
+    if (isText(data)) return data;
     if (typeof data === "number") return short(data);
     if (isConversation(data)) {
-      return data.length === 1 ? data[0].content : data.map((message) => `${message.role}: ${message.content}`).join("\n");
+      return data.length === 1 ? data[0].content : data.map(({ role, content }) => `${role}: ${content}`).join("\n");
     }
-    if (Array.isArray(data) && data.every((item) => typeof item === "string")) return data.join("\n");
-    return JSON.stringify(data);
+    return Array.isArray(data) && data.every(isText) ? data.join("\n") : JSON.stringify(data);
   }
 
-  /** Return the beginning of a text, or what lies around the first match. */
+  /** Return the beginning of a text, or the part around the first match. */
   function preview(text, query) {
-    const found = query ? text.toLowerCase().indexOf(query) : -1;
-    const start = found > MAX_PREVIEW - query.length - 20 ? found - 60 : 0;
+    const match = query ? text.toLowerCase().indexOf(query) : -1;
+    const start = match > MAX_PREVIEW - query.length - 20 ? match - 60 : 0;
     const cut = text.slice(start, start + MAX_PREVIEW);
     return (start ? "\u2026" : "") + cut + (start + MAX_PREVIEW < text.length ? "\u2026" : "");
   }
 
   // ---- word diff
 
-  const UNSPACED = "\\p{Script=Han}\\p{Script=Hiragana}\\p{Script=Katakana}\\p{Script=Thai}"; // one token a character
+  const UNSPACED = "\\p{Script=Han}\\p{Script=Hiragana}\\p{Script=Katakana}\\p{Script=Thai}"; // one token per character
   const TOKEN = new RegExp(`\\s+|[${UNSPACED}]|(?:(?![${UNSPACED}])(?:[\\p{L}\\p{M}\\p{N}_]|['\u2019](?=\\p{L})))+|[^]`, "gu");
+  const TAGS = { "=": "span", "-": "del", "+": "ins" };
 
-  /** Myers' shortest edit script of two arrays of numbers, or null if it has more than `limit` edits. */
-  function shortestEdit(a, b, limit) {
-    const max = Math.min(a.length + b.length, limit);
-    const offset = max + 1;
-    const furthest = new Int32Array(2 * max + 3);
-    const trace = [];
-    for (let d = 0; d <= max; d++) {
-      for (let k = -d; k <= d; k += 2) {
-        const down = k === -d || (k !== d && furthest[offset + k - 1] < furthest[offset + k + 1]);
-        let x = down ? furthest[offset + k + 1] : furthest[offset + k - 1] + 1;
-        while (x < a.length && x - k < b.length && a[x] === b[x - k]) x++;
-        furthest[offset + k] = x;
-        if (x >= a.length && x - k >= b.length) return backtrack(a, b, d, trace);
+  /** Return how to get from one array of numbers to another, as = - +, along their longest common subsequence. */
+  function editScript(a, b) {
+    const width = b.length + 1;
+    const longest = new Uint16Array((a.length + 1) * width); // of a[i:] and b[j:]
+    for (let i = a.length - 1; i >= 0; i--) {
+      for (let j = b.length - 1; j >= 0; j--) {
+        const at = i * width + j;
+        longest[at] = a[i] === b[j] ? longest[at + width + 1] + 1 : Math.max(longest[at + width], longest[at + 1]);
       }
-      trace.push(furthest.slice(offset - d, offset + d + 1)); // by k + d
     }
-    return null;
+    const signs = [];
+    for (let i = 0, j = 0; i < a.length || j < b.length;) {
+      const at = i * width + j;
+      if (i < a.length && j < b.length && a[i] === b[j]) signs.push("="), i++, j++;
+      else if (j === b.length || (i < a.length && longest[at + width] >= longest[at + 1])) signs.push("-"), i++;
+      else signs.push("+"), j++;
+    }
+    return signs;
   }
 
-  function backtrack(a, b, edits, trace) {
-    const signs = []; // from the end
-    let x = a.length;
-    let y = b.length;
-    for (let d = edits; d > 0; d--) {
-      const k = x - y;
-      const before = (diagonal) => trace[d - 1][diagonal + d - 1];
-      const down = k === -d || (k !== d && before(k - 1) < before(k + 1));
-      const fromX = down ? before(k + 1) : before(k - 1);
-      const fromY = fromX - (down ? k + 1 : k - 1);
-      while (x > fromX && y > fromY) signs.push("="), x--, y--;
-      signs.push(down ? "+" : "-");
-      x = fromX;
-      y = fromY;
-    }
-    while (x-- > 0) signs.push("=");
-    return signs.reverse();
-  }
-
-  /** Return [sign, text] pairs, sign one of = - +, or null where the texts have too little in common to be woven. */
+  /** Return [sign, text] pairs, or null if the texts are too long, or have too little in common, for a word diff. */
   function wordDiff(a, b, limit) {
-    const left = a.match(TOKEN) ?? [];
-    const right = b.match(TOKEN) ?? [];
-    let head = 0;
-    while (head < left.length && head < right.length && left[head] === right[head]) head++;
-    let tail = 0;
-    while (tail < left.length - head && tail < right.length - head && left.at(-1 - tail) === right.at(-1 - tail)) tail++;
+    const [left, right] = [a.match(TOKEN) ?? [], b.match(TOKEN) ?? []];
+    const shorter = Math.min(left.length, right.length);
+    let [head, tail] = [0, 0];
+    while (head < shorter && left[head] === right[head]) head++;
+    while (tail < shorter - head && left.at(-1 - tail) === right.at(-1 - tail)) tail++;
+    if ((left.length - head - tail) * (right.length - head - tail) > limit) return null;
     const numbers = new Map();
     const number = (token) => numbers.get(token) ?? (numbers.set(token, numbers.size), numbers.size - 1);
-    const middle = (tokens) => tokens.slice(head, tokens.length - tail);
-    const signs = shortestEdit(middle(left).map(number), middle(right).map(number), limit);
-    if (signs === null) return null;
-    const parts = joined(left, right, [...Array(head).fill("="), ...signs, ...Array(tail).fill("=")]);
-    // A word here and there that both have says nothing.
+    const middle = (tokens) => tokens.slice(head, tokens.length - tail).map(number);
+    const signs = [...Array(head).fill("="), ...editScript(middle(left), middle(right)), ...Array(tail).fill("=")];
+    const parts = joined(left, right, signs);
+    // Single words in common mean nothing.
     const common = parts.reduce((sum, [sign, text]) => sum + (sign === "=" && text.length >= 8 ? text.length : 0), 0);
     return common < 0.3 * Math.min(a.length, b.length) ? null : parts;
   }
 
-  /** Join tokens of one sign; between two changes no space stays alone, and what is removed comes before what is added. */
+  /** Join tokens of one sign; a space between two changes belongs to both, and removals come before additions. */
   function joined(left, right, signs) {
     const parts = [];
-    let [x, y, removed, added, space] = [0, 0, "", "", ""];
+    let [x, y, removed, added] = [0, 0, "", ""];
     const flush = () => {
       if (removed) parts.push(["-", removed]);
       if (added) parts.push(["+", added]);
       removed = added = "";
     };
-    const equal = (text) => {
-      if (parts.length && parts.at(-1)[0] === "=" ) parts.at(-1)[1] += text;
-      else if (text) parts.push(["=", text]);
-    };
-    for (const sign of signs) {
-      if (sign === "=") {
-        const token = left[x];
-        x++, y++;
-        if ((removed || added) && /^\s+$/.test(token) && !space) space = token;
-        else {
-          flush();
-          equal(space + token);
-          space = "";
-        }
-        continue;
+    const isChange = (sign) => sign === "-" || sign === "+";
+    signs.forEach((sign, number) => {
+      const token = sign === "+" ? right[y] : left[x];
+      if (sign !== "+") x++;
+      if (sign !== "-") y++;
+      if (sign === "=" && !(/^\s+$/.test(token) && isChange(signs[number - 1]) && isChange(signs[number + 1]))) {
+        flush();
+        if (parts.at(-1)?.[0] === "=") parts.at(-1)[1] += token;
+        else parts.push(["=", token]);
+        return;
       }
-      if (space) {
-        removed += space;
-        added += space;
-        space = "";
-      }
-      if (sign === "-") removed += left[x++];
-      else added += right[y++];
-    }
+      if (sign !== "+") removed += token;
+      if (sign !== "-") added += token;
+    });
     flush();
-    equal(space);
     return parts;
   }
-
-  const CONTEXT = 40; // characters around a change in a cell
 
   function shortened(parts) {
     const last = parts.length - 1;
@@ -198,10 +163,9 @@
     });
   }
 
-  const TAGS = { "=": "span", "-": "del", "+": "ins" };
-
+  /** Append the diff of two texts to a node: word by word, or both texts if that makes no sense. */
   function writeDiff(node, a, b, full) {
-    const parts = wordDiff(a, b, full ? MAX_EDITS.full : MAX_EDITS.preview);
+    const parts = wordDiff(a, b, full ? MAX_COMPARISONS.full : MAX_COMPARISONS.preview);
     if (parts === null && a.length + b.length > 120) {
       node.classList.remove("clamp");
       node.classList.add(full ? "rewrite" : "stacked");
@@ -214,108 +178,111 @@
     return node;
   }
 
-  /** Fills cells with their word diffs when they come into view. */
+  /** Fills cells with their word diffs when they scroll into view. */
   const lazily = new IntersectionObserver((entries) => {
-    for (const entry of entries) {
-      if (!entry.isIntersecting) continue;
-      lazily.unobserve(entry.target);
-      entry.target.fill();
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      lazily.unobserve(target);
+      target.fill();
     }
   }, { rootMargin: "200px" });
 
-  // ---- full text of a row
-
-  function fullValue(data) {
-    if (isConversation(data)) {
-      return element("div", {}, ...data.map((message) => messageNode(message.role, value(message.content))));
-    }
-    if (Array.isArray(data) && data.length && data.every((item) => typeof item === "string")) {
-      return element("div", {}, ...data.map((text, number) => messageNode(String(number + 1), value(text))));
-    }
-    if (data === null || data === undefined) return element("span", { className: "none", textContent: "\u2013" });
-    if (data === "") return element("span", { className: "none", textContent: "(empty text)" });
-    return value(typeof data === "string" ? data : JSON.stringify(data, null, 1));
-  }
+  // ---- full values of an open row
 
   function messageNode(role, body) {
-    const kind = ["user", "assistant", "system"].includes(role) ? role : "";
-    return element("div", { className: `message ${kind}` }, written("div", "role", role), body);
+    const known = ["user", "assistant", "system"].includes(role) ? role : "";
+    return element("div", { className: `message ${known}` }, written("div", "role", role), body);
+  }
+
+  function fullValue(data) {
+    if (data === null || data === undefined) return none("\u2013");
+    if (data === "") return none("(empty text)");
+    if (isConversation(data)) {
+      return element("div", {}, ...data.map(({ role, content }) => messageNode(role, value(content))));
+    }
+    if (Array.isArray(data) && data.length && data.every(isText)) {
+      return element("div", {}, ...data.map((text, number) => messageNode(String(number + 1), value(text))));
+    }
+    return value(isText(data) ? data : JSON.stringify(data, null, 1));
   }
 
   function fullChange(a, b) {
-    const difference = (old, now) => {
-      const node = element("div", { className: "value", dir: "auto" });
-      return writeDiff(node, old, now, true);
-    };
+    const diff = (old, now) => writeDiff(element("div", { className: "value", dir: "auto" }), old, now, true);
     if (isConversation(a) && isConversation(b) && a.length === b.length) {
-      return element("div", {}, ...a.map((message, number) => {
+      return element("div", {}, ...a.map(({ role, content }, number) => {
         const now = b[number];
-        const role = message.role === now.role ? message.role : `${message.role} \u2192 ${now.role}`;
-        return messageNode(role, difference(message.content, now.content));
+        return messageNode(role === now.role ? role : `${role} \u2192 ${now.role}`, diff(content, now.content));
       }));
     }
-    if (typeof a === "number" && typeof b === "number") {
-      return element("span", {}, `${a} \u2192 ${b} `, deltaNode(b - a));
-    }
-    if (a === undefined || b === undefined || a === null || b === null) {
-      return element("div", {}, element("del", {}, fullValue(a)), " ", element("ins", {}, fullValue(b)));
-    }
-    return difference(plain(a), plain(b));
+    if (typeof a === "number" && typeof b === "number") return element("span", {}, `${a} \u2192 ${b} `, deltaNode(b - a));
+    return diff(plain(a), plain(b));
   }
 
   const deltaNode = (delta) =>
-    element("span", {
-      className: delta > 0 ? "up" : "down",
-      textContent: `(${delta > 0 ? "+" : "\u2212"}${short(Math.abs(delta), 3)})`,
-    });
+    written("span", delta > 0 ? "up" : "down", `(${delta > 0 ? "+" : "\u2212"}${short(Math.abs(delta), 3)})`);
 
   // ---- histograms
 
-  const SVG = "http://www.w3.org/2000/svg";
-  function svg(name, attributes, text = "") {
-    const node = document.createElementNS(SVG, name);
-    for (const [key, item] of Object.entries(attributes)) node.setAttribute(key, item);
-    node.textContent = text;
-    return node;
+  /** Draw the share of rows in each bin, so that sides of different sizes compare. */
+  function histogramNode({ name, edges, a, b }, sides) {
+    const series = (b ? [a, b] : [a]).map((counts) => ({ counts, sum: counts.reduce((sum, n) => sum + n, 0) }));
+    const share = ({ counts, sum }, bin) => counts[bin] / (sum || 1);
+    const bins = [...a.keys()];
+    const highest = Math.max(0.001, ...series.flatMap((side) => bins.map((bin) => share(side, bin))));
+    const bars = bins.flatMap((bin) => series.map((side, number) => {
+      const range = `${short(edges[bin])} to ${short(edges[bin + 1])}: ${count(side.counts[bin])} of ${count(side.sum)}`;
+      const bar = element("span", { className: number || !b ? "b" : "a", title: sides ? `${sides[number]}, ${range}` : range });
+      bar.style.height = `${(100 * share(side, bin)) / highest}%`;
+      return bar;
+    }));
+    const scale = [short(edges[0]), `up to ${Math.round(100 * highest)}% of rows`, short(edges.at(-1))];
+    const legend = (side, number) => written("span", `legend ${"ab"[number]}`, `${side} (${count(series[number].sum)})`);
+    return element("figure", {},
+      element("figcaption", {}, written("strong", "", name), ...(b && sides ? sides.map(legend) : [])),
+      element("div", { className: "bars", role: "img", "aria-label": `histogram of ${name}` }, ...bars),
+      element("div", { className: "scale" }, ...scale.map((text) => written("span", "", text))));
   }
 
-  /** Bars of the share of each side's rows, so that sides of different sizes compare. */
-  function histogramNode({ name, edges, a, b }, sides) {
-    const [width, height, left, bottom, top] = [300, 110, 34, 16, 8];
-    const sums = [a, b].map((counts) => (counts ? counts.reduce((sum, n) => sum + n, 0) : 0));
-    const share = (side, number) => (sums[side] ? (side ? b : a)[number] / sums[side] : 0);
-    const bins = a.length;
-    const highest = Math.max(0.001, ...a.map((_, number) => Math.max(share(0, number), b ? share(1, number) : 0)));
-    const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img" });
-    picture.append(svg("title", {}, `histogram of ${name}`));
-    const floor = height - bottom;
-    const step = (width - left - 6) / bins;
-    const barWidth = (step * 0.86) / (b ? 2 : 1);
-    for (const part of [0, 1]) {
-      const y = floor - part * (floor - top);
-      picture.append(svg("line", { x1: left, x2: width, y1: y, y2: y }));
-      picture.append(svg("text", { x: left - 4, y: y + 3, "text-anchor": "end" }, `${Math.round(100 * part * highest)}%`));
-    }
-    for (let number = 0; number < bins; number++) {
-      for (const side of b ? [0, 1] : [0]) {
-        const tall = (share(side, number) / highest) * (floor - top);
-        const bar = svg("rect", {
-          class: side || !b ? "bar-b" : "bar-a", x: left + number * step + side * barWidth, y: floor - tall,
-          width: barWidth, height: tall,
-        });
-        const range = `${short(edges[number])} to ${short(edges[number + 1])}`;
-        bar.append(svg("title", {}, `${sides ? sides[side] + ", " : ""}${range}: ${count((side ? b : a)[number])} of ${count(sums[side])}`));
-        picture.append(bar);
+  // ---- records: {index, kind, a, b}, where a plain row is b
+
+  const oldOf = ({ a }, name) => own(a, name);
+  const newOf = ({ a, b }, name) => own(b ?? a, name); // of a removed row its last value
+  const deltaOf = ({ a, b }, name) => {
+    const [old, now] = [own(a, name), own(b, name)];
+    return typeof old === "number" && typeof now === "number" ? now - old : undefined;
+  };
+
+  function texts(data) {
+    if (data === null || data === undefined) return [];
+    return typeof data === "object" ? Object.values(data).flatMap(texts) : [String(data)];
+  }
+
+  /** Return each column with its type and the range or choice of its values. */
+  function describe(records) {
+    const columns = new Map();
+    const add = ([name, item]) => {
+      if (!columns.has(name)) {
+        columns.set(name, { name, kinds: new Set(), choices: new Set(), longest: 0, min: Infinity, max: -Infinity });
       }
-    }
-    for (const [number, anchor] of [[0, "start"], [Math.round(bins / 2), "middle"], [bins, "end"]]) {
-      picture.append(svg("text", { x: left + number * step, y: height - 3, "text-anchor": anchor }, short(edges[number])));
-    }
-    const caption = element("figcaption", {}, written("strong", "", name));
-    if (b && sides) {
-      sides.forEach((side, number) => caption.append(written("span", `legend ${number ? "b" : "a"}`, `${side} (${count(sums[number])})`)));
-    }
-    return element("figure", {}, caption, picture);
+      if (isEmpty(item)) return;
+      const column = columns.get(name);
+      column.kinds.add(typeof item === "boolean" ? "string" : typeof item);
+      if (typeof item === "number") {
+        column.min = Math.min(column.min, item);
+        column.max = Math.max(column.max, item);
+      } else if (typeof item !== "object") {
+        column.longest = Math.max(column.longest, String(item).length);
+        if (column.choices.size <= MAX_CHOICES) column.choices.add(String(item));
+      }
+    };
+    for (const { a, b } of records) [a, b].forEach((row) => Object.entries(row ?? {}).forEach(add));
+    const typeOf = ({ kinds, choices, longest }) => {
+      if (!kinds.size) return "empty";
+      if (kinds.size > 1 || kinds.has("object") || longest > 40) return "text";
+      if (kinds.has("number")) return "number";
+      return choices.size <= Math.min(MAX_CHOICES, records.length / 2) ? "choice" : "short";
+    };
+    return [...columns.values()].map((column) => ({ ...column, type: typeOf(column) }));
   }
 
   // ---- a section
@@ -323,215 +290,150 @@
   class Table {
     constructor(section) {
       this.section = section;
-      const about = section.querySelector("script.about");
-      Object.assign(this, JSON.parse(about.textContent)); // name, sides, histograms
+      Object.assign(this, JSON.parse(section.querySelector("script.about").textContent)); // name, sides, histograms
       this.state = new URLSearchParams();
     }
 
-    /** Show the section in a state; its rows are read when it is shown for the first time. */
+    /** Show the section in a state; its rows are read when it is first shown. */
     show(state) {
-      this.state = state;
       if (!this.records) {
         this.read();
-        this.columns = this.describe();
         this.build();
       }
-      this.fillControls();
+      this.reset(state);
+    }
+
+    reset(state) {
+      this.state = state;
+      this.search.value = state.get("q") ?? "";
+      const kinds = state.get("kind");
+      for (const box of this.kinds) box.checked = kinds === null || kinds.split(",").includes(box.value);
+      for (const [key, control] of this.filters) control.value = state.get(key) ?? "";
+      if (this.filters.some(([, control]) => control.value)) this.filterBox.open = true;
       this.update();
     }
 
     read() {
-      this.records = [];
-      for (const script of this.section.querySelectorAll("script.rows")) {
-        for (const row of JSON.parse(script.textContent)) {
-          const [kind, a, b] = this.sides ? row : ["row", null, row];
-          this.records.push({ index: this.records.length, kind, a, b });
-        }
-        script.remove(); // its text is held twice otherwise
-      }
-    }
-
-    describe() {
-      const columns = new Map();
-      for (const { a, b } of this.records) {
-        for (const row of [a, b]) {
-          for (const name of row ? Object.keys(row) : []) {
-            let column = columns.get(name);
-            if (!column) {
-              column = { name, numbers: 0, others: 0, longest: 0, choices: new Set(), texts: 0, min: Infinity, max: -Infinity };
-              columns.set(name, column);
-            }
-            const item = row[name];
-            if (isEmpty(item)) continue;
-            if (typeof item === "number") {
-              column.numbers++;
-              column.min = Math.min(column.min, item);
-              column.max = Math.max(column.max, item);
-            } else if (typeof item === "string" || typeof item === "boolean") {
-              column.texts++;
-              const text = String(item);
-              column.longest = Math.max(column.longest, text.length);
-              if (column.choices.size <= MAX_CHOICES) column.choices.add(text);
-            } else column.others++;
-          }
-        }
-      }
-      for (const column of columns.values()) {
-        const { numbers, texts, others, choices, longest } = column;
-        if (!numbers && !texts && !others) column.type = "empty";
-        else if (!texts && !others) column.type = "number";
-        else if (others || numbers || longest > 40) column.type = "text";
-        else column.type = choices.size <= Math.min(MAX_CHOICES, this.records.length / 2) ? "choice" : "short";
-      }
-      return [...columns.values()];
+      const scripts = [...this.section.querySelectorAll("script.rows")];
+      this.records = scripts.flatMap((script) => JSON.parse(script.textContent)).map((row, index) => {
+        const [kind, a, b] = this.sides ? row : ["row", null, row];
+        return { index, kind, a, b };
+      });
+      scripts.forEach((script) => script.remove()); // otherwise their text stays in memory
+      this.columns = describe(this.records);
+      this.shown = ORDER.flatMap((type) => this.columns.filter((column) => column.type === type));
     }
 
     build() {
+      const note = (text) => this.section.append(written("p", "note", text));
       if (this.histograms.length) {
-        this.section.append(element("div", { className: "histograms" }, ...this.histograms.map((item) => histogramNode(item, this.sides))));
+        const figures = this.histograms.map((histogram) => histogramNode(histogram, this.sides));
+        this.section.append(element("div", { className: "histograms" }, ...figures));
       }
-      if (!this.records.length) {
-        this.section.append(element("p", { className: "note", textContent: this.sides ? "No row differs." : "No rows." }));
-      }
-      this.shown = ORDER.flatMap((type) => this.columns.filter((column) => column.type === type));
+      if (!this.records.length) note(this.sides ? "No row differs." : "No rows.");
       this.section.append(this.buildBar(), this.buildFilters());
-      const empty = this.columns.filter((column) => column.type === "empty");
-      if (empty.length) {
-        this.section.append(written("p", "note", `Empty in all rows: ${empty.map((column) => column.name).join(", ")}`));
-      }
-      this.body = element("tbody");
-      this.section.append(element("div", { className: "box", tabIndex: -1 }, element("table", {}, this.buildHead(), this.body)));
-      this.body.addEventListener("click", (event) => this.clicked(event));
-      this.body.addEventListener("keydown", (event) => this.moved(event));
+      const empty = this.columns.filter((column) => column.type === "empty").map((column) => column.name);
+      if (empty.length) note(`Empty in all rows: ${empty.join(", ")}`);
+      this.body = element("tbody", { onclick: (event) => this.clicked(event), onkeydown: (event) => this.moved(event) });
+      this.box = element("div", { className: "box", tabIndex: -1 }, element("table", {}, this.buildHead(), this.body));
+      this.section.append(this.box);
     }
 
     buildBar() {
       this.search = element("input", { type: "search", placeholder: "Search all columns (/)", "aria-label": "search all columns" });
       let timer;
-      this.search.addEventListener("input", () => {
+      this.search.oninput = () => {
         clearTimeout(timer);
         timer = setTimeout(() => this.change("q", this.search.value), 150);
-      });
+      };
       this.counter = element("span", { className: "counter", role: "status" });
       this.pageText = element("span", { className: "counter" });
-      const turn = (text, label, by) => {
-        const button = element("button", { type: "button", textContent: text, "aria-label": label });
-        button.addEventListener("click", () => this.change("page", String(this.page + by), true));
-        return button;
-      };
-      this.previous = turn("\u2190", "previous page", -1);
-      this.next = turn("\u2192", "next page", 1);
+      const turn = (by) => () => this.change("page", String(this.page + by), true);
+      this.previous = button("\u2190", turn(-1), { "aria-label": "previous page" });
+      this.next = button("\u2192", turn(1), { "aria-label": "next page" });
       this.pager = element("span", { className: "pager" }, this.previous, this.pageText, this.next);
-      const bar = element("div", { className: "bar" }, this.search);
-      if (this.sides) bar.append(this.buildKinds());
-      bar.append(this.counter, this.pager);
-      return bar;
+      return element("div", { className: "bar" }, this.search, ...this.buildKinds(), this.counter, this.pager);
     }
 
     buildKinds() {
-      this.kinds = KINDS.map((kind) => {
-        const box = element("input", { type: "checkbox", value: kind });
-        box.addEventListener("change", () => {
-          const on = this.kinds.filter((other) => other.checked).map((other) => other.value);
-          this.change("kind", on.length === KINDS.length ? "" : on.join(",") || "none");
-        });
-        return box;
-      });
-      const labels = this.kinds.map((box) => {
+      const changed = () => {
+        const on = this.kinds.filter((box) => box.checked).map((box) => box.value);
+        this.change("kind", on.length === KINDS.length ? "" : on.join(",") || "none");
+      };
+      this.kinds = (this.sides ? KINDS : []).map((kind) => element("input", { type: "checkbox", value: kind, onchange: changed }));
+      return this.kinds.map((box) => {
         const number = this.records.filter((record) => record.kind === box.value).length;
-        return element("label", {}, box, element("span", { className: `badge ${box.value}`, textContent: SIGNS[box.value] }), count(number));
+        return element("label", { className: "kind" }, box, badge(box.value), count(number));
       });
-      return element("div", { className: "kinds", role: "group", "aria-label": "kinds of change" }, ...labels);
     }
 
-    /** The filters: of a number its least and greatest value, of a column of few values one of them. */
+    /** Build the filters: the range of each number, and the value of each column with few. */
     buildFilters() {
       this.filters = [];
       const list = element("div");
-      for (const column of this.shown) {
-        const fields = column.type === "number" ? this.rangeFields(column) : column.type === "choice" ? this.choiceField(column) : [];
-        if (fields.length) list.append(element("fieldset", {}, written("legend", "", column.name), ...fields));
+      for (const { name, type, choices, ...limits } of this.shown) {
+        const fields = [];
+        if (type === "number") {
+          for (const end of ["min", "max"]) {
+            const placeholder = `${end} ${short(limits[end])}`;
+            const input = element("input", { type: "number", step: "any", placeholder, "aria-label": `${name} ${end}` });
+            fields.push(this.filter(`${end}.${name}`, input));
+          }
+          const values = [["", "new value"], ["old", "old value"], ["delta", "new \u2212 old"]];
+          if (this.sides) fields.push(this.filter(`of.${name}`, selectNode(`${name}: which`, values)));
+        } else if (type === "choice") {
+          const values = [...choices].sort(collator.compare).map((text) => [`=${text}`, text]);
+          fields.push(this.filter(`is.${name}`, selectNode(name, [["", "any"], ...values])));
+        }
+        if (fields.length) list.append(element("fieldset", {}, written("legend", "", name), ...fields));
       }
-      const clear = element("button", { type: "button", textContent: "Clear all" });
-      clear.addEventListener("click", () => {
-        this.state = new URLSearchParams();
-        this.fillControls();
-        this.update();
+      const clear = () => {
+        this.reset(new URLSearchParams());
         save();
-      });
-      list.append(clear);
+      };
+      list.append(button("Clear all", clear));
       this.filterTitle = element("summary");
-      this.filterBox = element("details", { className: "filters" }, this.filterTitle, list);
-      this.filterBox.hidden = !this.filters.length;
+      this.filterBox = element("details", { className: "filters", hidden: !this.filters.length }, this.filterTitle, list);
       return this.filterBox;
     }
 
-    rangeFields(column) {
-      const field = (key, bound, label) => {
-        const input = element("input", { type: "number", step: "any", placeholder: `${label} ${short(bound)}`, "aria-label": `${column.name} ${label}` });
-        input.addEventListener("input", () => this.change(key, input.value));
-        this.filters.push([key, input]);
-        return input;
-      };
-      const fields = [field(`min.${column.name}`, column.min, "min"), field(`max.${column.name}`, column.max, "max")];
-      if (this.sides) {
-        fields.push(this.pick(`of.${column.name}`, [["", "new value"], ["old", "old value"], ["delta", "new \u2212 old"]], `${column.name}: which`));
-      }
-      return fields;
-    }
-
-    choiceField(column) {
-      const choices = [...column.choices].sort(collator.compare).map((text) => [`=${text}`, text]);
-      return [this.pick(`is.${column.name}`, [["", "any"], ...choices], column.name)];
-    }
-
-    pick(key, choices, label) {
-      const options = choices.map(([key, text]) => write(element("option", { value: key }), text));
-      const select = element("select", { "aria-label": label }, ...options);
-      select.addEventListener("change", () => this.change(key, select.value));
-      this.filters.push([key, select]);
-      return select;
+    /** Connect a control to a key of the state. */
+    filter(key, control) {
+      control.addEventListener(control.matches("select") ? "change" : "input", () => this.change(key, control.value));
+      this.filters.push([key, control]);
+      return control;
     }
 
     buildHead() {
       this.heads = [];
       const row = element("tr", {}, element("th", {}));
-      const add = (name, number, keys) => {
-        const head = element("th", { className: number ? "number" : "", scope: "col" });
-        for (const [key, text, className] of keys) {
-          const button = written("button", className, text);
-          button.type = "button";
-          button.title = `sort by ${text === name ? name : "new \u2212 old of " + name}`;
-          button.addEventListener("click", () => this.sortBy(key));
-          head.append(button);
-          this.heads.push([key, head, button]);
+      const add = (className, ...sorts) => {
+        const head = element("th", { className, scope: "col" });
+        for (const [key, text, title, style] of sorts) {
+          const sorter = button(text, () => this.sortBy(key), { title: `sort by ${title}`, className: style });
+          head.append(sorter);
+          this.heads.push([key, head, sorter]);
         }
         row.append(head);
       };
-      if (this.sides) add("change", false, [["kind", "change", ""]]);
+      if (this.sides) add("", ["kind", "change", "change", ""]);
       for (const { name, type } of this.shown) {
-        const keys = [[`by.${name}`, name, ""]];
-        if (this.sides && type === "number") keys.push([`delta.${name}`, "\u0394", "delta"]);
-        add(name, type === "number", keys);
+        const sorts = [[`by.${name}`, name, name, ""]];
+        if (this.sides && type === "number") sorts.push([`delta.${name}`, "\u0394", `new \u2212 old of ${name}`, "delta"]);
+        add(type === "number" ? type : "", ...sorts);
       }
       return element("thead", {}, row);
     }
 
+    /** Sort up, then down, then as in the file. */
     sortBy(key) {
-      const [now, descending] = [this.state.get("sort"), this.state.get("desc")];
-      if (now !== key) {
-        this.state.delete("desc");
-        this.change("sort", key);
-      } else if (!descending) this.change("desc", "1");
-      else {
-        this.state.delete("desc");
-        this.change("sort", "");
-      }
+      const now = this.state.get("sort");
+      this.change("sort", now === key ? `-${key}` : now === `-${key}` ? "" : key);
     }
 
-    /** Set one thing of the state, and show what follows from it. */
-    change(key, text, samePlace = false) {
-      if (!samePlace) this.state.delete("page");
+    /** Set one key of the state, and show the result. */
+    change(key, text, samePage = false) {
+      if (!samePage) this.state.delete("page");
       this.set(key, text);
       this.update();
       save();
@@ -542,63 +444,47 @@
       else this.state.delete(key);
     }
 
-    fillControls() {
-      this.search.value = this.state.get("q") ?? "";
-      const kinds = this.state.get("kind");
-      for (const box of this.kinds ?? []) box.checked = kinds === null || kinds.split(",").includes(box.value);
-      for (const [key, control] of this.filters) control.value = this.state.get(key) ?? "";
-      if (this.filters.some(([, control]) => control.value)) this.filterBox.open = true;
-    }
-
     update() {
-      const query = (this.state.get("q") ?? "").toLowerCase();
-      const tests = this.tests(query);
-      let view = this.records.filter((record) => tests.every((test) => test(record)));
-      view = this.sorted(view);
-      this.query = query;
-      this.view = view;
-      const pages = Math.max(1, Math.ceil(view.length / PAGE_SIZE));
+      this.query = (this.state.get("q") ?? "").toLowerCase();
+      const tests = this.tests();
+      this.view = this.sorted(this.records.filter((record) => tests.every((test) => test(record))));
+      const pages = Math.max(1, Math.ceil(this.view.length / PAGE_SIZE));
       this.page = Math.min(pages, Math.max(1, Number.parseInt(this.state.get("page") ?? "1", 10) || 1));
-      this.counter.textContent = `shown ${count(view.length)} of ${count(this.records.length)}`;
+      this.counter.textContent = `shown ${count(this.view.length)} of ${count(this.records.length)}`;
       this.pageText.textContent = `page ${count(this.page)} of ${count(pages)}`;
       this.pager.hidden = pages === 1;
       this.previous.disabled = this.page === 1;
       this.next.disabled = this.page === pages;
       const active = this.filters.filter(([key]) => !key.startsWith("of.") && this.state.get(key)).length;
       this.filterTitle.textContent = active ? `Filters (${active} on)` : "Filters";
-      const [key, descending] = [this.state.get("sort"), this.state.get("desc")];
-      for (const [, head, button] of this.heads) {
-        head.removeAttribute("aria-sort");
-        button.classList.remove("on");
-      }
-      for (const [other, head, button] of this.heads) {
-        if (other !== key) continue;
-        head.setAttribute("aria-sort", descending ? "descending" : "ascending");
-        button.classList.add("on");
+      for (const [, head] of this.heads) head.removeAttribute("aria-sort");
+      const sort = this.state.get("sort");
+      for (const [key, head, sorter] of this.heads) {
+        const on = sort === key || sort === `-${key}`;
+        sorter.classList.toggle("on", on);
+        if (on) head.setAttribute("aria-sort", sort === key ? "ascending" : "descending");
       }
       this.render();
     }
 
-    /** Functions of a record that are all true of what is to be shown. */
-    tests(query) {
+    /** Return functions that are all true for a record to show. */
+    tests() {
       const tests = [];
-      if (query) tests.push((record) => this.haystack(record).includes(query));
+      if (this.query) tests.push((record) => this.haystack(record).includes(this.query));
       const kinds = this.sides && this.state.get("kind");
       if (kinds) tests.push((record) => kinds.split(",").includes(record.kind));
       for (const { name, type } of this.shown) {
-        if (type === "number") {
-          const [min, max] = ["min", "max"].map((end) => this.state.get(`${end}.${name}`));
-          const get = { old: oldOf, delta: deltaOf }[this.state.get(`of.${name}`)] ?? newOf;
-          if (min || max) {
-            const [low, high] = [min ? Number(min) : -Infinity, max ? Number(max) : Infinity];
-            tests.push((record) => {
-              const number = get(record, name);
-              return typeof number === "number" && low <= number && number <= high;
-            });
-          }
+        const [min, max, which, choice] = ["min", "max", "of", "is"].map((key) => this.state.get(`${key}.${name}`));
+        if (type === "number" && (min || max)) {
+          const [low, high] = [min ? Number(min) : -Infinity, max ? Number(max) : Infinity];
+          const get = which === "old" ? oldOf : which === "delta" ? deltaOf : newOf;
+          tests.push((record) => {
+            const number = get(record, name);
+            return typeof number === "number" && low <= number && number <= high;
+          });
+        } else if (type === "choice" && choice) {
+          tests.push(({ a, b }) => [a, b].some((row) => "=" + String(own(row, name) ?? "") === choice));
         }
-        const choice = type === "choice" && this.state.get(`is.${name}`);
-        if (choice) tests.push(({ a, b }) => [a, b].some((row) => "=" + String(own(row, name) ?? "") === choice));
       }
       return tests;
     }
@@ -608,19 +494,19 @@
       return record.text;
     }
 
+    /** Sort stably: numbers before texts, and records without a value last in both directions. */
     sorted(view) {
-      const [, way, name] = /^(kind|by|delta)(?:\.(.*))?$/s.exec(this.state.get("sort") ?? "") ?? [];
+      const [, sign, way, name] = /^(-?)(kind|by|delta)(?:\.(.*))?$/s.exec(this.state.get("sort") ?? "") ?? [];
       if (!way || (way !== "kind" && !this.shown.some((column) => column.name === name))) return view;
       const get = { kind: (record) => KINDS.indexOf(record.kind), by: newOf, delta: deltaOf }[way];
-      const sign = this.state.get("desc") ? -1 : 1;
       const keyed = view.map((record) => {
         const key = get(record, name);
         return { record, key: typeof key === "number" ? key : isEmpty(key) ? undefined : plain(key) };
       });
-      keyed.sort((x, y) => { // what has no value comes last, whichever way; numbers before texts
+      keyed.sort((x, y) => {
         if (x.key === undefined || y.key === undefined) return (x.key === undefined) - (y.key === undefined);
-        const kinds = (typeof x.key === "string") - (typeof y.key === "string");
-        return sign * (kinds || (typeof x.key === "number" ? x.key - y.key : collator.compare(x.key, y.key)));
+        const order = isText(x.key) - isText(y.key) || (isText(x.key) ? collator.compare(x.key, y.key) : x.key - y.key);
+        return sign ? -order : order;
       });
       return keyed.map(({ record }) => record);
     }
@@ -635,10 +521,10 @@
         if (open.has(String(record.index))) this.expand(row);
       }
       if (!this.view.length && this.records.length) {
-        const text = "No row passes the filters.";
-        this.body.append(element("tr", {}, element("td", { className: "empty", colSpan: this.width(), textContent: text })));
+        const cell = element("td", { className: "empty", colSpan: this.width(), textContent: "No row passes the filters." });
+        this.body.append(element("tr", {}, cell));
       }
-      this.body.closest(".box").scrollTop = 0;
+      this.box.scrollTop = 0;
       this.highlight();
     }
 
@@ -647,31 +533,25 @@
     }
 
     rowNode(record) {
-      const button = element("button", { type: "button", textContent: "\u25b8", "aria-expanded": "false", "aria-label": `row ${record.index + 1} in full` });
-      const row = element("tr", { className: "row" }, element("td", { className: "toggle" }, button));
-      row.record = record;
-      if (this.sides) {
-        const badge = element("span", { className: `badge ${record.kind}`, textContent: SIGNS[record.kind] ?? record.kind });
-        row.append(element("td", { className: "short", "data-column": "change" }, badge));
-      }
-      for (const column of this.shown) row.append(this.cellNode(record, column));
+      const cells = this.shown.map((column) => this.cellNode(record, column));
+      if (this.sides) cells.unshift(element("td", { className: "short", "data-column": "change" }, badge(record.kind)));
+      const toggle = button("", null, { "aria-label": `row ${record.index + 1} in full` });
+      const row = element("tr", { className: "row" }, element("td", { className: "toggle" }, toggle), ...cells);
+      Object.assign(row, { record, toggle });
+      mark(row);
       return row;
     }
 
-    cellNode({ kind, a, b }, { name, type }) {
+    cellNode(record, { name, type }) {
       const cell = element("td", { className: type === "choice" ? "short" : type, "data-column": name });
-      const [old, now] = [own(a, name), own(b, name)];
-      if (kind !== "changed") cell.append(this.quickValue(kind === "removed" ? old : now));
-      else if (same(old, now)) {
-        cell.classList.add("same");
-        cell.append(this.quickValue(now));
-      } else if (typeof old === "number" && typeof now === "number") {
-        cell.append(element("span", { className: "old", textContent: short(old) }), ` \u2192 ${short(now)} `, deltaNode(now - old));
-      } else if (isEmpty(old) || isEmpty(now)) {
-        const part = (tag, data) => element(tag, {}, this.quickValue(data));
-        cell.append(element("span", { className: "clamp" }, part("del", old), " ", part("ins", now)));
+      const [old, now, delta] = [oldOf, newOf, deltaOf].map((get) => get(record, name));
+      if (record.kind !== "changed" || same(old, now)) {
+        cell.classList.toggle("same", record.kind === "changed");
+        cell.append(isEmpty(now) ? none("\u2013") : value(preview(plain(now), this.query), "clamp"));
+      } else if (delta !== undefined) {
+        cell.append(written("span", "old", short(old)), ` \u2192 ${short(now)} `, deltaNode(delta));
       } else {
-        const node = element("span", { className: "value clamp", dir: "auto", textContent: preview(plain(now), this.query) });
+        const node = value(preview(plain(now), this.query), "clamp");
         node.fill = () => {
           node.replaceChildren();
           writeDiff(node, plain(old), plain(now), false);
@@ -683,91 +563,67 @@
       return cell;
     }
 
-    quickValue(data) {
-      if (isEmpty(data)) return element("span", { className: "none", textContent: "\u2013" });
-      return value(preview(plain(data), this.query), "clamp");
-    }
-
     clicked(event) {
       const row = event.target.closest("tr.row");
-      if (row && !String(getSelection())) this.toggle(row);
+      if (!row || String(getSelection())) return;
+      if (row.detail) {
+        row.detail.remove();
+        row.detail = null;
+        mark(row);
+      } else this.expand(row);
+      const open = [...this.body.querySelectorAll("tr.row")].filter((other) => other.detail);
+      this.set("open", open.map((other) => other.record.index).join(","));
+      save();
+      this.highlight();
     }
 
+    /** Move from row to row with the arrow keys. */
     moved(event) {
       const step = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
       let row = event.target.closest("tr.row");
       if (!step || !row) return;
       do row = row[step];
       while (row && !row.record);
-      row?.querySelector("button").focus();
+      row?.toggle.focus();
       event.preventDefault();
     }
 
-    toggle(row) {
-      if (row.detail) {
-        row.detail.remove();
-        row.detail = null;
-        mark(row, false);
-      } else this.expand(row);
-      const rows = [...this.body.querySelectorAll("tr.row")].filter((other) => other.detail);
-      this.set("open", rows.map((other) => other.record.index).join(","));
-      save();
-      this.highlight();
-    }
-
     expand(row) {
-      const { kind, a, b } = row.record;
       const list = element("dl");
       for (const { name } of this.columns) {
-        const [old, now] = [own(a, name), own(b, name)];
+        const [old, now] = [oldOf(row.record, name), newOf(row.record, name)];
         if (old === undefined && now === undefined) continue;
-        const equal = kind === "changed" && same(old, now);
-        const content = kind !== "changed" ? fullValue(kind === "removed" ? old : now) : equal ? fullValue(now) : fullChange(old, now);
-        list.append(written("dt", "", name), element("dd", { className: equal ? "same" : "" }, content));
+        const compared = row.record.kind === "changed";
+        const equal = !compared || same(old, now);
+        const content = equal ? fullValue(now) : fullChange(old, now);
+        list.append(written("dt", "", name), element("dd", { className: compared && equal ? "same" : "" }, content));
       }
       row.detail = element("tr", { className: "detail" }, element("td", { colSpan: this.width() }, list));
       row.after(row.detail);
-      mark(row, true);
+      mark(row);
     }
 
-    /** Mark what was searched for in what is on the page, where the browser can without a change of the text. */
+    /** Mark matches of the search, in browsers that can do so without changing the text. */
     highlight() {
       if (!globalThis.CSS?.highlights) return;
-      CSS.highlights.delete("found");
-      if (!this.query) return;
-      const found = new Highlight();
+      const matches = new Highlight();
       const walker = document.createTreeWalker(this.body, NodeFilter.SHOW_TEXT);
-      while (walker.nextNode()) {
-        const text = walker.currentNode.data.toLowerCase();
+      while (this.query && walker.nextNode()) {
+        const node = walker.currentNode;
+        const text = node.data.toLowerCase();
+        if (text.length !== node.length) continue; // some letters change length in lower case
         for (let start = text.indexOf(this.query); start >= 0; start = text.indexOf(this.query, start + this.query.length)) {
-          if (start + this.query.length > walker.currentNode.length) break; // some letters change length in lower case
-          const range = document.createRange();
-          range.setStart(walker.currentNode, start);
-          range.setEnd(walker.currentNode, start + this.query.length);
-          found.add(range);
+          const end = start + this.query.length;
+          matches.add(new StaticRange({ startContainer: node, startOffset: start, endContainer: node, endOffset: end }));
         }
       }
-      CSS.highlights.set("found", found);
+      CSS.highlights.set("match", matches);
     }
   }
 
-  function mark(row, open) {
-    const button = row.querySelector("button");
-    button.textContent = open ? "\u25be" : "\u25b8";
-    button.setAttribute("aria-expanded", String(open));
-  }
-
-  const oldOf = ({ a }, name) => own(a, name);
-  const newOf = ({ a, b }, name) => own(b ?? a, name); // of a removed row its last value
-  const deltaOf = ({ a, b }, name) => {
-    const [old, now] = [own(a, name), own(b, name)];
-    return typeof old === "number" && typeof now === "number" ? now - old : undefined;
-  };
-
-  function texts(data) {
-    if (data === null || data === undefined) return [];
-    if (typeof data === "object") return Object.values(data).flatMap(texts);
-    return [String(data)];
+  function mark(row) {
+    row.toggle.textContent = row.detail ? "\u25be" : "\u25b8";
+    row.toggle.setAttribute("aria-expanded", String(Boolean(row.detail)));
   }
 
   // ---- the page
@@ -799,16 +655,11 @@
     if (table) open(table, state);
   }
 
-  if (tables.length > 1) {
-    for (const table of tables) {
-      const button = written("button", "", table.name);
-      button.type = "button";
-      button.addEventListener("click", () => {
-        open(table, table.state);
-        save();
-      });
-      nav.append(button);
-    }
+  for (const table of tables.length > 1 ? tables : []) {
+    nav.append(button(table.name, () => {
+      open(table, table.state);
+      save();
+    }));
   }
   addEventListener("hashchange", openHash);
   addEventListener("keydown", (event) => {

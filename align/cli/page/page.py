@@ -1,7 +1,7 @@
-"""One HTML file to browse rows or changes of rows in: no network, no server, nothing in the data is ever code.
+"""One HTML file to browse rows or changed rows in: no network, no server, and data are never code.
 
-Rows go into the file as JSON, which the page's script reads and writes out as text. The Content-Security-Policy allows
-this one script and this one style sheet, by hash, and no request.
+Rows are embedded as JSON, which the page's script shows as text. The Content-Security-Policy allows only this script
+and this style sheet, by hash, and no requests.
 """
 
 import base64
@@ -28,7 +28,7 @@ _MANY_DIGITS = re.compile(r"\d{16}")
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often a number falls between two neighbours of `edges`, on side A and, in a comparison, on side B."""
+    """Counts of a number between neighbouring `edges`, on side A and, in a comparison, on side B."""
 
     name: str
     edges: Sequence[float]
@@ -38,35 +38,31 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Section:
-    """A data set. With `sides`, the names of A and B, its rows are changes."""
+    """A data set. If it has `sides`, the names of A and B, its rows are changes."""
 
     name: str
     rows: Iterable[Mapping[str, Any] | RowChange]
-    facts: Sequence[str] = ()  # one line each, above the table
+    facts: Sequence[str] = ()  # lines above the table
     histograms: Sequence[Histogram] = ()
     sides: tuple[str, str] | None = None
 
 
 def write_page(path: Path, title: str, subtitle: str, sections: Iterable[Section]) -> None:
-    """Write the page, whole or not at all; sections and rows are taken one at a time.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
+    """Write the page, whole or not at all; sections and rows are read one at a time."""
     environment = Environment(
         loader=FileSystemLoader(HERE), undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["printable"] = printable
-    script, style = (HERE / name for name in ("page.js", "page.css"))
+    script, style = ((HERE / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     pieces = environment.get_template("page.html.jinja").generate(
         title=printable(title),
         subtitle=printable(subtitle),
         sections=sections,
         about=_about,
         chunks=_chunks,
-        script=Markup(script.read_text(encoding="utf-8")),
+        script=Markup(script),
         script_hash=_source_hash(script),
-        style=Markup(style.read_text(encoding="utf-8")),
+        style=Markup(style),
         style_hash=_source_hash(style),
     )
     try:
@@ -82,24 +78,21 @@ def _about(section: Section) -> Markup:
 
 
 def _chunks(rows: Iterable[Mapping[str, Any] | RowChange]) -> Iterator[Markup]:
+    """Yield JSON arrays of rows, each of about `CHUNK_SIZE`."""
     texts: list[Markup] = []
     size = 0
     for row in rows:
         texts.append(_script_json(row))
         size += len(texts[-1])
         if size >= CHUNK_SIZE:
-            yield _array(texts)
+            yield Markup("[" + ",\n".join(texts) + "]")
             texts, size = [], 0
     if texts:
-        yield _array(texts)
-
-
-def _array(texts: list[Markup]) -> Markup:
-    return Markup("[" + ",\n".join(texts) + "]")
+        yield Markup("[" + ",\n".join(texts) + "]")
 
 
 def _script_json(value: Any) -> Markup:
-    """Return JSON that no HTML parser finds a tag, a comment or an entity in, and no editor an odd character."""
+    """Return JSON without characters that mean something in HTML or that cannot be seen."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=dict)
     if _MANY_DIGITS.search(text):
         text = json.dumps(_exact(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -118,5 +111,5 @@ def _exact(value: Any) -> Any:
     return str(value) if isinstance(value, int) and abs(value) > SAFE_INTEGER else value
 
 
-def _source_hash(path: Path) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(path.read_bytes()).digest()).decode()
+def _source_hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,4 +1,4 @@
-"""Files as DVC sees them: their hashes by DVC's own code, and where its cache has them."""
+"""Files as DVC sees them: dvc.lock, hashes by DVC's own code, and the cache."""
 
 import os
 from functools import cached_property
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from align.core.errors import InputError
 
-if TYPE_CHECKING:  # its parser is no part of most comparisons, and takes longer to import than they take
+if TYPE_CHECKING:  # importing its parser takes longer than most comparisons
     from align.cli.project.lock_file import Item
 
+LOCK_FILE = Path("dvc.lock")
 AS_LOCKED = "as in dvc.lock"
 CHANGED = "changed since"
 NOT_HERE = "not here"
@@ -21,12 +22,7 @@ class DvcFiles:
 
     @cached_property
     def repo(self) -> Any:
-        """DVC's repository object.
-
-        Raises:
-            InputError: DVC does not open it.
-        """
-        # DVC takes longer to import than the commands that do without it take altogether.
+        """DVC's repository object. It is opened on demand, since importing DVC takes longer than many commands."""
         dvc_repo, exceptions = import_module("dvc.repo"), import_module("dvc.exceptions")
         try:
             return dvc_repo.Repo(os.curdir)
@@ -39,24 +35,19 @@ class DvcFiles:
         """The folder of the cached objects, `files/md5` of the cache."""
         return Path(self.repo.cache.local.path)
 
-    def hash(self, path: str, algorithm: str = "md5") -> str | None:
+    def hash(self, path: str) -> str | None:
         """Return the hash that DVC gives a file or a folder, or None if it is not here."""
         if not os.path.exists(path):
             return None
         build = import_module("dvc_data.hashfile.build").build
-        repo = self.repo
-        where = os.path.abspath(path)
-        _, _, found = build(repo.cache.local, where, repo.fs, algorithm, ignore=repo.dvcignore, dry_run=True)
-        return str(found.hash_info.value)
+        repo, where = self.repo, os.path.abspath(path)
+        _, _, built = build(repo.cache.local, where, repo.fs, "md5", ignore=repo.dvcignore, dry_run=True)
+        return str(built.hash_info.value)
 
     def state(self, item: "Item") -> str:
-        """Tell whether what lies at an item's path is what the lock file says."""
-        found = self.hash(item.path, item.algorithm)
-        if found is None:
-            here = "`dvc checkout`" if self.in_cache(item) else "`dvc pull`, or `dvc repro`"
-            return f"{NOT_HERE} ({here})"
-        return AS_LOCKED if found == item.hash else CHANGED
-
-    def in_cache(self, item: "Item") -> bool:
-        """Tell whether the cache has the object; of a folder, its list of files."""
-        return (self.cache / item.hash[:2] / item.hash[2:]).is_file()
+        """Return how the workspace compares with an entry of the lock file."""
+        value = self.hash(item.path)
+        if value is None:
+            cached = (self.cache / item.hash[:2] / item.hash[2:]).is_file()
+            return f"{NOT_HERE} ({'`dvc checkout`' if cached else '`dvc pull` or `dvc repro`'})"
+        return AS_LOCKED if value == item.hash else CHANGED

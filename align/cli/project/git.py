@@ -1,18 +1,19 @@
-"""Which git commit brought a result into dvc.lock."""
+"""The git commit that brought a result into dvc.lock."""
 
 import subprocess
 from dataclasses import dataclass
 
+from align.cli.project.dvc import LOCK_FILE
 from align.cli.project.lock_file import Item, Lock, Stage
 from align.core.errors import InputError
 
 
 @dataclass(frozen=True)
 class Revision:
-    """Where git has a stage's run; `commit` is None if it has its out nowhere, or there is no git."""
+    """The commit of a stage's run; `commit` is None if no commit has its output, or there is no git."""
 
     commit: str | None  # short hash
-    committed: bool  # whether HEAD's lock file has the very entry of the stage
+    committed: bool  # whether HEAD's lock file has exactly this entry of the stage
 
 
 def git(*arguments: str) -> str | None:
@@ -25,24 +26,24 @@ def git(*arguments: str) -> str | None:
 
 
 class Revisions:
-    """The history of one lock file, as git in the working directory has it."""
+    """The history of dvc.lock."""
 
-    def __init__(self, lock: Lock) -> None:
-        self.path = lock.path.as_posix()
-        self.text = lock.path.read_text(encoding="utf-8")
+    def __init__(self) -> None:
         try:
-            self.head = Lock.parse(git("show", f"HEAD:./{self.path}") or "stages: {}").stages
+            self.head = Lock.parse(_lock_at("HEAD") or "stages: {}").stages
         except InputError:
             self.head = {}
 
     def of(self, stage: Stage, out: Item) -> Revision:
-        """Return the last commit that brought the present hash of a stage's out into the lock file."""
-        # DVC writes the path just before the hash. Files of equal content are told apart by it.
-        lines = f"path: {out.path}\n      hash: {out.algorithm}\n      md5: {out.hash}\n"
-        needle = lines if lines in self.text else out.hash
-        for commit in (git("log", f"-S{needle}", "--format=%h", "--", self.path) or "").split():
-            # A commit that adds or removes a stage which reads the out is found too.
-            before = git("show", f"{commit}^:./{self.path}") or ""
-            if needle not in before and needle in f"{git('show', f'{commit}:./{self.path}')}\n":
+        """Return the last commit that brought the present hash of a stage's output into the lock file."""
+        # DVC writes the path just before the hash, which distinguishes files of equal content.
+        needle = f"path: {out.path}\n      hash: md5\n      md5: {out.hash}\n"
+        for commit in (git("log", f"-S{needle}", "--format=%h", "--", str(LOCK_FILE)) or "").split():
+            # git also lists commits that add or remove a stage which reads the output.
+            if needle not in _lock_at(f"{commit}^") and needle in f"{_lock_at(commit)}\n":
                 return Revision(commit, self.head.get(stage.name) == stage)
         return Revision(None, False)
+
+
+def _lock_at(commit: str) -> str:
+    return git("show", f"{commit}:./{LOCK_FILE}") or ""

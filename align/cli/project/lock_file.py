@@ -2,30 +2,28 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from align.cli.project.dvc import LOCK_FILE as LOCK_FILE
 from align.core.errors import InputError
 from align.core.params import PARAMS_FILE
 
-LOCK_FILE = Path("dvc.lock")
-CODE = ("align/", "prompts/", "stages/")  # where deps are code
+CODE = ("align/", "prompts/", "stages/")  # files or whole folders
 
 
 @dataclass(frozen=True)
 class Item:
-    """A dep or an out of a stage, as it was when the stage ran; `hash` ends with `.dir` for a folder."""
+    """A dependency or an output of a stage, as it was when the stage ran; the hash of a folder ends with `.dir`."""
 
     path: str
     hash: str
-    algorithm: str  # md5, or md5-dos2unix in lock files of DVC 2
     size: int  # bytes
 
     def holds(self, path: str) -> bool:
-        """Tell whether `path` is this one, or lies in it."""
+        """Return whether `path` is this item or lies in it."""
         return path == self.path or path.startswith(f"{self.path}/")
 
 
@@ -41,65 +39,53 @@ class Stage:
 
     @property
     def code(self) -> list[Item]:
-        """The deps that are this project's code and templates."""
+        """The dependencies that are code or templates of this project."""
         return [dep for dep in self.deps if dep.path.startswith(CODE)]
 
     @property
     def inputs(self) -> list[Item]:
-        """All other deps."""
+        """All other dependencies."""
         return [dep for dep in self.deps if not dep.path.startswith(CODE)]
 
 
 @dataclass(frozen=True)
 class Lock:
-    """All stages of a lock file, by name."""
+    """All stages of the lock file, by name."""
 
     stages: Mapping[str, Stage]
-    path: Path = LOCK_FILE
 
     @classmethod
-    def read(cls, path: Path = LOCK_FILE) -> Self:
-        """Read a lock file.
-
-        Raises:
-            InputError: there is none, or it is no lock file of DVC 2 or 3.
-        """
+    def read(cls) -> Self:
+        """Read dvc.lock, as DVC 3 writes it."""
         try:
-            text = path.read_text(encoding="utf-8")
+            text = LOCK_FILE.read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise InputError(f"{path}: no such file; run from the repository's root, after `dvc repro`") from None
+            raise InputError(f"{LOCK_FILE}: no such file; run from the repository's root, after `dvc repro`") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot read ({error}); run `git checkout -- {path}`") from None
-        return cls.parse(text, path)
+            raise InputError(f"{LOCK_FILE}: cannot read ({error}); run `git checkout -- {LOCK_FILE}`") from None
+        return cls.parse(text)
 
     @classmethod
-    def parse(cls, text: str, path: Path = LOCK_FILE) -> Self:
-        """Parse the text of a lock file; `path` is for messages.
-
-        Raises:
-            InputError: it is no lock file of DVC 2 or 3.
-        """
+    def parse(cls, text: str) -> Self:
+        """Parse the text of a lock file."""
         try:
             stages = YAML(typ="safe").load(text)["stages"]
-            return cls({name: _stage(name, entry) for name, entry in stages.items()}, path)
+            return cls({name: _stage(name, entry) for name, entry in stages.items()})
         except YAMLError as error:
             reason = " ".join(str(error).split())
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            reason = f"not as DVC writes it: {error}"
-        raise InputError(f"{path}: {reason}; run `git checkout -- {path}` or `dvc repro`")
+            reason = f"not a lock file of DVC: {error}"
+        raise InputError(f"{LOCK_FILE}: {reason}; run `git checkout -- {LOCK_FILE}` or `dvc repro`")
 
     def maker(self, path: str) -> tuple[Stage, Item] | None:
-        """Return the stage that made `path`, with the out that is `path` or holds it."""
-        for stage in self.stages.values():
-            for out in stage.outs:
-                if out.holds(path):
-                    return stage, out
-        return None
+        """Return the stage that made `path`, with the output that is `path` or holds it."""
+        makers = ((stage, out) for stage in self.stages.values() for out in stage.outs if out.holds(path))
+        return next(makers, None)
 
     def outs_in(self, folder: str) -> list[Item]:
-        """Return the outs of all stages that lie in `folder`, sorted by path."""
-        found = [out for stage in self.stages.values() for out in stage.outs if out.path.startswith(f"{folder}/")]
-        return sorted(found, key=lambda out: out.path)
+        """Return the outputs of all stages that lie in `folder`, sorted by path."""
+        outs = [out for stage in self.stages.values() for out in stage.outs if out.path.startswith(f"{folder}/")]
+        return sorted(outs, key=lambda out: out.path)
 
     def readers(self, path: str) -> list[str]:
         """Return the names of the stages that depend on `path`."""
@@ -122,16 +108,9 @@ def _stage(name: str, entry: Mapping[str, Any]) -> Stage:
     params: dict[str, Any] = {}
     for file, values in (entry.get("params") or {}).items():
         params |= flat(values, "" if file == str(PARAMS_FILE) else f"{file}:")
-    return Stage(
-        name,
-        command if isinstance(command, str) else " && ".join(command),
-        tuple(_item(dep) for dep in entry.get("deps") or ()),
-        params,
-        tuple(_item(out) for out in entry.get("outs") or ()),
-    )
+    deps, outs = (tuple(map(_item, entry.get(key) or ())) for key in ("deps", "outs"))
+    return Stage(name, command if isinstance(command, str) else " && ".join(command), deps, params, outs)
 
 
 def _item(entry: Mapping[str, Any]) -> Item:
-    algorithm = entry.get("hash", "md5-dos2unix")
-    value = entry.get("md5") or entry.get(algorithm)
-    return Item(str(entry["path"]), str(value), algorithm, int(entry.get("size") or 0))
+    return Item(str(entry["path"]), str(entry["md5"]), int(entry.get("size") or 0))

@@ -1,4 +1,4 @@
-"""Check of `align doctor`: params.yaml as a whole, each section with the settings of the stages that read it."""
+"""Validation of the whole params.yaml: each section against the settings of the stages that read it."""
 
 import ast
 from collections.abc import Iterator
@@ -13,52 +13,44 @@ STAGES = Path(__file__).parents[3] / "stages"
 
 
 def settings_by_section() -> dict[str, type[Settings]]:
-    """Return the class that reads each section, found where a stage asks for it: `params.section("sft", SFTSettings)`.
+    """Return the class that reads each section, from the stages' calls: `params.section("sft", SFTSettings)`.
 
-    Of `sources`, it reads an entry (`params.source(name, SourceSettings)`).
-
-    Raises:
-        InputError: a library that a stage needs is missing or broken.
+    `sources` gets the class of one entry, from `params.source(name, SourceSettings)`.
     """
-    found: dict[str, type[Settings]] = {}
+    classes: dict[str, type[Settings]] = {}
     for path in sorted(STAGES.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
-                case ast.Call(ast.Attribute(attr="section"), [ast.Constant(str(section)), ast.Name(settings)]):
-                    found.setdefault(section, _load(path, settings))
-                case ast.Call(ast.Attribute(attr="source"), [_, ast.Name(settings)]):
-                    found["sources"] = _load(path, settings)
-    return found
+                case ast.Call(ast.Attribute(attr="section"), [ast.Constant(str(section)), ast.Name(name)]):
+                    classes.setdefault(section, _load(path, name))
+                case ast.Call(ast.Attribute(attr="source"), [_, ast.Name(name)]):
+                    classes["sources"] = _load(path, name)
+    return classes
 
 
 def validate_params(params: Params) -> int:
-    """Check every section as the stages do, and return how many there are; it imports their libraries, seconds.
-
-    Raises:
-        InputError: the first key that is unknown, missing or out of range.
-    """
+    """Check every section as the stages do, and return how many there are; importing the stages takes seconds."""
     _ = params.seed
-    sections = settings_by_section()
-    for section, settings in sections.items():
-        if section != "sources":
-            params.section(section, settings)
-        else:
+    classes = settings_by_section()
+    for section, settings in classes.items():
+        if section == "sources":
             for name in params.values[section]:
                 params.source(name, settings)
-    return len(sections)
+        else:
+            params.section(section, settings)
+    return len(classes)
 
 
 def check_params() -> Iterator[Finding]:
-    """Tell whether every key of params.yaml is one that a stage takes."""
+    """Check of `align doctor`: every key of params.yaml is known and in range."""
     yield Finding("params", "ok", f"{validate_params(Params.read())} sections, every key known and in range")
 
 
-def _load(path: Path, settings: str) -> type[Settings]:
+def _load(path: Path, name: str) -> type[Settings]:
+    module = ".".join(path.relative_to(STAGES.parent).with_suffix("").parts)
     try:
-        loaded: type[Settings] = getattr(
-            import_module(".".join(path.relative_to(STAGES.parent).with_suffix("").parts)), settings
-        )
+        settings: type[Settings] = getattr(import_module(module), name)
     except (ImportError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"the libraries do not load ({reason}); run `pip install -r requirements.txt`") from None
-    return loaded
+    return settings

@@ -1,8 +1,8 @@
-"""Sizes and ages as people read them."""
+"""Sizes and ages for people."""
 
 
 def show_size(size: float) -> str:
-    """Return a size in bytes as people read it, in powers of 1000 as disks and DVC count."""
+    """Return a size in bytes, in powers of 1000 as disks and DVC count."""
     units = ["B", "kB", "MB", "GB", "TB"]
     while size >= 1000 and len(units) > 1:
         size /= 1000
@@ -11,7 +11,7 @@ def show_size(size: float) -> str:
 
 
 def show_age(seconds: float) -> str:
-    """Return an age in the largest unit that gives a whole number."""
+    """Return an age in the largest unit of which it has at least two."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

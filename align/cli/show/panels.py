@@ -1,4 +1,4 @@
-"""Rows in a terminal: a panel each, texts wrapped; nothing in them is markup or reaches the terminal as a command."""
+"""Rows in a terminal, one panel each: values are plain text, never markup or control characters."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,7 +10,8 @@ from rich.text import Text
 from align.cli.show.selection import Row
 from align.core.errors import printable
 
-SHORT = 40  # characters of a value that stands beside others in one line
+SHORT = 40  # characters of a value that shares a line with others
+IDS = ("id", "question_id")
 TEXTS = {"prompt", "response", "completion", "chosen", "rejected", "messages", "turns", "justification", "judgements"}
 SCORES = {"score", "judge_score", "reward", "margin", "chosen_score", "rejected_score", "predicted"}
 STYLES = {
@@ -33,35 +34,22 @@ def show_rows(console: Console, rows: Sequence[Row]) -> None:
 
 
 def _parts(row: Row) -> Iterator[RenderableType]:
-    short = {
-        column: value
-        for column, value in row.items()
-        if column not in ("id", "question_id") and _is_short(column, value)
-    }
-    if short:
-        line = Text()
-        for column, value in short.items():
+    """Yield a line of the short values, then a block for each long one."""
+    line, blocks = Text(), []
+    for column, value in row.items():
+        if column in IDS:
+            continue
+        if _is_short(column, value):
             line.append("  " if line else "")
             line.append(printable(column) + " ", "dim")
-            line.append(_value(value), "bold magenta" if column in SCORES else "")
-        yield line
-    for column, value in row.items():
-        if column in ("id", "question_id") or column in short:
-            continue
-        if _is_conversation(value):
-            for message in value:
-                yield from _block(message["role"], message["content"])
-        elif isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-            for number, item in enumerate(value, 1):
-                yield from _block(f"{column} {number}", item)
+            line.append(printable(_shown(value)), "bold magenta" if column in SCORES else "")
         else:
-            yield from _block(column, value)
-
-
-def _block(label: str, value: Any) -> Iterator[Text]:
-    style = STYLES.get(label, "cyan")
-    yield Text(printable(label), f"bold {style}")
-    yield Text("\n".join(printable(line) for line in _value(value).expandtabs(4).split("\n")))
+            blocks += _labelled(column, value)
+    if line:
+        yield line
+    for label, value in blocks:
+        yield Text(printable(label), f"bold {STYLES.get(label, 'cyan')}")
+        yield Text("\n".join(map(printable, _shown(value).expandtabs(4).split("\n"))))
 
 
 def _is_short(column: str, value: Any) -> bool:
@@ -70,26 +58,22 @@ def _is_short(column: str, value: Any) -> bool:
     return value in (None, []) or isinstance(value, int | float)
 
 
-def _is_conversation(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
-            for item in value
-        )
-    )
+def _labelled(column: str, value: Any) -> list[tuple[str, Any]]:
+    """Return a value as labelled texts: the messages of a conversation, the texts of a list, or the value itself."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return [(f"{column} {number}", item) for number, item in enumerate(value, 1)]
+    if isinstance(value, list) and all(_is_message(item) for item in value):
+        return [(message["role"], message["content"]) for message in value]
+    return [(column, value)]
 
 
-def _value(value: Any) -> str:
-    match value:
-        case None | []:
-            return "-"
-        case bool():
-            return str(value).lower()
-        case float():
-            return f"{value:.4f}".rstrip("0").rstrip(".")
-        case str():
-            return value
-        case _:
-            return str(value)
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+
+
+def _shown(value: Any) -> str:
+    if value is None or value == []:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)

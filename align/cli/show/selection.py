@@ -1,4 +1,4 @@
-"""Rows of a data set: which file it is, and which of its rows are asked for."""
+"""Rows of a data set: which files hold them, and which rows are selected."""
 
 import operator
 import os
@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Self
 
 from align.compare.data_sets import ARTIFACTS
 from align.core.errors import InputError, quoted
@@ -26,7 +26,7 @@ _ORDER: dict[str, Callable[[Any, Any], bool]] = {
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition on a column, such as `score>=4`; `value` is what the text means as JSON, if it is JSON."""
+    """A condition on a column, such as `score>=4`; `value` is the text parsed as JSON where it is JSON."""
 
     column: str
     operator: str
@@ -34,16 +34,12 @@ class Condition:
     value: Any
 
     @classmethod
-    def parse(cls, condition: str) -> "Condition":
-        """Parse `COLUMN OPERATOR VALUE`.
-
-        Raises:
-            InputError: it has not this form, or asks for an order of what is no number.
-        """
+    def parse(cls, condition: str) -> Self:
+        """Parse `COLUMN OPERATOR VALUE`."""
         match = _CONDITION.fullmatch(condition)
         if match is None:
             raise InputError(
-                f"--where {quoted(condition)}: no condition; write a column, one of = != < <= > >= ~ and a value, "
+                f"--where {quoted(condition)}: not a condition; write a column, one of = != < <= > >= ~ and a value, "
                 "such as 'score>=4', 'iteration=m1' or 'prompt~garden'"
             )
         column, sign, text = match.groups()
@@ -52,22 +48,21 @@ class Condition:
         except ValueError:
             value = text
         if sign in _ORDER and not is_number(value):
-            raise InputError(f"--where {quoted(condition)}: {quoted(text)} is no number, and {sign} compares numbers")
+            raise InputError(f"--where {quoted(condition)}: {sign} compares numbers, and {quoted(text)} is not one")
         return cls(column, "=" if sign == "==" else sign, text, value)
 
     def holds(self, row: Row) -> bool:
-        """Tell whether a row meets it; a row without the column has null there, and null is in no order."""
+        """Return whether a row meets the condition; a row without the column has null there."""
         cell = row.get(self.column)
         if self.operator == "~":
-            return contains(cell, self.text)
+            return _contains(cell, self.text)
         if self.operator in _ORDER:
             return is_number(cell) and _ORDER[self.operator](cell, self.value)
-        return self._equals(cell) == (self.operator == "=")
-
-    def _equals(self, cell: Any) -> bool:
         if isinstance(cell, str):
-            return cell in (self.text, self.value)
-        return bool(cell == self.value) and isinstance(cell, bool) == isinstance(self.value, bool)
+            equal = cell in (self.text, self.value)
+        else:
+            equal = cell == self.value and isinstance(cell, bool) == isinstance(self.value, bool)
+        return equal == (self.operator == "=")
 
 
 @dataclass(frozen=True)
@@ -75,34 +70,31 @@ class Selection:
     """Which rows of a data set, and in which order."""
 
     conditions: Sequence[Condition] = ()
-    grep: str | None = None  # a text that some value of the row contains
-    sample: int | None = None  # the seed of a draw of `limit` rows; None: the first
+    grep: str | None = None  # text to find in any value
+    sample: int | None = None  # seed for drawing `limit` rows; None: the first ones
     sort: str | None = None  # a column
     descending: bool = False
     limit: int | None = None
 
-    def of(self, rows: Sequence[Row]) -> tuple[list[Row], int]:
-        """Return the rows asked for, and how many met the conditions.
-
-        Raises:
-            InputError: no row has a column that is asked for, or none a number where numbers are compared.
-        """
-        self._check(rows)
-        found = [
-            row
-            for row in rows
-            if all(condition.holds(row) for condition in self.conditions)
-            and (self.grep is None or contains(row, self.grep))
-        ]
-        count = len(found)
-        if self.sample is not None and self.limit is not None and self.limit < count:
-            drawn = random.Random(self.sample).sample(range(count), self.limit)
-            found = [found[number] for number in sorted(drawn)]
+    def read(self, path: Path) -> tuple[list[Row], str]:
+        """Return the selected rows of a JSONL file, and a sentence that counts them."""
+        everything = [row for _, row in read_objects(path)]
+        self._check_columns(everything)
+        matching = [row for row in everything if self._matches(row)]
+        rows = matching
+        if self.sample is not None and self.limit is not None and self.limit < len(matching):
+            drawn = random.Random(self.sample).sample(range(len(matching)), self.limit)
+            rows = [matching[number] for number in sorted(drawn)]
         if self.sort is not None:
-            found = _sorted(found, self.sort, self.descending)
-        return found[: self.limit], count
+            rows = _sorted(rows, self.sort, self.descending)
+        rows = rows[: self.limit]
+        return rows, f"{path}: {_count(len(rows), len(matching), len(everything))}"
 
-    def _check(self, rows: Sequence[Row]) -> None:
+    def _matches(self, row: Row) -> bool:
+        wanted = self.grep is None or _contains(row, self.grep)
+        return wanted and all(condition.holds(row) for condition in self.conditions)
+
+    def _check_columns(self, rows: Sequence[Row]) -> None:
         columns = list(dict.fromkeys(column for row in rows for column in row))
         for column in [condition.column for condition in self.conditions] + ([self.sort] if self.sort else []):
             if rows and column not in columns:
@@ -110,80 +102,60 @@ class Selection:
         for condition in self.conditions:
             if condition.operator in _ORDER and rows and not any(is_number(row.get(condition.column)) for row in rows):
                 raise InputError(
-                    f"column {quoted(condition.column)} holds no number, and {condition.operator} compares numbers; "
-                    "= compares texts, ~ looks for a text within"
+                    f"column {quoted(condition.column)} has no numbers, and {condition.operator} compares numbers; "
+                    "use = for equal text, ~ for text that contains the value"
                 )
 
 
 def find_data(name: str, what: str | None) -> dict[str, Path]:
-    """Return the files of the data sets that are meant, by name: of a file itself, of a model all that are here.
-
-    Raises:
-        InputError: a file and a data set of a model are asked for at once, or there is nothing.
-    """
+    """Return the files that are meant, by data set: a file itself, or all data sets of a model that are here."""
     if what is not None and os.path.isfile(name):
         raise InputError(f"{name} is a file; --what names a data set of a model")
     path = PurePath(name)
     if os.path.isfile(name) or (path.name != name and path.parent.name != "models"):
         return {path.name: Path(name)}
-    model = path.name
+    paths = {key: Path(pattern.format(path.name)) for key, (pattern, _) in ARTIFACTS.items()}
     if what is not None:
-        return {what: Path(ARTIFACTS[what][0].format(model))}
-    paths = {key: Path(pattern.format(model)) for key, (pattern, _) in ARTIFACTS.items()}
-    found = {key: path for key, path in paths.items() if path.is_file()}
-    if not found:
-        raise InputError(
-            f"{quoted(name)}: no such file, and no data set of a model of this name is here; "
-            "run `dvc repro` or `dvc pull`"
-        )
-    return found
-
-
-def read_data(path: Path) -> list[Row]:
-    """Read the rows of a JSONL file.
-
-    Raises:
-        InputError: it cannot be read, or a line is no JSON object.
-    """
-    return [row for _, row in read_objects(path)]
-
-
-def count_rows(path: Path, shown: int, found: int, total: int) -> str:
-    """Return in words how many rows of a file are shown, and how many met the conditions."""
-    if shown == total:
-        return f"{path}: {total} rows"
-    if found == 0:
-        return f"{path}: no row passes, {total} in all"
-    of = f"{found} rows" if found == total else f"the {found} rows that pass, {total} in all"
-    return f"{path}: {shown} of {of}"
+        return {what: paths[what]}
+    present = {key: path for key, path in paths.items() if path.is_file()}
+    if not present:
+        raise InputError(f"{quoted(name)}: not a file, nor a model with data here; run `dvc repro` or `dvc pull`")
+    return present
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a JSON value is a number."""
+    """Return whether a JSON value is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def contains(value: Any, text: str) -> bool:
-    """Tell whether a text stands in a JSON value, at whatever depth; small and capital letters are the same."""
+def _contains(value: Any, text: str) -> bool:
+    """Return whether a JSON value contains a text, at any depth and in any case."""
     wanted = text.casefold()
-    return any(wanted in found.casefold() for found in _texts(value))
+    return any(wanted in leaf.casefold() for leaf in _leaves(value))
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _leaves(value: Any) -> Iterator[str]:
     if isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
+            yield from _leaves(item)
     elif value is not None:
-        yield value if isinstance(value, str) else str(value)
+        yield str(value)
 
 
 def _sorted(rows: list[Row], column: str, descending: bool) -> list[Row]:
-    """Sort by a column, rows alike in their order; numbers before texts, rows without a value last either way."""
-    with_value = [row for row in rows if row.get(column) is not None]
+    """Sort stably: numbers before texts, and rows without a value last in both directions."""
     without = [row for row in rows if row.get(column) is None]
 
     def key(row: Row) -> tuple[bool, Any]:
         value = row[column]
-        return (False, value) if is_number(value) else (True, value if isinstance(value, str) else str(value))
+        return (False, value) if is_number(value) else (True, str(value))
 
-    return sorted(with_value, key=key, reverse=descending) + without
+    return sorted((row for row in rows if row.get(column) is not None), key=key, reverse=descending) + without
+
+
+def _count(shown: int, matching: int, total: int) -> str:
+    if shown == total:
+        return f"{total} rows"
+    if matching == total:
+        return f"{shown} of {total} rows"
+    return f"{shown} of {matching} matching rows, {total} in all" if matching else f"none of {total} rows matches"
