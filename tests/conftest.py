@@ -1,6 +1,7 @@
 """A tiny random Llama with a small tokenizer, built once a session; nothing here reaches the network."""
 
 import os
+import subprocess
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, hence before the rest
 os.environ.setdefault("ALIGN_DEVICE_LOCK", "0")  # on a machine with a GPU the stages that tests start would wait for us
@@ -31,10 +32,24 @@ from align.models.base import load_base
 from align.models.stack import AdapterStack
 from align.run.runtime import RuntimeSettings
 from stages.base_model import BaseModelSettings, load
+from tests.committed import COMMITTED, EDITABLE, archive
+from tests.committed import REPOSITORY as REPOSITORY
 
 torch.set_num_threads(1)  # tiny matrices: a second thread only waits
-REPOSITORY = Path(__file__).parent.parent
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+@pytest.fixture(scope="session")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """HEAD's version of the whole project; skips where params, data, recipes or results differ from it."""
+    command = ["git", "diff", "--name-only", "HEAD", "--", *EDITABLE, "README.md"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if modified := result.stdout.split():
+        pytest.skip(f"compares committed files, and these have uncommitted changes: {', '.join(modified)}")
+    folder = tmp_path_factory.mktemp("head")
+    if not archive(folder):
+        pytest.skip("compares committed files, and this is no git repository")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +73,7 @@ def build_tiny_source(folder: Path) -> Path:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    corpus = (REPOSITORY / "data/seed/instructions.jsonl").read_text(encoding="utf-8").splitlines()[:60]
+    corpus = (COMMITTED / "data/seed/instructions.jsonl").read_text(encoding="utf-8").splitlines()[:60]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=600, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False

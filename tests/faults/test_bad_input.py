@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.committed import REPOSITORY
 from tests.faults.broken import CASES
 from tests.faults.broken.__main__ import table
 from tests.faults.broken.models import CODE, LEFT

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from markdown_it import MarkdownIt
-from ruamel.yaml import YAML
 
 from align.cli.main import main as align
 from align.core.errors import InputError, printable, quoted
 from align.core.rows import Instruction, read_rows
 from stages import build_preferences, prepare_data, summary
-from tests.conftest import REPOSITORY, build_tiny_source
+from tests.committed import REPOSITORY, copy_project, write_params
+from tests.conftest import build_tiny_source
 from tests.faults.broken.models import CODE, LEFT, pickled, with_code
 from tests.faults.broken.workspace import SETTINGS, contents, param, row, run
 from tests.faults.test_bad_input import whole, workspace
@@ -161,17 +161,21 @@ def called_names(path: Path) -> set[str]:
     return calls | imports | modules
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "stages").rglob("*.py")), ids=lambda path: path.stem)
-def test_no_stage_unpickles_evaluates_or_trusts_code(path: Path) -> None:
+CODE_FILES = sorted(path for folder in ("align", "stages") for path in (REPOSITORY / folder).rglob("*.py"))
+each_module = pytest.mark.parametrize(
+    "path", CODE_FILES, ids=lambda path: path.relative_to(REPOSITORY).with_suffix("").as_posix()
+)
+
+
+@each_module
+def test_no_module_unpickles_evaluates_or_trusts_code(path: Path) -> None:
     names = called_names(path)
     unpickling = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "torch.load", "np.load", "numpy.load"}
     assert not names & (unpickling | {"eval", "exec", "os.system", "yaml.load_all", "torch.hub.load"})
     assert not re.search(r"trust_remote_code\W+True", path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(
-    "path", sorted({*(REPOSITORY / "stages").rglob("*.py")}), ids=lambda path: path.relative_to(REPOSITORY).stem
-)
+@each_module
 def test_every_load_of_a_model_is_one_of_the_safe_ones(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained"):
@@ -226,20 +230,11 @@ TINY = {
 @pytest.mark.timeout(300)
 def test_no_key_of_the_environment_gets_into_outs_locks_logs_or_output(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, check=True
-    )
-    for name in listed.stdout.decode().splitlines():
-        if name.startswith(("stages/", "data/seed/", ".dvc")) or name in ("dvc.yaml", "params.yaml", ".gitignore"):
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
-            data = (REPOSITORY / name).read_bytes()
-            rows = name.endswith(".jsonl")  # few of them, for time
-            (clone / name).write_bytes(b"".join(data.splitlines(keepends=True)[:40]) if rows else data)
+    copy_project(clone)
+    for path in (clone / "data/seed").glob("*.jsonl"):  # few rows, for time
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:40]))
     build_tiny_source(clone / "data/tiny")
-    params = YAML(typ="safe").load(clone / "params.yaml")
-    for section, values in (SETTINGS | TINY | {"base_model": {"source": "data/tiny"}}).items():
-        params[section] |= values
-    YAML().dump(params, clone / "params.yaml")
+    write_params(clone, SETTINGS | TINY | {"base_model": {"source": "data/tiny"}, "iterations": {"m1": "m0"}})
     home = tmp_path / "home"
     home.mkdir()
     environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(home)} | {

@@ -12,8 +12,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from align.cli.experiments.table import Experiment, table
-from benchmarks.workspace import write_params
-from tests.conftest import REPOSITORY, build_tiny_source
+from tests.committed import REPOSITORY, write_params
+from tests.conftest import build_tiny_source
 from tests.dvc_project import Project, align, error_of
 from tests.faults.lab import poll
 from tests.pipeline.test_repro import SMALL
@@ -53,7 +53,7 @@ def make_toy(path: Path) -> Project:
     project.env["PYTHONPATH"] = str(REPOSITORY)
     project.write("dvc.yaml", DVC_YAML)
     project.write("ppo.py", PPO)
-    shutil.copyfile(REPOSITORY / "params.yaml", path / "params.yaml")
+    write_params(path)
     project.run("git init -q -b main && git config user.name t && git config user.email t@example.com && dvc init -q")
     project.run("dvc config core.autostage false && dvc remote add -q -d store ../store && dvc repro -q")
     project.commit("start")
@@ -202,7 +202,6 @@ ALONE = """    alone = Path("{}")
     alone.touch(exist_ok=False)
     import_module("atexit").register(alone.unlink)
     stack = AdapterStack("""
-TINY = SMALL | {"base_model": {"source": "data/tiny"}}
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +219,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Project:
         "stages/ppo.py", "from pathlib import Path\n", "from importlib import import_module\nfrom pathlib import Path\n"
     )
     build_tiny_source(project.path / "data/tiny")
-    write_params(project.path, TINY)
+    write_params(project.path, SMALL)
     (folder / "tmp").mkdir()
     project.env |= {"ALIGN_DEVICE_LOCK": "1", "TMPDIR": str(folder / "tmp"), "HF_HUB_OFFLINE": "1"}
     project.env["GOMP_SPINCOUNT"] = "0"

@@ -9,9 +9,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from align.core.params import Params
 from align.core.rows import Answer, Instruction, KnownPrompt, PreferencePair, Prompt, ScoredPair, read_rows
@@ -20,12 +20,14 @@ from align.report.statistics import mean
 from align.reward.training import score_pairs
 from align.run.runtime import RuntimeSettings
 from stages.reward_model import CENTERING_ROWS
-from tests.conftest import REPOSITORY, build_tiny_source
+from tests.committed import REPOSITORY, copy_project, write_params
+from tests.conftest import build_tiny_source
 from tests.shared import shared
 
 # Settings small enough that the whole graph takes about a minute and a half; all else stays as in params.yaml.
-SMALL = {
-    "runtime": {"num_threads": 1},
+SMALL: dict[str, dict[str, Any]] = {
+    "runtime": {"batch_size": 64},
+    "base_model": {"source": "data/tiny"},
     "prepare_data": {"judgements_test_fraction": 0.2, "preferences_test_fraction": 0.9},
     "lora": {"r": 4, "layers_to_transform": None},
     "eft": {"num_train_epochs": 0.02, "max_length": 1024},
@@ -76,21 +78,9 @@ class Clone:
 def first_repro(folder: Path) -> None:
     """Run the whole graph in a clone of the working tree."""
     path = folder / "clone"
-    tracked = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    for name in tracked:
-        source, target = REPOSITORY / name, path / name
-        if source.is_file() and name != "dvc.lock":
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+    copy_project(path)
     build_tiny_source(path / "data/tiny")
-    yaml = YAML()
-    params = yaml.load((path / "params.yaml").read_text(encoding="utf-8"))
-    params["base_model"]["source"] = "data/tiny"
-    for section, values in SMALL.items():
-        params[section].update(values)
-    yaml.dump(params, path / "params.yaml")
+    write_params(path, SMALL)
     result = Clone(path)
     result.run("git", "init", "-q")
     commit = ("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm")

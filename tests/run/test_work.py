@@ -29,7 +29,8 @@ from align.run import work as resume
 from align.run.release import drop_recorded, resume_root
 from align.run.runtime import RuntimeSettings
 from align.run.work import Pace, Rows, Work
-from tests.conftest import REPOSITORY, embeddings
+from tests.committed import PARAMS_YAML, REPOSITORY
+from tests.conftest import embeddings
 
 
 class Stopped(Exception):
@@ -45,7 +46,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def read_params() -> Params:
-    params = Params.read(REPOSITORY / "params.yaml")
+    params = Params.read(PARAMS_YAML)
     params.section("lora", LoraSettings)
     return params
 
@@ -167,7 +168,7 @@ with Work("judge@m1", params, runtime, []) as work:
 
 def holder(how: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(REPOSITORY / "params.yaml"), how],
+        [sys.executable, "-c", HOLDER, str(PARAMS_YAML), how],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
