@@ -16,7 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.committed import copy_project, write_params
-from tests.conftest import build_tiny_source
+from tests.factories import build_tiny_source
 from tests.pipeline.test_repro import SMALL, Clone
 from tests.shared import shared
 

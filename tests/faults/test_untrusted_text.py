@@ -19,7 +19,7 @@ from align.core.errors import InputError, printable, quoted
 from align.core.rows import Instruction, read_rows
 from stages import build_preferences, prepare_data, summary
 from tests.committed import REPOSITORY, copy_project, write_params
-from tests.conftest import build_tiny_source
+from tests.factories import build_tiny_source
 from tests.faults.broken.models import CODE, LEFT, pickled, with_code
 from tests.faults.broken.workspace import SETTINGS, contents, param, row, run
 from tests.faults.test_bad_input import whole, workspace

@@ -13,8 +13,8 @@ from ruamel.yaml import YAML
 
 from align.cli.experiments.table import Experiment, table
 from tests.committed import REPOSITORY, write_params
-from tests.conftest import build_tiny_source
 from tests.dvc_project import Project, align, error_of
+from tests.factories import build_tiny_source
 from tests.faults.lab import poll
 from tests.pipeline.test_repro import SMALL
 

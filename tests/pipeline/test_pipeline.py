@@ -193,15 +193,13 @@ def test_the_lock_file_is_of_the_committed_code_data_and_params(head: Path) -> N
     assert sorted(lock) == sorted(names)
 
     status = json.loads(Project(head).run("git init -q && dvc status --json").stdout)
-    changed = {
-        stage: {dep: state for dep, state in deps.items() if state not in ("deleted", "not in cache")}
-        for stage, changes in status.items()
-        for change in changes
-        for deps in ([change] if isinstance(change, str) else [change.get("changed deps", {})])
-        if deps
-    }
-    # The data of the stages are not in git.
-    assert {stage: deps for stage, deps in changed.items() if deps} == {}, "run `dvc repro` and commit dvc.lock"
+    changed: dict[str, dict[str, Any]] = {stage: {} for stage in status}
+    for stage, changes in status.items():
+        for change in changes:  # "changed command", or {"changed deps": {path: state}}
+            found = {"": change} if isinstance(change, str) else change.get("changed deps", {})
+            # The data between the stages are not in git.
+            changed[stage] |= {path: state for path, state in found.items() if state != "deleted"}
+    assert {stage: found for stage, found in changed.items() if found} == {}, "run `dvc repro`, commit dvc.lock"
 
 
 def test_notes_notebooks_and_byte_code_are_in_no_folder_hash(project: Project) -> None:

@@ -29,7 +29,7 @@ from transformers import (
 from align.cli.estimate.targets import stages_of, targets_of
 from align.cli.recipes.recipes import merged, recipe
 from tests.committed import COMMITTED, REPOSITORY
-from tests.conftest import build_tiny_source
+from tests.factories import build_tiny_source
 from tests.text.gpt import SUFFIX, UNKNOWN, gpt_bpe
 
 pytestmark = pytest.mark.slow

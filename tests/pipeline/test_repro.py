@@ -21,7 +21,7 @@ from align.reward.training import score_pairs
 from align.run.runtime import RuntimeSettings
 from stages.reward_model import CENTERING_ROWS
 from tests.committed import REPOSITORY, copy_project, write_params
-from tests.conftest import build_tiny_source
+from tests.factories import build_tiny_source
 from tests.shared import shared
 
 # Settings small enough that the whole graph takes about a minute and a half; all else stays as in params.yaml.

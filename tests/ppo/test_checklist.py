@@ -28,7 +28,7 @@ from align.ppo.losses import policy_loss, token_logprobs, value_loss
 from align.ppo.rollout import Batch, Rollout
 from align.ppo.trainer import PPOTrainer, kl_coef_factor
 from align.run.runtime import RuntimeSettings
-from tests.conftest import tiny_gpt2
+from tests.factories import tiny_gpt2
 from tests.ppo.tiny import MakeStack, encoded, randomize, real_rows, reward, trainer
 
 

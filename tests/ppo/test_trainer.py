@@ -14,7 +14,7 @@ from align.ppo.advantages import gae, token_rewards, whiten
 from align.ppo.trainer import PPOSettings, PPOTrainer
 from align.reward.scoring import reward_scores
 from tests.committed import PARAMS_YAML
-from tests.conftest import embeddings
+from tests.factories import embeddings
 from tests.ppo.tiny import SETTINGS, TEXTS, MakeStack, encoded, randomize, real_rows, reward, snapshot, trainer
 
 

@@ -30,7 +30,7 @@ from align.run.release import drop_recorded, resume_root
 from align.run.runtime import RuntimeSettings
 from align.run.work import Pace, Rows, Work
 from tests.committed import PARAMS_YAML, REPOSITORY
-from tests.conftest import embeddings
+from tests.factories import embeddings
 
 
 class Stopped(Exception):

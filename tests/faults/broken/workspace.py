@@ -20,7 +20,7 @@ from align.models.base import copy_tokenizer, load_base
 from align.run.runtime import RuntimeSettings
 from stages.base_model import BaseModelSettings, load
 from tests.committed import write_params
-from tests.conftest import build_tiny_source
+from tests.factories import build_tiny_source
 
 Break = Callable[[], None]  # breaks the workspace that is the working directory
 RUNTIME = {
