@@ -19,7 +19,7 @@ from align.run.work import Work
 from tests.committed import PARAMS_YAML
 from tests.faults.lab import RESPONSES, STAGE, Lab, Prepared, prepare
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 GENERATE = ("python", "-m", "stages.generate_responses", "m1", "m0")
 
 
