@@ -3,11 +3,10 @@
 import ast
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,9 @@ from align.cli.main import main as align
 from align.core.errors import InputError, printable, quoted
 from align.core.rows import Instruction, read_rows
 from stages import build_preferences, prepare_data, summary
-from tests.committed import REPOSITORY, copy_project, write_params
-from tests.factories import build_tiny_source
+from tests.committed import REPOSITORY
 from tests.faults.broken.models import CODE, LEFT, pickled, with_code
-from tests.faults.broken.workspace import SETTINGS, contents, param, row, run
+from tests.faults.broken.workspace import contents, param, row, run
 from tests.faults.test_bad_input import whole, workspace
 
 __all__ = ["whole", "workspace"]  # fixtures
@@ -213,53 +211,6 @@ def test_code_that_a_model_brings_along_is_refused_and_does_not_run(command: str
     result = run(command)
     assert result.exit_code == 1
     assert not Path(LEFT).exists()
-
-
-SECRETS = {
-    "OPENAI_API_KEY": "sk-planted-1f6e1c",
-    "HF_TOKEN": "hf_planted2b7d40",
-    "AWS_SECRET_ACCESS_KEY": "aws-planted-93c5aa",
-    "WANDB_API_KEY": "wandb-planted-d01f77",
-}
-TINY = {
-    "eft": {"num_train_epochs": 0.2, "max_length": 1024},
-    "sft": {"num_train_epochs": 0.1, "max_length": 1024},
-}
-
-
-@pytest.mark.timeout(300)
-def test_no_key_of_the_environment_gets_into_outs_locks_logs_or_output(tmp_path: Path) -> None:
-    clone = tmp_path / "clone"
-    copy_project(clone)
-    for path in (clone / "data/seed").glob("*.jsonl"):  # few rows, for time
-        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:40]))
-    build_tiny_source(clone / "data/tiny")
-    write_params(clone, SETTINGS | TINY | {"base_model": {"source": "data/tiny"}, "iterations": {"m1": "m0"}})
-    home = tmp_path / "home"
-    home.mkdir()
-    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(home)} | {
-        "HF_HUB_OFFLINE": "1",
-        "DVC_NO_ANALYTICS": "1",
-        **SECRETS,
-    }
-    subprocess.run(["git", "init", "-q"], cwd=clone, check=True)
-
-    result = subprocess.run(["dvc", "repro", "sft"], cwd=clone, env=environment, capture_output=True, check=False)
-
-    assert result.returncode == 0, result.stderr.decode()[-2000:]
-    assert (clone / "models/m0/model_card.json").is_file()
-    written = {path.as_posix(): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    written |= {"stdout": result.stdout, "stderr": result.stderr}
-    assert any("/.dvc/cache/" in name for name in written)
-    assert leaks(written, SECRETS.values()) == []
-
-
-def leaks(written: Mapping[str, bytes], secrets: Collection[str]) -> list[str]:
-    return [name for name, data in written.items() if any(secret.encode() in data for secret in secrets)]
-
-
-def test_the_search_for_keys_finds_one() -> None:
-    assert leaks({"a": b"x", "b": b"token: hf_planted2b7d40\n"}, SECRETS.values()) == ["b"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tests.factories import build_tiny_source
 from tests.faults.lab import poll
 from tests.pipeline.test_repro import SMALL
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 DOCS = (REPOSITORY / "docs/EXPERIMENTS.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.+?)^```", DOCS, re.MULTILINE | re.DOTALL)
 # PPO stands for all stages; what it gains is a function of its params.

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
+# Planted in the environment of the first run.
+SECRETS = {
+    "OPENAI_API_KEY": "sk-planted-1f6e1c",
+    "HF_TOKEN": "hf_planted2b7d40",
+    "AWS_SECRET_ACCESS_KEY": "aws-planted-93c5aa",
+    "WANDB_API_KEY": "wandb-planted-d01f77",
+}
+
 pytestmark = pytest.mark.timeout(900)  # each test may start a dozen stages, a few seconds each
 
 
@@ -55,7 +64,7 @@ class Clone:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.first: list[str] = []  # the stages that the first repro ran
+        self.first: list[str] = []  # the stages that the first repro ran, in order
         self.env = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(path.parent / "home"),
@@ -71,8 +80,12 @@ class Clone:
 
     def stages_run(self, *command: str) -> list[str]:
         """Run a dvc command and return the stages that were executed, in order."""
-        output = self.run(*command).stdout
-        return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")]
+        return executed(self.run(*command).stdout)
+
+
+def executed(output: str) -> list[str]:
+    """Return the stages that DVC says it ran."""
+    return re.findall(r"^Running stage '([^']+)'", output, re.MULTILINE)
 
 
 def first_repro(folder: Path) -> None:
@@ -86,7 +99,10 @@ def first_repro(folder: Path) -> None:
     commit = ("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm")
     result.run("git", "add", "-A")
     result.run(*commit, "start")
-    (folder / "first.json").write_text(json.dumps(result.stages_run("dvc", "repro")))
+    plain, result.env = result.env, result.env | SECRETS
+    first = result.run("dvc", "repro")
+    result.env = plain
+    (folder / "first.log").write_text(first.stdout + first.stderr)
     result.run("git", "add", "-A")
     result.run(*commit, "run")  # or DVC would want a git identity, to keep the changes beside an experiment
 
@@ -97,7 +113,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     path = tmp_path_factory.mktemp("repro") / "clone"
     shutil.copytree(made / "clone", path, symlinks=True)
     result = Clone(path)
-    result.first = json.loads((made / "first.json").read_text())
+    result.first = executed((made / "first.log").read_text())
     return result
 
 
@@ -112,10 +128,27 @@ def test_the_first_repro_runs_every_stage_once_and_writes_the_report(clone: Clon
         assert f"| {model} |" in report
 
 
+def leaks(written: Mapping[str, bytes], secrets: Collection[str]) -> list[str]:
+    return [name for name, data in written.items() if any(secret.encode() in data for secret in secrets)]
+
+
+def test_no_key_of_the_environment_gets_into_outs_locks_logs_or_output(
+    clone: Clone, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    made = shared(tmp_path_factory, "repro", first_repro)
+    written = {path.as_posix(): path.read_bytes() for path in made.rglob("*") if path.is_file()}
+    written = {name: data for name, data in written.items() if "/tests/" not in name}
+
+    assert any("/.dvc/cache/" in name for name in written)
+    assert leaks(written, SECRETS.values()) == []
+    assert leaks(written | {"planted": b"token: hf_planted2b7d40\n"}, SECRETS.values()) == ["planted"]
+
+
 def test_a_second_repro_runs_nothing(clone: Clone) -> None:
     assert clone.stages_run("dvc", "repro") == []
 
 
+@pytest.mark.slow
 def test_rerunning_a_stage_by_force_gives_the_same_bytes(clone: Clone) -> None:
     before = (clone.path / "dvc.lock").read_bytes()
 
@@ -240,7 +273,7 @@ def test_the_walk_through_of_the_readme_runs_as_it_stands_there(clone: Clone) ->
         said[command] = clone.run("bash", "-ec", f"{identity}; {command}").stdout
 
     def stages(command: str) -> list[str]:
-        return re.findall(r"Running stage '([^']+)'", said[command])
+        return executed(said[command])
 
     assert stages("dvc repro") == []
     assert stages("dvc exp run -n low-kl -S ppo.kl_coef=0.02") == ["ppo", "evaluate@ppo", "summary"]
@@ -264,6 +297,7 @@ def test_the_walk_through_of_the_readme_runs_as_it_stands_there(clone: Clone) ->
     assert clone.stages_run("dvc", "repro") == []
 
 
+@pytest.mark.slow
 def test_one_more_iteration_runs_its_own_stages_alone(clone: Clone) -> None:
     assert sorted(clone.stages_run("dvc", "exp", "run", "-S", "+iterations.m3=m2")) == sorted(
         [
