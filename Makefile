@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # pip compiles nothing here: where Python must not keep what it compiles, each start of a stage would compile it all again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup repro test test-browser test-remotes check fix bench clean
+.PHONY: help setup repro test test-slow test-browser test-remotes check fix bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -29,8 +29,13 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 repro: $(VENV)/.run  ## run the pipeline: what is up to date is not run again
 	dvc repro
 
-test: $(VENV)/.dev  ## run the tests, offline, on all cores (up to 8)
-	python -m pytest -n logical --maxprocesses 8 --dist worksteal
+PYTEST := python -m pytest -n logical --maxprocesses 8 --dist worksteal
+
+test: $(VENV)/.dev  ## run the fast tests, offline, on all cores (up to 8)
+	$(PYTEST)
+
+test-slow: $(VENV)/.dev  ## run the tests that take minutes: kills, full disks, broken inputs, fuzzing, recipes
+	$(PYTEST) -m slow
 
 test-browser: $(VENV)/.dev  ## test the HTML page in Chromium, which has to be installed
 	@command -v chromedriver >/dev/null || { echo "chromedriver not found: install Chromium and its driver (apt: chromium chromium-driver)"; exit 1; }
@@ -62,4 +67,4 @@ bench: $(VENV)/.dev  ## measure generation and judging side by side with plain t
 
 clean:  ## delete the virtual environment and tool caches; data and models stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find stages tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find align stages tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -55,7 +55,7 @@ def tiny_clone(path: Path, changes: Changes, source: Path = ROOT, revision: str 
 
     The clone has no cache, so everything runs. Params that an older project does not have are left out.
     """
-    from tests.conftest import build_tiny_source  # noqa: PLC0415 (loads torch; the tests import this module without it)
+    from tests.factories import build_tiny_source  # noqa: PLC0415 (loads torch; the tests import this module without it)
 
     subprocess.run(["git", "clone", "-q", "--no-checkout", str(source), str(path)], check=True)
     subprocess.run(["git", "checkout", "-q", "--detach", revision], cwd=path, check=True)

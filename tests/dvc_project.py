@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from align.cli.main import main
-from tests.conftest import REPOSITORY
+from tests.committed import write_params
 
 # models/m1 is made of models/base and of data/m1/pairs.jsonl, which comes from models/base too.
 DVC_YAML = """
@@ -94,8 +94,9 @@ def make_project(path: Path) -> Project:
     project.write("notes.txt", "notes\n")
     (path / "data/m1").mkdir()
     (path / "data/m1/.keep").touch()
-    params = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
-    project.write("params.yaml", params)
+    # Tests change these.
+    changes = {"runtime": {"device": "auto", "num_threads": 2}, "dpo": {"max_length": 256}}
+    write_params(path, changes)
     project.write("wait.yaml", "wait: 0\n")
     project.write("dvc.yaml", DVC_YAML)
     project.run("git init -q -b main && git config user.name t && git config user.email t@example.com && dvc init -q")

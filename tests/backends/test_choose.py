@@ -10,7 +10,6 @@ from typing import Any, get_args
 import psutil
 import pytest
 import torch
-from ruamel.yaml import YAML
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
@@ -23,7 +22,7 @@ from align.generation.sampling import SamplingParams
 from align.models.base import load_base, load_tokenizer
 from align.models.tokenization import encode_user
 from align.run.runtime import RuntimeSettings
-from tests.conftest import REPOSITORY
+from tests.committed import committed_params, write_params
 
 SAMPLED = SamplingParams(max_new_tokens=10, temperature=1.0, top_p=0.95)
 TEXTS = [f"What is {word}?" for word in ("rust", "a bee", "the sea", "bread", "a long and winding road", "it")]
@@ -31,7 +30,7 @@ SEEDS = list(range(len(TEXTS)))
 
 
 def settings(**changes: Any) -> GenerationSettings:
-    values = YAML(typ="safe").load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))["generation"]
+    values = committed_params()["generation"]
     return GenerationSettings.model_validate(values | changes)
 
 
@@ -238,10 +237,8 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__")
 
 
 def test_two_processes_with_unequal_memory_write_the_same_rows_as_one(project: Path) -> None:
-    params = YAML(typ="safe").load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
-    params["runtime"] |= {"device": "cpu", "num_threads": 1, "batch_size": 6}
-    params["generate_responses"] |= {"num_responses": 3, "max_new_tokens": 12, "temperature": 1.0}
-    YAML().dump(params, project / "params.yaml")
+    responses = {"num_responses": 3, "max_new_tokens": 12, "temperature": 1.0}
+    write_params(project, {"runtime": {"batch_size": 6}, "generate_responses": responses})
     rows = [Prompt(id=f"m1-{i}", messages=[Message(role="user", content=text)]) for i, text in enumerate(TEXTS)]
     write_rows(project / "data/m1/prompts.jsonl", rows)
     out = project / "data/m1/responses.jsonl"

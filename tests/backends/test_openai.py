@@ -30,7 +30,7 @@ from align.models.base import load_base, load_tokenizer
 from align.models.tokenization import encode_user
 from align.run.runtime import RuntimeSettings
 from align.run.work import Work
-from tests.conftest import REPOSITORY
+from tests.committed import PARAMS_YAML
 
 GREEDY = SamplingParams(max_new_tokens=12, temperature=0.0)
 SAMPLED = SamplingParams(max_new_tokens=12, temperature=1.0, top_p=0.95)
@@ -223,7 +223,7 @@ def test_a_run_whose_server_went_away_asks_for_the_missing_rows_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    params = Params.read(REPOSITORY / "params.yaml")
+    params = Params.read(PARAMS_YAML)
 
     def ask(work: Work | None) -> Any:
         generator = connect(base, vllm, dialect="vllm", work=work)

@@ -9,12 +9,11 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from ruamel.yaml import YAML
 
 from align.core.errors import InputError
 from align.core.rows import EvalPrompt, Instruction, Judgement, KnownPrompt, read_rows
 from stages.prepare_data import main, read_preferences, split_by_group
-from tests.conftest import REPOSITORY
+from tests.committed import COMMITTED, write_params
 
 prompts = st.lists(st.text(max_size=3), min_size=2, max_size=40).filter(lambda rows: len(set(rows)) > 1)
 
@@ -103,14 +102,11 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., di
     """Return a function that runs the stage on judge data of its own and returns what it counted."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    (tmp_path / "data/seed").symlink_to(REPOSITORY / "data/seed", target_is_directory=True)
+    (tmp_path / "data/seed").symlink_to(COMMITTED / "data/seed", target_is_directory=True)
 
     def stage(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         Path("judged.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-        params = YAML(typ="safe").load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
-        params["prepare_data"] |= {"judgements": "judged.jsonl", "max_score_share": 1.0, **changes}
-        with Path("params.yaml").open("w", encoding="utf-8") as stream:
-            YAML().dump(params, stream)
+        write_params(Path(), {"prepare_data": {"judgements": "judged.jsonl", "max_score_share": 1.0, **changes}})
         result = CliRunner().invoke(main, [], catch_exceptions=False)
         assert result.exit_code == 0, result.stderr
         counts: dict[str, Any] = json.loads(Path("data/metrics/prepare_data.json").read_text(encoding="utf-8"))
@@ -181,7 +177,7 @@ def test_flat_messages_give_what_their_trees_give(prepare: Callable[..., Any]) -
 def test_the_best_reply_to_each_prompt_is_learned_and_no_prompt_that_the_judge_is_tested_on(
     prepare: Callable[..., Any],
 ) -> None:
-    asked = read_rows(REPOSITORY / "data/seed/eval_prompts.jsonl", EvalPrompt)[0].turns[0]
+    asked = read_rows(COMMITTED / "data/seed/eval_prompts.jsonl", EvalPrompt)[0].turns[0]
     trees = [*TREES, tree(20, "a", "b", lang="de"), tree(21)]
     trees[1] = {**trees[1], "prompt": {**trees[1]["prompt"], "text": asked}}
     counts = prepare(TREES, judgements_format="message_trees", **as_ift(trees))

@@ -9,9 +9,9 @@ from align.loop.novelty import rouge_l
 from align.report.statistics import words
 from align.text.labelled import LabelledText
 from stages.prepare_data import read_preferences
-from tests.conftest import REPOSITORY
+from tests.committed import COMMITTED
 
-SEED = REPOSITORY / "data" / "seed"
+SEED = COMMITTED / "data/seed"
 MAX_ROUGE_L = 0.7
 
 

@@ -17,10 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from huggingface_hub import constants
-from ruamel.yaml import YAML
 
 from stages.fetch_data import main
-from tests.conftest import REPOSITORY
+from tests.committed import write_params
 from tests.servers.hub import COMMIT, TAG, Hub, serving
 
 ROWS: list[dict[str, Any]] = [
@@ -77,9 +76,7 @@ def put(path: str, data: bytes) -> str:
 
 
 def fetch(dataset: str | Path, **changes: Any) -> Result:
-    params = YAML(typ="safe").load(REPOSITORY / "params.yaml")
-    params["sources"] = {"x": {"dataset": str(dataset), **changes}}
-    YAML().dump(params, Path("params.yaml"))
+    write_params(Path(), {"sources": {"x": {"dataset": str(dataset), **changes}}})
     return CliRunner().invoke(main, ["x"])
 
 

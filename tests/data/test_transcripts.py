@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from align.core.rows import Message, PreferencePair, Transcript, read_rows
 from align.data.transcripts import UnusablePair, parse_pair, parse_transcript
-from tests.conftest import REPOSITORY
+from tests.committed import COMMITTED
 
 CONTEXT = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: How are you?"
 
@@ -130,7 +130,7 @@ def test_a_parsed_pair_written_back_is_the_transcript_but_for_blanks(
 
 
 def test_every_pair_of_the_seed_data_written_back_is_the_transcript() -> None:
-    rows = read_rows(REPOSITORY / "data/seed/preferences.jsonl", Transcript)
+    rows = read_rows(COMMITTED / "data/seed/preferences.jsonl", Transcript)
     assert len(rows) > 300
     for row in rows:
         parsed = pair(row.chosen, row.rejected)

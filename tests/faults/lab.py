@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from benchmarks.workspace import write_params
-from tests.conftest import REPOSITORY, build_tiny_source
+from tests.committed import copy_project, write_params
+from tests.factories import build_tiny_source
 from tests.pipeline.test_repro import SMALL, Clone
 from tests.shared import shared
 
@@ -25,8 +25,7 @@ RESPONSES = "data/m1/responses.jsonl"
 NUM_ROWS = 48
 # Six batches, each long enough to be met in the middle of the stage.
 PARAMS: dict[str, Any] = SMALL | {
-    "runtime": {"num_threads": 1, "batch_size": 8},
-    "base_model": {"source": "data/tiny"},
+    "runtime": {"batch_size": 8},
     "generate_responses": {"num_responses": 8, "max_new_tokens": 256, "temperature": 1.5, "top_p": 1.0},
 }
 HOT = "generate_responses.temperature=1.4"  # what experiments change
@@ -153,13 +152,7 @@ class Prepared:
 
     def build(self) -> None:
         """Make it."""
-        listed = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        for name in listed:
-            if (REPOSITORY / name).is_file() and name != "dvc.lock":
-                (self.clone / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(REPOSITORY / name, self.clone / name)
+        copy_project(self.clone)
         build_tiny_source(self.clone / "data/tiny")
         write_params(self.clone, PARAMS)
         lab = Lab(self.clone)

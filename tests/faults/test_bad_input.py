@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.committed import REPOSITORY
 from tests.faults.broken import CASES
 from tests.faults.broken.__main__ import table
 from tests.faults.broken.models import CODE, LEFT
@@ -85,6 +85,7 @@ def test_the_corpus_is_as_large_as_it_says_and_has_no_case_twice() -> None:
     assert set(names) >= IN_A_PROCESS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", [pytest.param(c, id=f"{c.kind}-{c.name}") for c in CASES if (c.kind, c.name) in IN_A_PROCESS]
 )

@@ -21,7 +21,7 @@ import pytest
 
 from tests.faults.lab import HOT, NUM_ROWS, RESPONSES, STAGE, Lab, Prepared, gone, poll, prepare
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 REPRO = ("dvc", "repro", STAGE)
 
 

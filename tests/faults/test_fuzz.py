@@ -25,6 +25,7 @@ from tests.faults.broken.workspace import (
 )
 from tests.faults.fuzz_targets import TARGETS
 
+pytestmark = pytest.mark.slow
 # Values that JSON can hold, and some that it cannot.
 scalars = (
     st.none()

@@ -16,11 +16,10 @@ from align.core.files import sha256
 from align.core.params import Params
 from align.run.runtime import RuntimeSettings
 from align.run.work import Work
-from tests.conftest import REPOSITORY
+from tests.committed import PARAMS_YAML
 from tests.faults.lab import RESPONSES, STAGE, Lab, Prepared, prepare
 
-pytestmark = pytest.mark.timeout(900)
-PARAMS_YAML = REPOSITORY / "params.yaml"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 GENERATE = ("python", "-m", "stages.generate_responses", "m1", "m0")
 
 

@@ -3,25 +3,23 @@
 import ast
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from markdown_it import MarkdownIt
-from ruamel.yaml import YAML
 
 from align.cli.main import main as align
 from align.core.errors import InputError, printable, quoted
 from align.core.rows import Instruction, read_rows
 from stages import build_preferences, prepare_data, summary
-from tests.conftest import REPOSITORY, build_tiny_source
+from tests.committed import REPOSITORY
 from tests.faults.broken.models import CODE, LEFT, pickled, with_code
-from tests.faults.broken.workspace import SETTINGS, contents, param, row, run
+from tests.faults.broken.workspace import contents, param, row, run
 from tests.faults.test_bad_input import whole, workspace
 
 __all__ = ["whole", "workspace"]  # fixtures
@@ -161,17 +159,21 @@ def called_names(path: Path) -> set[str]:
     return calls | imports | modules
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "stages").rglob("*.py")), ids=lambda path: path.stem)
-def test_no_stage_unpickles_evaluates_or_trusts_code(path: Path) -> None:
+CODE_FILES = sorted(path for folder in ("align", "stages") for path in (REPOSITORY / folder).rglob("*.py"))
+each_module = pytest.mark.parametrize(
+    "path", CODE_FILES, ids=lambda path: path.relative_to(REPOSITORY).with_suffix("").as_posix()
+)
+
+
+@each_module
+def test_no_module_unpickles_evaluates_or_trusts_code(path: Path) -> None:
     names = called_names(path)
     unpickling = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "torch.load", "np.load", "numpy.load"}
     assert not names & (unpickling | {"eval", "exec", "os.system", "yaml.load_all", "torch.hub.load"})
     assert not re.search(r"trust_remote_code\W+True", path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(
-    "path", sorted({*(REPOSITORY / "stages").rglob("*.py")}), ids=lambda path: path.relative_to(REPOSITORY).stem
-)
+@each_module
 def test_every_load_of_a_model_is_one_of_the_safe_ones(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained"):
@@ -209,62 +211,6 @@ def test_code_that_a_model_brings_along_is_refused_and_does_not_run(command: str
     result = run(command)
     assert result.exit_code == 1
     assert not Path(LEFT).exists()
-
-
-SECRETS = {
-    "OPENAI_API_KEY": "sk-planted-1f6e1c",
-    "HF_TOKEN": "hf_planted2b7d40",
-    "AWS_SECRET_ACCESS_KEY": "aws-planted-93c5aa",
-    "WANDB_API_KEY": "wandb-planted-d01f77",
-}
-TINY = {
-    "eft": {"num_train_epochs": 0.2, "max_length": 1024},
-    "sft": {"num_train_epochs": 0.1, "max_length": 1024},
-}
-
-
-@pytest.mark.timeout(300)
-def test_no_key_of_the_environment_gets_into_outs_locks_logs_or_output(tmp_path: Path) -> None:
-    clone = tmp_path / "clone"
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, check=True
-    )
-    for name in listed.stdout.decode().splitlines():
-        if name.startswith(("stages/", "data/seed/", ".dvc")) or name in ("dvc.yaml", "params.yaml", ".gitignore"):
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
-            data = (REPOSITORY / name).read_bytes()
-            rows = name.endswith(".jsonl")  # few of them, for time
-            (clone / name).write_bytes(b"".join(data.splitlines(keepends=True)[:40]) if rows else data)
-    build_tiny_source(clone / "data/tiny")
-    params = YAML(typ="safe").load(clone / "params.yaml")
-    for section, values in (SETTINGS | TINY | {"base_model": {"source": "data/tiny"}}).items():
-        params[section] |= values
-    YAML().dump(params, clone / "params.yaml")
-    home = tmp_path / "home"
-    home.mkdir()
-    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(home)} | {
-        "HF_HUB_OFFLINE": "1",
-        "DVC_NO_ANALYTICS": "1",
-        **SECRETS,
-    }
-    subprocess.run(["git", "init", "-q"], cwd=clone, check=True)
-
-    result = subprocess.run(["dvc", "repro", "sft"], cwd=clone, env=environment, capture_output=True, check=False)
-
-    assert result.returncode == 0, result.stderr.decode()[-2000:]
-    assert (clone / "models/m0/model_card.json").is_file()
-    written = {path.as_posix(): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    written |= {"stdout": result.stdout, "stderr": result.stderr}
-    assert any("/.dvc/cache/" in name for name in written)
-    assert leaks(written, SECRETS.values()) == []
-
-
-def leaks(written: Mapping[str, bytes], secrets: Collection[str]) -> list[str]:
-    return [name for name, data in written.items() if any(secret.encode() in data for secret in secrets)]
-
-
-def test_the_search_for_keys_finds_one() -> None:
-    assert leaks({"a": b"x", "b": b"token: hf_planted2b7d40\n"}, SECRETS.values()) == ["b"]
 
 
 @pytest.mark.parametrize(

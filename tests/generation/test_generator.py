@@ -15,7 +15,7 @@ from align.models.base import load_base, load_tokenizer
 from align.models.batching import left_pad
 from align.models.tokenization import encode_user
 from align.run.runtime import RuntimeSettings
-from tests.conftest import tiny_gpt2
+from tests.factories import tiny_gpt2
 
 GREEDY = SamplingParams(max_new_tokens=12, temperature=0.0)
 SAMPLED = SamplingParams(max_new_tokens=12, temperature=1.0)

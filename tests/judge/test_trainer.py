@@ -20,7 +20,7 @@ from align.models.tokenization import encode_choices
 from align.reward.training import RewardModelSettings
 from align.run.runtime import RuntimeSettings
 from align.training.trainer import train, training_arguments
-from tests.conftest import REPOSITORY
+from tests.committed import PARAMS_YAML
 
 RESPONSES = {"Because of the light.": 4, "No.": 1, "Air scatters blue light more than red light.": 5}
 
@@ -47,7 +47,7 @@ def judgements(question: str = "Why is the sky blue?") -> list[Judgement]:
 def make_trainer(tokenizer: PreTrainedTokenizerBase, base: Path, runtime: RuntimeSettings, out: Path) -> JudgeTrainer:
     torch.manual_seed(0)
     lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", layers_to_transform=None)
-    params = Params.read(REPOSITORY / "params.yaml").section("reward_model", RewardModelSettings)
+    params = Params.read(PARAMS_YAML).section("reward_model", RewardModelSettings)
     arguments = training_arguments(params, out, 0, runtime, order="random") | {
         "num_train_epochs": 8,
         "learning_rate": 1e-2,

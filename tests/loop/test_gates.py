@@ -3,10 +3,9 @@
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from align.loop.gates import GateSettings, judge_problems, yield_problems
-from tests.conftest import REPOSITORY
+from tests.committed import committed_params
 
 GATES = GateSettings(
     max_mode_share=0.8, min_score_std=0.2, max_failure_rate=0.1, min_pairwise_accuracy=0.55, min_pair_yield=0.3
@@ -38,7 +37,7 @@ def test_a_healthy_judge_passes() -> None:
 )
 def test_each_gate_stops_the_loop_and_names_itself_and_a_param_to_change(scores: dict[str, Any], gate: str) -> None:
     (problem,) = judge_problems(GATES, HEALTHY | scores)
-    params = YAML(typ="safe").load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    params = committed_params()
     named = [word.strip("(),;:") for word in problem.split() if "." in word.strip("(),;:.")]
     keys = [word.split(".") for word in named if word.split(".")[0] in params]
     assert gate in named

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from ruamel.yaml import YAML
 
 from align.core.rows import EvalPrompt, Judgement, KnownPrompt, Prompt, read_rows, write_rows
 from align.generation.generator import Completion
 from align.generation.local import TorchGenerator
 from stages.generate_prompts import GeneratePromptsSettings, extract_prompt, main, pick_examples
-from tests.conftest import REPOSITORY
+from tests.committed import committed_params, write_params
 
 SEEDS = [f"Explain how the {thing} works in a house" for thing in ("boiler", "fuse", "lock", "oven", "tap", "bell")]
 HELD_OUT = "Which birds stay over the winter here?"
@@ -22,7 +21,7 @@ Reply = Callable[[int], Completion]
 
 
 def settings(**changes: Any) -> GeneratePromptsSettings:
-    values = YAML(typ="safe").load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))["generate_prompts"]
+    values = committed_params()["generate_prompts"]
     return GeneratePromptsSettings.model_validate(values | changes)
 
 
@@ -39,11 +38,8 @@ def run(
         models.mkdir()
         (models / "base").symlink_to(tiny_base, target_is_directory=True)
         (models / "m0").symlink_to(adapter, target_is_directory=True)
-        params = YAML(typ="safe").load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
         few = {"num_prompts": 3, "num_seed_examples": 2, "max_rounds": 2, "samples_per_request": 1}
-        params["generate_prompts"] |= few | changes
-        with Path("params.yaml").open("w", encoding="utf-8") as stream:
-            YAML().dump(params, stream)
+        write_params(Path(), {"generate_prompts": few | changes})
         write_rows(Path("data/m0/known_prompts.jsonl"), [KnownPrompt(prompt=text, source="seed") for text in SEEDS])
         held_out = Path("data/prepared/eval")
         write_rows(held_out / "prompts.jsonl", [EvalPrompt(id="e", category="c", turns=[HELD_OUT])])

@@ -25,7 +25,7 @@ from align.models.tokenization import encode_user
 from align.reward.scoring import reward_scores
 from align.run.runtime import RuntimeSettings
 from align.run.stage import Stage
-from tests.conftest import REPOSITORY
+from tests.committed import REPOSITORY, write_params
 
 MakeAdapter = Callable[..., Path]
 ROWS = [[1, 40, 41, 42, 43, 2], [1, 50, 51, 2], [1, 60, 61, 62, 63, 64, 65, 2]]
@@ -298,7 +298,7 @@ def test_the_model_card_tells_data_and_parents_by_their_hashes_and_the_params_th
     tiny_base: Path, runtime: RuntimeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "ift.jsonl"
-    shutil.copyfile(REPOSITORY / "params.yaml", tmp_path / "params.yaml")
+    write_params(tmp_path)
     monkeypatch.chdir(tmp_path)
     stage = Stage("sft")
     stage.runtime = runtime

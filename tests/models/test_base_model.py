@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from ruamel.yaml import YAML
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from align.models.base import load_base, load_tokenizer
@@ -15,7 +14,7 @@ from align.models.stack import AdapterStack
 from align.models.tokenization import encode_user
 from align.run.runtime import RuntimeSettings
 from stages.base_model import EMBEDDED, BaseModelSettings, locate, main
-from tests.conftest import REPOSITORY
+from tests.committed import write_params
 
 IDS = torch.tensor([[1, 40, 41, 42]])
 
@@ -28,10 +27,7 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(source: Path | str, **changes: Any) -> Result:
     """Run the stage with the committed params.yaml, a CPU runtime and changes to section base_model."""
-    params = YAML(typ="safe").load(REPOSITORY / "params.yaml")
-    params["runtime"] |= {"device": "cpu", "dtype": "float32", "num_threads": 1, "batch_size": 8}
-    params["base_model"] |= {"source": str(source)} | changes
-    YAML().dump(params, Path("params.yaml"))
+    write_params(Path(), {"base_model": {"source": str(source)} | changes})
     return CliRunner().invoke(main, [])
 
 

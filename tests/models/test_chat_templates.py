@@ -12,7 +12,7 @@ from align.core.templates import PROMPTS_DIR
 from align.judge.request import DIGITS, SCORE_PREFIX
 from align.models.base import load_tokenizer
 from align.models.tokenization import encode_choices, encode_completion, encode_prompt, encode_user
-from tests.conftest import REPOSITORY
+from tests.committed import COMMITTED
 from tests.models.mistral_tokenizer import CONVERSATIONS, FILE, JUDGED, Turns, messages
 
 FIXTURE = json.loads(FILE.read_text(encoding="utf-8"))
@@ -126,7 +126,7 @@ def test_plain_text_has_turns_and_blank_lines_between_them_and_nothing_else(tiny
 def test_a_byte_level_tokenizer_encodes_chatmls_replies_as_they_stand(tiny_base: Path) -> None:
     # SmolLM2's is one: the default run must not change in a single id.
     tokenizer = load_tokenizer(tiny_base)
-    for row in read_rows(REPOSITORY / "data/seed/instructions.jsonl", Instruction):
+    for row in read_rows(COMMITTED / "data/seed/instructions.jsonl", Instruction):
         for text in (row.completion, f"\n{row.completion}", f"  {row.completion} "):
             alone = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             assert encode_completion(tokenizer, text) == [*alone, tokenizer.eos_token_id]

@@ -31,7 +31,7 @@ from align.run.runtime import RuntimeSettings, start
 from align.run.work import Checkpoint, Work
 from align.training.optimizers import adamw
 from align.training.trainer import train, training_arguments
-from tests.conftest import REPOSITORY
+from tests.committed import PARAMS_YAML
 from tests.ppo.tiny import MakeStack, trainer
 from tests.training import test_resume as training
 from tests.training.test_resume import StopAfter, Stopped, make, trained, work
@@ -363,7 +363,7 @@ def test_a_cuda_that_bitsandbytes_was_not_built_for_is_one_line(
 
 def test_the_bfloat16_backend_is_not_for_packed_weights(nf4: RuntimeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    settings = Params.read(REPOSITORY / "params.yaml").section("generation", GenerationSettings)
+    settings = Params.read(PARAMS_YAML).section("generation", GenerationSettings)
     with (
         pytest.raises(InputError, match="here: nf4 on cpu"),
         open_generator(settings.model_copy(update={"backend": "bfloat16"}), nf4, "m0"),

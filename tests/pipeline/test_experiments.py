@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from benchmarks.workspace import write_params
-from tests.conftest import REPOSITORY, build_tiny_source
+from tests.committed import REPOSITORY, write_params
 from tests.dvc_project import Project
+from tests.factories import build_tiny_source
 from tests.pipeline.test_repro import SMALL
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 DOCS = (REPOSITORY / "docs/EXPERIMENTS.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.+?)^```", DOCS, re.MULTILINE | re.DOTALL)
 # PPO stands for all stages; what it gains is a function of its params.
@@ -130,7 +130,6 @@ ALONE = """    alone = Path("{}")
     alone.touch(exist_ok=False)
     import_module("atexit").register(alone.unlink)
     stack = AdapterStack("""
-TINY = SMALL | {"base_model": {"source": "data/tiny"}}
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +147,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Project:
         "stages/ppo.py", "from pathlib import Path\n", "from importlib import import_module\nfrom pathlib import Path\n"
     )
     build_tiny_source(project.path / "data/tiny")
-    write_params(project.path, TINY)
+    write_params(project.path, SMALL)
     (folder / "tmp").mkdir()
     project.env |= {"ALIGN_DEVICE_LOCK": "1", "TMPDIR": str(folder / "tmp"), "HF_HUB_OFFLINE": "1"}
     project.env["GOMP_SPINCOUNT"] = "0"

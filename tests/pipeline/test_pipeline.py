@@ -1,8 +1,10 @@
-"""dvc.yaml, params.yaml and dvc.lock against the code."""
+"""dvc.yaml and text/dvc.yaml against the code."""
 
 import ast
-import hashlib
+import json
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,29 +13,36 @@ import pytest
 from ruamel.yaml import YAML
 
 from align.core.params import SECTIONS
-from tests.conftest import REPOSITORY
+from tests.committed import REPOSITORY, committed_params
+from tests.dvc_project import Project, finished_project, project
 
+__all__ = ["finished_project", "project"]  # fixtures
 PROMPTS = REPOSITORY / "prompts"
+CODE = ("align/", "stages/", "prompts/")
+# They set how a process starts (log levels, garbage collection), which changes no output.
+START_UP = {REPOSITORY / "stages/__init__.py"}
 
 
-def load_yaml(name: str) -> dict[str, Any]:
-    value: dict[str, Any] = YAML(typ="safe").load((REPOSITORY / name).read_text(encoding="utf-8"))
+def load_yaml(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     return value
 
 
-GRAPHS = {"": load_yaml("dvc.yaml")["stages"], "text/": load_yaml("text/dvc.yaml")["stages"]}
-STAGES = {f"{folder}{name}": stage for folder, stages in GRAPHS.items() for name, stage in stages.items()}
+GRAPHS = {folder: load_yaml(REPOSITORY / folder / "dvc.yaml")["stages"] for folder in ("", "text/")}
+STAGES = {
+    f"{folder}{name}": stage.get("do", stage) for folder, stages in GRAPHS.items() for name, stage in stages.items()
+}
 
 
-def body(stage: str) -> dict[str, Any]:
-    value: dict[str, Any] = STAGES[stage].get("do", STAGES[stage])
-    return value
+def code_deps(stage: str) -> list[str]:
+    """Return the files and folders of code that a stage declares."""
+    return [dep for dep in STAGES[stage]["deps"] if dep.startswith(CODE)]
 
 
 def module_of(stage: str) -> Path:
-    match = re.match(r"(?:python|\$\{generation\.launch\}) -m stages\.(\w+)", body(stage)["cmd"])
-    assert match, body(stage)["cmd"]
-    return REPOSITORY / "stages" / f"{match[1]}.py"
+    match = re.match(r"(?:python|\$\{generation\.launch\}) -m (stages\.[\w.]+)", STAGES[stage]["cmd"])
+    assert match, STAGES[stage]["cmd"]
+    return REPOSITORY / f"{match[1].replace('.', '/')}.py"
 
 
 @cache
@@ -41,22 +50,32 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imported_modules(path: Path) -> set[Path]:
-    found = set()
+def imported_names(path: Path) -> list[str]:
+    """Return the dotted names that a module imports, at its top and inside functions."""
+    names = []
     for node in ast.walk(tree(path)):
-        names = []
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            candidate = REPOSITORY / (name.replace(".", "/") + ".py")
-            if name.startswith("stages.") and candidate.is_file():
-                found.add(candidate)
-    return found
+            names += [alias.name for alias in node.names]
+    return names
 
 
-def import_closure(path: Path) -> set[Path]:
+@cache
+def imported_modules(path: Path) -> frozenset[Path]:
+    """Return the modules of this project that a module imports; packages only if their __init__.py has code."""
+    bases = [
+        REPOSITORY / name.replace(".", "/") for name in imported_names(path) if name.startswith(("align", "stages"))
+    ]
+    packages = {base / "__init__.py" for base in bases if (base / "__init__.py").is_file()} - START_UP
+    return frozenset(
+        {base.with_suffix(".py") for base in bases if base.with_suffix(".py").is_file()}
+        | {path for path in packages if len(tree(path).body) > (ast.get_docstring(tree(path)) is not None)}
+    )
+
+
+@cache
+def import_closure(path: Path) -> frozenset[Path]:
     closure: set[Path] = set()
     todo = [path]
     while todo:
@@ -64,12 +83,12 @@ def import_closure(path: Path) -> set[Path]:
         if module not in closure:
             closure.add(module)
             todo += imported_modules(module)
-    return closure
+    return frozenset(closure)
 
 
-def code_and_templates(path: Path) -> set[str]:
-    """Return the modules that a stage imports and the templates that they name, as dvc.yaml writes them."""
-    modules = import_closure(path)
+def code_of(stage: str) -> set[str]:
+    """Return the modules that a stage imports and the templates that they name."""
+    modules = import_closure(module_of(stage))
     literals = {
         node.value
         for module in modules
@@ -77,16 +96,36 @@ def code_and_templates(path: Path) -> set[str]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     templates = {PROMPTS / text for text in literals if text.endswith(".jinja") and (PROMPTS / text).is_file()}
-    if path.name == "base_model.py":  # this one takes its template's name from params.yaml
-        templates |= {PROMPTS / f"{name}.jinja" for name in ("chatml", "mistral", "plain")}
+    if stage == "base_model":  # it takes its template's name from params.yaml
+        templates |= set((PROMPTS / "chat").iterdir())
     return {file.relative_to(REPOSITORY).as_posix() for file in modules | templates}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stages_code_deps_are_the_modules_it_imports_and_the_templates_it_renders(stage: str) -> None:
-    declared = {dep for dep in body(stage)["deps"] if dep.startswith("stages/")}
+def lies_in(file: str, dep: str) -> bool:
+    return file == dep or file.startswith(f"{dep}/")
 
-    assert declared == code_and_templates(module_of(stage))
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_deps_cover_what_a_stage_imports_and_renders_and_each_of_them_is_needed(stage: str) -> None:
+    code, deps = code_of(stage), code_deps(stage)
+
+    assert [file for file in sorted(code) if not any(lies_in(file, dep) for dep in deps)] == []
+    assert [dep for dep in deps if not any(lies_in(file, dep) for file in code)] == []
+    assert [dep for dep in deps if not (REPOSITORY / dep).exists()] == []
+
+
+def stages_that_declare(file: str) -> set[str]:
+    return {stage for stage in STAGES if any(lies_in(file, dep) for dep in code_deps(stage))}
+
+
+def test_an_edit_of_ppo_reruns_no_stage_but_ppo() -> None:
+    for path in (REPOSITORY / "align/ppo").glob("[!_]*.py"):
+        assert stages_that_declare(path.relative_to(REPOSITORY).as_posix()) == {"ppo"}
+
+
+def test_an_edit_of_the_judges_prompt_or_training_reruns_neither_the_reward_model_nor_ppo() -> None:
+    assert stages_that_declare("prompts/judge.jinja") == {"sft", "judge", "evaluate", "evaluate_iteration", "summary"}
+    assert stages_that_declare("align/judge/trainer.py") == {"sft"}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -98,10 +137,12 @@ def test_a_stage_declares_exactly_the_params_that_its_code_reads(stage: str) -> 
             read.add(node.args[0].value)
         if isinstance(node, ast.Attribute) and ast.unparse(node) == "params.source":
             read.add("sources.${key}")
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Stage":
+            read |= {"runtime", "seed"}
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("params.seed", "params.iterations"):
             read.add(node.attr)
 
-    assert set(body(stage).get("params", [])) == read
+    assert set(STAGES[stage].get("params", [])) == read
 
 
 def test_the_stages_of_the_text_track_work_in_the_root_where_params_yaml_is() -> None:
@@ -120,124 +161,76 @@ def test_no_out_of_the_text_track_is_cached_so_that_the_pipeline_is_whole_withou
 
 
 def test_every_section_of_params_yaml_is_known_and_is_declared_by_a_stage() -> None:
-    declared = {name.split(".")[0] for stage in STAGES for name in body(stage).get("params", [])}
+    declared = {name.split(".")[0] for stage in STAGES.values() for name in stage.get("params", [])}
 
-    assert set(load_yaml("params.yaml")) == set(SECTIONS) == declared
+    assert set(committed_params()) == set(SECTIONS) == declared
 
 
 def test_every_key_of_params_yaml_is_read_by_some_code() -> None:
-    code = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "stages").rglob("*.py"))
-    for section, keys in load_yaml("params.yaml").items():
+    code = "\n".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("align", "stages")
+        for path in (REPOSITORY / folder).rglob("*.py")
+    )
+    for section, keys in committed_params().items():
         for key in keys if isinstance(keys, dict) and section != "iterations" else []:
             # Sections that go to a library whole (model_dump) declare the key; all others read it by name too.
             assert re.search(rf"\b{key}\b", code), f"{section}.{key} is read nowhere"
 
 
-def test_no_stage_imports_a_stage_or_the_command_and_the_library_imports_neither() -> None:
-    for path in (REPOSITORY / "stages").rglob("*.py"):
-        for module in imported_modules(path):
-            allowed = {"align": {"lib", "align"}, "commands": {"lib", "align"}}.get(path.parent.name, {"lib"})
-            assert module.parent.name in allowed, f"{path.name} imports {module.name}"
+def test_dvc_yaml_is_short() -> None:
+    assert len((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 300
 
 
-PURE = {
-    "errors",
-    "files",
-    "recorded",
-    "params",
-    "jsonl",
-    "records",
-    "labelled_texts",
-    "templates",
-    "transcripts",
-    "trees",
-    "instructions",
-    "eft",
-    "judging",
-    "checkers",
-    "gates",
-    "growing",
-    "judge_report",
-    "loop_report",
-    "preferences",
-    "novelty",
-    "metrics",
-    "diff",
-    "reward_report",
-}
-TENSORS = {"advantages", "losses"}
-
-
-def test_the_pure_layer_imports_neither_torch_nor_transformers_nor_an_effectful_module() -> None:
-    heavy = {"torch", "transformers", "peft", "trl", "datasets", "accelerate"}
-    for name in PURE | TENSORS:
-        path = REPOSITORY / "stages/lib" / f"{name}.py"
-        roots = set()
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                roots.add(node.module.split(".")[0])
-            elif isinstance(node, ast.Import):
-                roots |= {alias.name.split(".")[0] for alias in node.names}
-        assert not roots & (heavy - ({"torch"} if name in TENSORS else set())), name
-        assert {module.stem for module in imported_modules(path)} <= PURE | (TENSORS if name in TENSORS else set()), (
-            name
-        )
-
-
-def test_library_imports_have_no_cycle() -> None:
-    done: set[Path] = set()
-
-    def visit(path: Path, above: tuple[Path, ...]) -> None:
-        assert path not in above, " -> ".join(p.stem for p in (*above, path))
-        if path not in done:
-            for module in imported_modules(path):
-                visit(module, (*above, path))
-            done.add(path)
-
-    for path in (REPOSITORY / "stages").glob("*/*.py"):
-        visit(path, ())
-
-
-def test_the_lock_file_is_of_the_committed_code_data_and_params() -> None:
-    lock = load_yaml("dvc.lock")["stages"]
-    params = load_yaml("params.yaml")
+def test_the_lock_file_is_of_the_committed_code_data_and_params(head: Path) -> None:
+    lock = load_yaml(head / "dvc.lock")["stages"]
+    params = load_yaml(head / "params.yaml")
     names = []
-    for stage, spec in GRAPHS[""].items():
+    for stage, spec in load_yaml(head / "dvc.yaml")["stages"].items():
         items = spec.get("foreach", [None])
         items = params[items[2:-1]] if isinstance(items, str) else items  # ${iterations}, ${sources}
         names += [stage if item is None else f"{stage}@{item}" for item in items]
     assert sorted(lock) == sorted(names)
-    for name, entry in lock.items():
-        for section, value in entry.get("params", {}).get("params.yaml", {}).items():
-            assert value == params[section], f"{name}: {section} has changed since the last `dvc repro`"
-        for dep in entry["deps"]:
-            path = REPOSITORY / dep["path"]
-            if dep["path"].startswith(("stages/", "data/seed/")):
-                found = hashlib.md5(path.read_bytes()).hexdigest()
-                assert found == dep["md5"], f"{name}: {dep['path']} has changed since the last `dvc repro`"
-        recorded = {dep["path"] for dep in entry["deps"] if dep["path"].startswith("stages/")}
-        assert recorded == code_and_templates(module_of(name.split("@")[0])), name
+
+    status = json.loads(Project(head).run("git init -q && dvc status --json").stdout)
+    changed: dict[str, dict[str, Any]] = {stage: {} for stage in status}
+    for stage, changes in status.items():
+        for change in changes:  # "changed command", or {"changed deps": {path: state}}
+            found = {"": change} if isinstance(change, str) else change.get("changed deps", {})
+            # The data between the stages are not in git.
+            changed[stage] |= {path: state for path, state in found.items() if state != "deleted"}
+    assert {stage: found for stage, found in changed.items() if found} == {}, "run `dvc repro`, commit dvc.lock"
 
 
-def test_a_stage_that_computes_no_tensors_starts_without_torch() -> None:
-    import_roots = {
-        root
-        for stage in ("prepare_data", "build_preferences", "summary")
-        for module in import_closure(REPOSITORY / f"stages/{stage}.py")
-        for node in ast.walk(tree(module))
-        if isinstance(node, ast.ImportFrom) and node.module
-        for root in [node.module.split(".")[0]]
-    }
+def test_notes_notebooks_and_byte_code_are_in_no_folder_hash(project: Project) -> None:
+    for name in (".dvcignore", "align/core/files.py"):
+        project.write(name, (REPOSITORY / name).read_text(encoding="utf-8"))
+    project.replace("dvc.yaml", "stages/base_model.py]", "stages/base_model.py, align/core]")
+    project.run("dvc repro -q base_model")
+    for name in ("README.md", "trials.ipynb", "__pycache__/files.cpython-311.pyc", "deep/notes.md"):
+        project.write(f"align/core/{name}", "new\n")
 
-    assert not import_roots & {"torch", "transformers", "peft", "trl", "datasets"}
+    assert project.run("dvc status base_model").stdout == "Data and pipelines are up to date.\n"
+    project.write("align/core/new.py", "x = 1\n")
+    assert "align/core" in project.run("dvc status base_model").stdout
 
 
-@pytest.mark.parametrize(("checklist", "at_least"), [("PPO.md", 41), ("JUDGE.md", 15)])
-def test_each_test_that_a_checklist_names_exists(checklist: str, at_least: int) -> None:
-    named = set(re.findall(r"`(test_\w+)`", (REPOSITORY / "docs" / checklist).read_text(encoding="utf-8")))
+def test_stages_that_compute_no_tensors_start_without_torch() -> None:
+    stages = ("prepare_data", "build_preferences", "diff", "summary", "text.data")
+    heavy = "{'torch', 'transformers', 'peft', 'trl', 'datasets', 'accelerate'}"
+    code = f"import sys, {', '.join(f'stages.{stage}' for stage in stages)}; print(*{heavy} & sys.modules.keys())"
+
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+
+    assert result.stdout.split() == []
+
+
+@pytest.mark.parametrize(("page", "at_least"), [("RLHF.md", 41), ("LOOP.md", 15)])
+def test_each_test_that_a_checklist_names_exists(page: str, at_least: int) -> None:
+    named = set(re.findall(r"`(test_\w+)`", (REPOSITORY / "docs" / page).read_text(encoding="utf-8")))
     existing = {
         node.name
-        for path in (REPOSITORY / "tests").glob("test_*.py")
+        for path in (REPOSITORY / "tests").rglob("test_*.py")
         for node in ast.walk(tree(path))
         if isinstance(node, ast.FunctionDef)
     }

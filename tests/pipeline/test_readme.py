@@ -2,19 +2,22 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from align.cli.main import main as align
 from benchmarks.results import replace_block, table
-from tests.conftest import REPOSITORY
+from tests.committed import REPOSITORY, committed_params
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_results_are_those_of_the_committed_summary() -> None:
-    assert replace_block(README, "results", table(REPOSITORY)) == README
+def test_the_results_are_those_of_the_committed_summary(head: Path) -> None:
+    readme = (head / "README.md").read_text(encoding="utf-8")
+
+    assert replace_block(readme, "results", table(head)) == readme
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([\w-]+)", README))))
@@ -41,7 +44,6 @@ def test_each_linked_file_exists(path: str) -> None:
 
 
 def test_each_param_that_the_readme_sets_exists() -> None:
-    params = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
+    params = committed_params()
     for section, key in re.findall(r"-S '?\+?(\w+)\.(\w+)=", README):
-        assert re.search(rf"^{section}:", params, re.MULTILINE)
-        assert section == "iterations" or re.search(rf"^  {key}:", params, re.MULTILINE)
+        assert section == "iterations" or key in params[section]

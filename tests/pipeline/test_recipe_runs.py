@@ -28,7 +28,8 @@ from transformers import (
 
 from align.cli.estimate.targets import stages_of, targets_of
 from align.cli.recipes.recipes import merged, recipe
-from tests.conftest import REPOSITORY, build_tiny_source
+from tests.committed import COMMITTED, REPOSITORY
+from tests.factories import build_tiny_source
 from tests.text.gpt import SUFFIX, UNKNOWN, gpt_bpe
 
 pytestmark = pytest.mark.slow
@@ -193,7 +194,7 @@ def prepare(values: dict[str, Any]) -> None:
     with Path("params.yaml").open("w", encoding="utf-8") as stream:
         YAML().dump(values, stream)
     Path("data/seed").mkdir(parents=True)
-    for file in (REPOSITORY / "data/seed").glob("*.jsonl"):
+    for file in (COMMITTED / "data/seed").glob("*.jsonl"):
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         (Path("data/seed") / file.name).write_text("".join(lines[: SEED_ROWS.get(file.stem)]), encoding="utf-8")
 

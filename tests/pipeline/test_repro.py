@@ -8,10 +8,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from align.core.params import Params
 from align.core.rows import Answer, Instruction, KnownPrompt, PreferencePair, Prompt, ScoredPair, read_rows
@@ -20,12 +21,14 @@ from align.report.statistics import mean
 from align.reward.training import score_pairs
 from align.run.runtime import RuntimeSettings
 from stages.reward_model import CENTERING_ROWS
-from tests.conftest import REPOSITORY, build_tiny_source
+from tests.committed import REPOSITORY, copy_project, write_params
+from tests.factories import build_tiny_source
 from tests.shared import shared
 
 # Settings small enough that the whole graph takes about a minute and a half; all else stays as in params.yaml.
-SMALL = {
-    "runtime": {"num_threads": 1},
+SMALL: dict[str, dict[str, Any]] = {
+    "runtime": {"batch_size": 64},
+    "base_model": {"source": "data/tiny"},
     "prepare_data": {"judgements_test_fraction": 0.2, "preferences_test_fraction": 0.9},
     "lora": {"r": 4, "layers_to_transform": None},
     "eft": {"num_train_epochs": 0.02, "max_length": 1024},
@@ -45,6 +48,14 @@ SMALL = {
 }
 
 
+# Planted in the environment of the first run.
+SECRETS = {
+    "OPENAI_API_KEY": "sk-planted-1f6e1c",
+    "HF_TOKEN": "hf_planted2b7d40",
+    "AWS_SECRET_ACCESS_KEY": "aws-planted-93c5aa",
+    "WANDB_API_KEY": "wandb-planted-d01f77",
+}
+
 pytestmark = pytest.mark.timeout(900)  # each test may start a dozen stages, a few seconds each
 
 
@@ -53,7 +64,7 @@ class Clone:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.first: list[str] = []  # the stages that the first repro ran
+        self.first: list[str] = []  # the stages that the first repro ran, in order
         self.env = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(path.parent / "home"),
@@ -69,34 +80,29 @@ class Clone:
 
     def stages_run(self, *command: str) -> list[str]:
         """Run a dvc command and return the stages that were executed, in order."""
-        output = self.run(*command).stdout
-        return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")]
+        return executed(self.run(*command).stdout)
+
+
+def executed(output: str) -> list[str]:
+    """Return the stages that DVC says it ran."""
+    return re.findall(r"^Running stage '([^']+)'", output, re.MULTILINE)
 
 
 def first_repro(folder: Path) -> None:
     """Run the whole graph in a clone of the working tree."""
     path = folder / "clone"
-    tracked = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    for name in tracked:
-        source, target = REPOSITORY / name, path / name
-        if source.is_file() and name != "dvc.lock":
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+    copy_project(path)
     build_tiny_source(path / "data/tiny")
-    yaml = YAML()
-    params = yaml.load((path / "params.yaml").read_text(encoding="utf-8"))
-    params["base_model"]["source"] = "data/tiny"
-    for section, values in SMALL.items():
-        params[section].update(values)
-    yaml.dump(params, path / "params.yaml")
+    write_params(path, SMALL)
     result = Clone(path)
     result.run("git", "init", "-q")
     commit = ("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm")
     result.run("git", "add", "-A")
     result.run(*commit, "start")
-    (folder / "first.json").write_text(json.dumps(result.stages_run("dvc", "repro")))
+    plain, result.env = result.env, result.env | SECRETS
+    first = result.run("dvc", "repro")
+    result.env = plain
+    (folder / "first.log").write_text(first.stdout + first.stderr)
     result.run("git", "add", "-A")
     result.run(*commit, "run")  # or DVC would want a git identity, to keep the changes beside an experiment
 
@@ -107,7 +113,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     path = tmp_path_factory.mktemp("repro") / "clone"
     shutil.copytree(made / "clone", path, symlinks=True)
     result = Clone(path)
-    result.first = json.loads((made / "first.json").read_text())
+    result.first = executed((made / "first.log").read_text())
     return result
 
 
@@ -122,10 +128,27 @@ def test_the_first_repro_runs_every_stage_once_and_writes_the_report(clone: Clon
         assert f"| {model} |" in report
 
 
+def leaks(written: Mapping[str, bytes], secrets: Collection[str]) -> list[str]:
+    return [name for name, data in written.items() if any(secret.encode() in data for secret in secrets)]
+
+
+def test_no_key_of_the_environment_gets_into_outs_locks_logs_or_output(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    made = shared(tmp_path_factory, "repro", first_repro)
+    files = {path.relative_to(made).as_posix(): path for path in made.rglob("*") if path.is_file()}
+    written = {name: path.read_bytes() for name, path in files.items() if not name.startswith("clone/tests/")}
+
+    assert any(name.startswith("clone/.dvc/cache/") for name in written)
+    assert leaks(written, SECRETS.values()) == []
+    assert leaks(written | {"planted": b"token: hf_planted2b7d40\n"}, SECRETS.values()) == ["planted"]
+
+
 def test_a_second_repro_runs_nothing(clone: Clone) -> None:
     assert clone.stages_run("dvc", "repro") == []
 
 
+@pytest.mark.slow
 def test_rerunning_a_stage_by_force_gives_the_same_bytes(clone: Clone) -> None:
     before = (clone.path / "dvc.lock").read_bytes()
 
@@ -232,29 +255,30 @@ def test_a_model_without_base_weights_is_a_one_line_error_and_leaves_no_partial_
     assert result.stderr.strip().splitlines()[-1].startswith("Error: models/base: cannot load the model")
 
 
-def walk_through() -> list[str]:
-    """Return the commands of the README's walk-through."""
+def common_tasks() -> list[str]:
+    """Return the commands of the README's common tasks."""
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    part = readme.split("## What you came for")[1].split("\n## ")[0]
+    part = readme.split("## Common tasks")[1].split("\n## ")[0]
     return [line for block in re.findall(r"```sh\n(.*?)```", part, re.DOTALL) for line in block.splitlines()]
 
 
-def test_the_walk_through_of_the_readme_runs_as_it_stands_there(clone: Clone) -> None:
+def test_the_common_tasks_of_the_readme_run_unchanged(clone: Clone) -> None:
     start = clone.run("git", "rev-parse", "HEAD").stdout.strip()
     said: dict[str, str] = {}
     colleague = clone.path.parent / "colleague"
-    for command in walk_through():
+    for command in common_tasks():
         if colleague.exists():  # this base model comes with no package
             shutil.copytree(clone.path / "data/tiny", colleague / "data/tiny", dirs_exist_ok=True)
         identity = "export GIT_AUTHOR_NAME=t GIT_AUTHOR_EMAIL=t@t GIT_COMMITTER_NAME=t GIT_COMMITTER_EMAIL=t@t"
         said[command] = clone.run("bash", "-ec", f"{identity}; {command}").stdout
 
     def stages(command: str) -> list[str]:
-        return re.findall(r"Running stage '([^']+)'", said[command])
+        return executed(said[command])
 
     assert stages("dvc repro") == []
     assert stages("dvc exp run -n low-kl -S ppo.kl_coef=0.02") == ["ppo", "evaluate@ppo", "summary"]
     assert "low-kl" in said["dvc exp show --only-changed"]
+    assert (clone.path / "out/m2/model.safetensors").exists()
     assert {line.split(":")[0] for line in said["align diff m1 m2"].splitlines() if not line.startswith(" ")} == {
         "prompts",
         "responses",
@@ -274,6 +298,7 @@ def test_the_walk_through_of_the_readme_runs_as_it_stands_there(clone: Clone) ->
     assert clone.stages_run("dvc", "repro") == []
 
 
+@pytest.mark.slow
 def test_one_more_iteration_runs_its_own_stages_alone(clone: Clone) -> None:
     assert sorted(clone.stages_run("dvc", "exp", "run", "-S", "+iterations.m3=m2")) == sorted(
         [

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from ruamel.yaml import YAML
 
 from align.core.errors import InputError
 from align.core.rows import Answer, write_rows
 from benchmarks.results import MAX_WORDS, main, markers, quote, replace_block, sample
-from tests.conftest import REPOSITORY
+from tests.committed import COMMITTED, write_params
 
 
 def answer(number: int, response: str, finish_reason: str = "stop", turn: int = 1) -> Answer:
@@ -85,10 +84,8 @@ def test_a_block_is_replaced_and_the_rest_stays() -> None:
 
 @pytest.mark.parametrize("with_sample", [True, False])
 def test_the_command_writes_both_blocks(with_sample: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = YAML().load(REPOSITORY / "params.yaml")
-    params["iterations"] = {"m1": "m0", "m2": "m1"}
-    YAML().dump(params, tmp_path / "params.yaml")
-    shutil.copytree(REPOSITORY / "data/summary", tmp_path / "data/summary")
+    write_params(tmp_path)
+    shutil.copytree(COMMITTED / "data/summary", tmp_path / "data/summary")
     write_rows(tmp_path / "data/eval/m0.jsonl", FIRST)
     write_rows(tmp_path / "data/eval/m2.jsonl", LAST)
     blocks = ["results", "sample"] if with_sample else ["results"]

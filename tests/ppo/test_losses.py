@@ -8,7 +8,6 @@ from torch import Tensor
 
 from align.ppo.advantages import gae, token_rewards, whiten
 from align.ppo.losses import policy_loss, token_entropies, token_logprobs, value_loss
-from stages.evaluate import kl_divergence
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
 
@@ -127,15 +126,3 @@ def test_logprobs_and_entropy_are_of_the_softmax_at_the_temperature(temperature:
 def test_the_entropy_of_equal_logits_is_the_log_of_their_number() -> None:
     entropy = token_entropies(torch.full((1, 1, 8), 3.0), 0.5)
     assert float(entropy) == pytest.approx(math.log(8), rel=1e-6)
-
-
-def test_kl_divergence_has_the_value_computed_by_hand() -> None:
-    p, q = torch.tensor([[[0.5, 0.5]]]).log(), torch.tensor([[[0.25, 0.75]]]).log()
-    assert float(kl_divergence(p, q)) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-5)
-    assert float(kl_divergence(q, p)) == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5), rel=1e-5)
-
-
-def test_kl_divergence_is_0_between_equal_distributions_and_positive_otherwise() -> None:
-    logits, other = torch.randn(2, 6, 5, 9, generator=torch.Generator().manual_seed(1))
-    assert float(kl_divergence(logits, logits + 3.0).abs().max()) < 1e-6
-    assert float(kl_divergence(logits, other).min()) > 0.05

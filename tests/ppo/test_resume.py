@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from ruamel.yaml import YAML
 
 from align.core.files import sha256
 from align.run.work import Checkpoint
-from tests.conftest import REPOSITORY
+from tests.committed import REPOSITORY, write_params
 
 # Runs the stage in children of one process that has imported it, since imports take longer than the training: a line
 # of jobs in, an exit code a line out. A child with a kill gets one function replaced by one that kills it at its n-th
@@ -68,10 +67,7 @@ def workspace(tiny_base: Path, make_adapter: Callable[..., Path], tmp_path: Path
     shutil.copytree(tiny_base, folder / "models/base")
     shutil.copytree(make_adapter("policy", 1), folder / "models/m0")
     shutil.copytree(make_adapter("reward", 2, head=True), folder / "models/reward")
-    yaml = YAML()
-    params = yaml.load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
-    params["runtime"]["num_threads"] = 1
-    params["ppo"] |= {
+    changes = {
         "num_updates": 4,
         "rollout_batch_size": 4,
         "mini_batch_size": 2,
@@ -83,7 +79,7 @@ def workspace(tiny_base: Path, make_adapter: Callable[..., Path], tmp_path: Path
         "adaptive_kl_target": 0.1,
         "adaptive_kl_horizon": 20,
     }
-    yaml.dump(params, folder / "params.yaml")
+    write_params(folder, {"ppo": changes})
     (folder / "data/prepared").mkdir(parents=True)
     rows = [f'{{"id": "p{i}", "messages": [{{"role": "user", "content": "Say {i}"}}]}}\n' for i in range(6)]
     (folder / "data/prepared/prompts.jsonl").write_text("".join(rows), encoding="utf-8")

@@ -13,7 +13,8 @@ from align.models.stack import AdapterStack
 from align.ppo.advantages import gae, token_rewards, whiten
 from align.ppo.trainer import PPOSettings, PPOTrainer
 from align.reward.scoring import reward_scores
-from tests.conftest import REPOSITORY, embeddings
+from tests.committed import PARAMS_YAML
+from tests.factories import embeddings
 from tests.ppo.tiny import SETTINGS, TEXTS, MakeStack, encoded, randomize, real_rows, reward, snapshot, trainer
 
 
@@ -216,7 +217,7 @@ def test_the_learning_rates_fall_in_a_straight_line_to_0_after_the_last_update(m
     ],
 )
 def test_sizes_that_do_not_divide_are_an_error_of_the_params(sizes: dict[str, int]) -> None:
-    params = Params.read(REPOSITORY / "params.yaml")
+    params = Params.read(PARAMS_YAML)
     params.values["ppo"] |= sizes
     with pytest.raises(InputError, match="ppo: should be sizes where rollout_batch_size / mini_batch_size"):
         params.section("ppo", PPOSettings)

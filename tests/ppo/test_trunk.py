@@ -14,7 +14,7 @@ from align.core.errors import InputError
 from align.models.stack import AdapterStack
 from align.ppo.rollout import Batch, place
 from align.run.runtime import RuntimeSettings
-from tests.conftest import tiny_gpt2
+from tests.factories import tiny_gpt2
 from tests.ppo.tiny import MakeStack, encoded, randomize, trainer
 
 CPU = torch.device("cpu")

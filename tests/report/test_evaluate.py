@@ -1,5 +1,6 @@
 """The KL divergence between two models on given answers."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from align.generation.generator import Completion
 from align.models.stack import AdapterStack
 from align.run.runtime import RuntimeSettings
-from stages.evaluate import kl_to_base
+from stages.evaluate import kl_divergence, kl_to_base
 
 # Of many lengths, and not in their order: rows are padded and batched by length.
 PROMPTS = [[5, 9, 30, 31, 32, 33, 34], [7], [40, 41, 42], [8, 9]]
@@ -36,3 +37,15 @@ def test_the_kl_of_each_answer_is_the_mean_of_the_exact_kl_at_its_positions(
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
     assert min(expected) > 1e-4
     assert len(set(expected)) == len(expected)
+
+
+def test_kl_divergence_has_the_value_computed_by_hand() -> None:
+    p, q = torch.tensor([[[0.5, 0.5]]]).log(), torch.tensor([[[0.25, 0.75]]]).log()
+    assert float(kl_divergence(p, q)) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-5)
+    assert float(kl_divergence(q, p)) == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5), rel=1e-5)
+
+
+def test_kl_divergence_is_0_between_equal_distributions_and_positive_otherwise() -> None:
+    logits, other = torch.randn(2, 6, 5, 9, generator=torch.Generator().manual_seed(1))
+    assert float(kl_divergence(logits, logits + 3.0).abs().max()) < 1e-6
+    assert float(kl_divergence(logits, other).min()) > 0.05

@@ -16,7 +16,7 @@ from align.models.base import load_base, load_tokenizer
 from align.reward.training import RewardModelSettings, encode_pairs, training_rows
 from align.run.runtime import RuntimeSettings
 from align.training.trainer import training_arguments
-from tests.conftest import REPOSITORY
+from tests.committed import PARAMS_YAML
 
 QUESTION = [Message(role="user", content="Why is the sky blue?")]
 MARGINS = (0.5, 2.0)
@@ -31,7 +31,7 @@ def test_the_loss_is_that_of_bradley_and_terry_less_the_margin_where_it_is_asked
     tiny_base: Path, runtime: RuntimeSettings, tmp_path: Path, use_margin: bool
 ) -> None:
     tokenizer = load_tokenizer(tiny_base)
-    settings = Params.read(REPOSITORY / "params.yaml").section("reward_model", RewardModelSettings)
+    settings = Params.read(PARAMS_YAML).section("reward_model", RewardModelSettings)
     torch.manual_seed(0)
     model = load_base(tiny_base, runtime, AutoModelForSequenceClassification, num_labels=1)
     rows = training_rows(PAIRS, encode_pairs(tokenizer, PAIRS), use_margin)

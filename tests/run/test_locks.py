@@ -17,7 +17,7 @@ from align.core.errors import InputError
 from align.run import locks
 from align.run.locks import SWITCH, hold_devices
 from align.run.runtime import RuntimeSettings
-from tests.conftest import REPOSITORY
+from tests.committed import PARAMS_YAML, REPOSITORY
 
 IMPORTS = """
 import json, os, subprocess, sys, time
@@ -224,7 +224,7 @@ def test_two_with_the_same_work_do_not_wait_for_each_other(
     start: Callable[..., Process], tmp_path: Path, switch: str
 ) -> None:
     (tmp_path / ".align").mkdir()
-    processes = [start(WORKS, str(REPOSITORY / "params.yaml"), ALIGN_DEVICE_LOCK=switch) for _ in range(3)]
+    processes = [start(WORKS, str(PARAMS_YAML), ALIGN_DEVICE_LOCK=switch) for _ in range(3)]
     for process in processes:
         process.wait_for("asks")
 

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 import psutil
 
-from tests.conftest import REPOSITORY
+from tests.committed import REPOSITORY
 
 USER, PASSWORD = "align", "planted-password-7b1c"
 ACCESS_KEY, SECRET_KEY = "PLANTEDKEYID93", "planted-secret-key-41fe"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.committed import REPOSITORY
 from tests.dvc_project import Project
 from tests.faults.lab import poll
 from tests.servers.remotes import SERVERS, Server, commands_of

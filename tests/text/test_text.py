@@ -12,7 +12,6 @@ import torch
 from click import Command
 from click.testing import CliRunner, Result
 from pydantic import ValidationError
-from ruamel.yaml import YAML
 from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel, OpenAIGPTTokenizer, PreTrainedTokenizerBase
 
 from align.core.errors import InputError
@@ -29,7 +28,7 @@ from stages import base_model
 from stages.text import data as text_data
 from stages.text import evaluate as text_evaluate
 from stages.text import sft as text_sft
-from tests.conftest import REPOSITORY
+from tests.committed import COMMITTED, PARAMS_YAML, committed_params, write_params
 from tests.text.gpt import gpt_bpe
 
 LABELS = ["negative", "neutral", "positive"]
@@ -66,11 +65,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     write(Path("test.jsonl"), rows(9, "b"))
 
     def change(base: dict[str, Any] | None = None, **text: Any) -> None:
-        params = YAML(typ="safe").load(REPOSITORY / "params.yaml")
-        params["runtime"] |= {"device": "cpu", "dtype": "float32", "num_threads": 1, "batch_size": 8}
-        params["base_model"] |= base or {}
-        params["text"] |= {"train": "train.jsonl", "test": "test.jsonl", "learning_rate": 1e-2} | text
-        YAML().dump(params, Path("params.yaml"))
+        files = {"train": "train.jsonl", "test": "test.jsonl", "learning_rate": 1e-2}
+        write_params(Path(), {"base_model": base or {}, "text": files | text})
 
     change()
     return change
@@ -321,7 +317,7 @@ def test_a_file_of_another_kind_is_sent_to_the_sources(workspace: Callable[..., 
     ],
 )
 def test_a_template_holds_the_text_once_and_ends_with_the_label(template: str) -> None:
-    values = YAML(typ="safe").load(REPOSITORY / "params.yaml")["text"]
+    values = committed_params()["text"]
     with pytest.raises(ValidationError, match="at its end"):
         TextSettings.model_validate(values | {"template": template})
 
@@ -365,10 +361,8 @@ def test_the_table_has_each_rows_labels_by_both_models(
 
 
 def test_the_committed_settings_and_tweets_are_of_one_task() -> None:
-    settings = Params.read(REPOSITORY / "params.yaml").section("text", TextSettings)
-    train, test = (
-        read_rows(REPOSITORY / path, LabelledText, unique=["id"]) for path in (settings.train, settings.test)
-    )
+    settings = Params.read(PARAMS_YAML).section("text", TextSettings)
+    train, test = (read_rows(COMMITTED / path, LabelledText, unique=["id"]) for path in (settings.train, settings.test))
     assert (len(train), len(test)) == (240, 120)
     for part in (train, test):
         assert {label: [item.label_text for item in part].count(label) for label in LABELS} == dict.fromkeys(

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 
@@ -21,7 +20,7 @@ from align.models.stack import AdapterStack
 from align.models.tokenization import encode_completion, encode_prompt
 from align.run.runtime import RuntimeSettings
 from stages.dpo import main
-from tests.conftest import REPOSITORY
+from tests.committed import write_params
 
 PAIRS = [
     PreferencePair(
@@ -64,12 +63,9 @@ def dpo(
     write_rows(Path("data/m2/ift.jsonl"), [OLD, ACCEPTED])
 
     def stage(max_sft_length: int = 512, **changes: Any) -> tuple[float, dict[str, Any]]:
-        params = YAML(typ="safe").load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
-        params["runtime"] |= {"num_threads": 1, "device": "cpu"}
-        params["dpo"] |= {"beta": BETA, "per_device_train_batch_size": 2, "num_train_epochs": 1, **changes}
-        params["sft"] |= {"learning_rate": 1e-2, "warmup_steps": 0.0, "max_length": max_sft_length}
-        with Path("params.yaml").open("w", encoding="utf-8") as stream:
-            YAML().dump(params, stream)
+        dpo = {"beta": BETA, "per_device_train_batch_size": 2, "num_train_epochs": 1, **changes}
+        sft = {"learning_rate": 1e-2, "warmup_steps": 0.0, "max_length": max_sft_length}
+        write_params(Path(), {"dpo": dpo, "sft": sft})
         result = CliRunner().invoke(main, ["m2", "m1"], catch_exceptions=False)
         assert result.exit_code == 0, result.stderr
         with Path("data/m2/dpo_history.csv").open(encoding="utf-8") as stream:

@@ -25,7 +25,7 @@ from align.training.settings import TrainingSettings
 from align.training.sft import ResumableSFTTrainer, encode_instruction
 from align.training.trainer import Resumable, last_checkpoint, train, training_arguments
 from stages.dpo import TokenizedDPOTrainer
-from tests.conftest import REPOSITORY
+from tests.committed import COMMITTED, PARAMS_YAML
 
 # Two passes, dropout, batches of several steps: whatever a checkpoint could forget takes part.
 SETTINGS = TrainingSettings(
@@ -62,7 +62,7 @@ def adapter(base: Path, runtime: RuntimeSettings) -> PeftModel:
 
 
 def instructions() -> list[Instruction]:
-    return read_rows(REPOSITORY / "data/seed/instructions.jsonl", Instruction)[:ROWS]
+    return read_rows(COMMITTED / "data/seed/instructions.jsonl", Instruction)[:ROWS]
 
 
 def sft(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
@@ -78,7 +78,7 @@ def sft(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
 
 
 def eft(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
-    judgements = read_rows(REPOSITORY / "data/seed/judgements.jsonl", Judgement)
+    judgements = read_rows(COMMITTED / "data/seed/judgements.jsonl", Judgement)
     questions = judged_questions(load_tokenizer(base), judgements[: 4 * ROWS])
     questions = [
         question | {"requests": question["requests"][:2], "scores": question["scores"][:2]} for question in questions
@@ -133,7 +133,7 @@ MAKERS: dict[str, Callable[[Path, RuntimeSettings, Path], Resumable]] = {
 def work(tmp_path: Path, runtime: RuntimeSettings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.setenv("ALIGN_CHECKPOINT_SECONDS", "0")
-    with suppress(Stopped), Work("sft", Params.read(REPOSITORY / "params.yaml"), runtime, []) as work:
+    with suppress(Stopped), Work("sft", Params.read(PARAMS_YAML), runtime, []) as work:
         yield work
         raise Stopped
 

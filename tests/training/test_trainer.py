@@ -21,7 +21,7 @@ from align.run.runtime import RuntimeSettings
 from align.training.settings import TrainingSettings
 from align.training.sft import ResumableSFTTrainer
 from align.training.trainer import LengthGroups, train, training_arguments
-from tests.conftest import REPOSITORY
+from tests.committed import PARAMS_YAML
 
 TEXTS = [
     ("Why is the sky blue?", "Air scatters blue light most."),
@@ -32,7 +32,7 @@ TEXTS = [
 
 @pytest.fixture
 def settings() -> TrainingSettings:
-    return Params.read(REPOSITORY / "params.yaml").section("reward_model", RewardModelSettings)
+    return Params.read(PARAMS_YAML).section("reward_model", RewardModelSettings)
 
 
 def sft_rows(tokenizer: PreTrainedTokenizerBase) -> Dataset:

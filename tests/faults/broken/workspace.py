@@ -19,7 +19,8 @@ from align.models.adapters import LoraSettings, save_adapter
 from align.models.base import copy_tokenizer, load_base
 from align.run.runtime import RuntimeSettings
 from stages.base_model import BaseModelSettings, load
-from tests.conftest import REPOSITORY, build_tiny_source
+from tests.committed import write_params
+from tests.factories import build_tiny_source
 
 Break = Callable[[], None]  # breaks the workspace that is the working directory
 RUNTIME = {
@@ -118,8 +119,9 @@ REWARD = {**ACCURACY, "train_pairs": 3, "by_length": {"like lengths": ACCURACY},
 }
 HISTORY = "update,mean_reward,mean_score,kl,eos_rate,response_tokens,clip_fraction\n1,0.1,0.1,0.0,0.5,4,0.0\n"
 CALIBRATION = "predicted,observed,pairs\n0.6,0.5,3\n"
-# Small settings, beside those that are committed.
+# Small settings.
 SETTINGS: dict[str, dict[str, Any]] = {
+    "iterations": {"m1": "m0"},
     "runtime": RUNTIME,
     "base_model": {"source": "source", "pad_token": "<|endoftext|>", "chat_template": "chatml"},
     "lora": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "layers_to_transform": None},
@@ -145,11 +147,7 @@ def build(root: Path) -> Path:
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
     _write_adapters(root)
-    params = YAML(typ="safe").load(REPOSITORY / "params.yaml")
-    for section, values in SETTINGS.items():
-        params[section] |= values
-    params["iterations"] = {"m1": "m0"}
-    YAML().dump(params, root / "params.yaml")
+    write_params(root, SETTINGS)
     rows: dict[str, Sequence[Mapping[str, object]]] = {
         "seed/instructions": INSTRUCTIONS,
         "seed/judgements": JUDGEMENTS,
