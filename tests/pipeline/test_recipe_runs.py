@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from align.cli.estimate.targets import stages_of, targets_of
+from align.cli.project.graph import stages_of
 from align.cli.recipes.recipes import Recipe
 from tests.conftest import REPOSITORY, build_tiny_source
 from tests.text.gpt import SUFFIX, UNKNOWN, gpt_bpe
@@ -202,7 +202,7 @@ def test_every_stage_of_a_recipe_runs(path: Path, tmp_path: Path, monkeypatch: p
 
     ran = set()
     params = YAML(typ="safe").load(Path("params.yaml"))
-    for stage in stages_of(targets_of(Recipe.read(path).command), params, REPOSITORY):
+    for stage in stages_of(Recipe.read(path).command.split()[2:], params, REPOSITORY).values():
         python, dash_m, module, *arguments = shlex.split(stage.cmd)
         assert (python, dash_m) == ("python", "-m")
         result = CliRunner().invoke(import_module(module).main, arguments)

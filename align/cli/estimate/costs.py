@@ -11,10 +11,22 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from align.models.base import LoraSettings, new_adapter
 from align.run.runtime import RuntimeSettings
 
+Kind = Literal["forward", "decode", "train"]
 NF4_BYTES = 0.55  # per weight in nf4 with double quantization
 TRAINED_BYTES = 16  # per trained weight, in float32: itself, its gradient, two moments of Adam
 ADAM_BYTES = 28  # per trained weight and step: Adam reads those and writes all but the gradient
-ROW_SECONDS = 5e-4  # to parse a row or a vocabulary entry, measured on an AVX2 machine
+# Data sheets (A100 and H100 as SXM): dense FLOP/s in bfloat16 and float32, bytes per second, bytes.
+CARDS = {
+    "A10": (125e12, 31.2e12, 600e9, 24e9),
+    "A100": (312e12, 19.5e12, 2.04e12, 80e9),
+    "H100": (989e12, 67e12, 3.35e12, 80e9),
+    "H200": (989e12, 67e12, 4.8e12, 141e9),
+}
+# What eager PyTorch reaches of them with small batches: assumed (docs/ESTIMATE.md).
+UTILISATION = {"forward": 0.4, "decode": 0.4, "train": 0.3}
+BANDWIDTH_SHARE = 0.6
+LAYER_SECONDS = {"forward": 0.7e-3, "decode": 0.7e-3, "train": 2.5e-3}
+NF4_SLOWDOWN = 1.5  # weights are unpacked for each product
 
 
 class Model:
@@ -46,64 +58,50 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Work of one kind on rows, `batch` at a time; `read` is parsing, without a model."""
+    """Work of one kind on rows, `batch` at a time."""
 
-    kind: Literal["forward", "decode", "train", "read"]
+    kind: Kind
     model: Model
     rows: float
-    tokens: float = 0  # per row that are read, written or trained on
+    tokens: float  # per row that are read, written or trained on
     batch: float = 1
     positions: float = 0  # tokens per row that get logits
-    context: float = 0  # tokens before the row's own
+    context: float = 0  # tokens beside the row's own that each attends to
     first: int = 0  # lowest layer that runs
     steps: float = 1  # passes per batch: the longest reply, when decoding
     checkpointing: bool = False
 
     @property
     def flops(self) -> float:
-        """2 per weight and token forward, as many for the gradient of an input, and of a weight if it is trained.
-
-        Attention adds 4 per pair of tokens and unit of width, twice that backward; kernels compute masked pairs too.
-        """
+        """2 per weight and token, again for the gradient of input and weight; 4 per attended pair and width."""
         model, tokens = self.model, self.rows * self.tokens
-        weights, attention = 2 * model.layer, 4 * self._seen * model.queries
+        weights, attention = 2 * model.layer, 4 * (self.context + self.tokens) * model.queries
         head = 2 * model.head * self.rows * self.positions
         flops = tokens * (model.layers - self.first) * (weights + attention) + head
         if self.kind == "train":
-            flops += tokens * self._reached * (weights + 2 * attention) + head
+            reached = tokens * (model.layers - max(model.lowest, self.first))
+            flops += reached * (weights + 2 * attention) + head + self.checkpointing * reached * (weights + attention)
             # An adapter's weights come on top of the base's.
-            whole = model.trained == model.weights
-            flops += tokens * self._reached * weights + head if whole else 6 * tokens * model.trained
-            flops += self.checkpointing * tokens * self._reached * (weights + attention)
+            flops += reached * weights + head if model.trained == model.weights else 6 * tokens * model.trained
         return flops
 
     @property
     def memory(self) -> float:
         """Bytes of a batch and of what is trained, beside the base."""
-        model, logits = self.model, self.positions * self.model.vocab * 8
-        if self.kind == "decode":
-            row, trained = (self.context + self.steps) * model.cache_bytes + 8 * model.vocab, 0
-        elif self.kind == "train":
-            kept = model.state_bytes if self.checkpointing else model.layer_bytes
-            row, trained = self.tokens * (self._reached * kept + model.layer_bytes) + logits, model.trained
-        else:
-            row, trained = self._seen * model.cache_bytes + self.tokens * model.layer_bytes + logits, 0
-        return min(self.rows, self.batch) * row + trained * TRAINED_BYTES
-
-    @property
-    def _seen(self) -> float:  # tokens that each attends to; a reply grows while it is written
-        return self.context + (self.tokens / 2 if self.kind == "decode" else self.tokens)
-
-    @property
-    def _reached(self) -> int:  # layers that gradients pass
-        return self.model.layers - max(self.model.lowest, self.first)
+        model, rows = self.model, min(self.rows, self.batch)
+        logits, once = self.positions * model.vocab * 8, self.tokens * model.layer_bytes
+        cache = (self.context + max(self.tokens, self.steps)) * model.cache_bytes
+        if self.kind != "train":
+            return rows * (cache + (model.vocab * 8 if self.kind == "decode" else once + logits))
+        kept = model.state_bytes if self.checkpointing else model.layer_bytes
+        kept *= self.tokens * (model.layers - max(model.lowest, self.first))
+        return rows * (kept + once + logits) + model.trained * TRAINED_BYTES
 
 
 @dataclass(frozen=True)
 class Machine:
     """What computes: the rates that it reaches, by kind of work."""
 
-    name: str
     flops: Mapping[str, float]  # per second
     layer_seconds: Mapping[str, float]  # to start a pass through one layer
     bandwidth: float
@@ -111,34 +109,14 @@ class Machine:
 
     def seconds(self, part: Part) -> float:
         """Return a roofline, with the start of each pass through each layer, and the optimizer's steps."""
-        if part.kind == "read":
-            return part.rows * ROW_SECONDS
         model, train = part.model, part.kind == "train"
         calls, layers = part.steps * ceil(part.rows / part.batch), model.layers - part.first
-        moved = calls * model.bytes * layers / model.layers * (1 + train + part.checkpointing)
+        moved = calls * model.bytes * layers / model.layers * (1 + train * (1 + part.checkpointing))
         if part.kind == "decode":
-            moved += part.rows * part.tokens * part._seen * model.cache_bytes
-        state = calls * model.trained * ADAM_BYTES if train else 0
-        compute = part.flops / self.flops[part.kind]
-        return (
-            max(compute, moved / self.bandwidth)
-            + state / self.bandwidth
-            + calls * layers * self.layer_seconds[part.kind]
-        )
-
-
-# Data sheets (A100 and H100 as SXM): dense FLOP/s in bfloat16 and float32, bytes per second, bytes.
-CARDS = {
-    "A100": (312e12, 19.5e12, 2.04e12, 80e9),
-    "A10": (125e12, 31.2e12, 600e9, 24e9),
-    "H100": (989e12, 67e12, 3.35e12, 80e9),
-    "H200": (989e12, 67e12, 4.8e12, 141e9),
-}
-# What eager PyTorch reaches of them with small batches: assumed (docs/ESTIMATE.md).
-UTILISATION = {"forward": 0.4, "decode": 0.4, "train": 0.3}
-BANDWIDTH_SHARE = 0.6
-LAYER_SECONDS = {"forward": 0.7e-3, "decode": 0.7e-3, "train": 2.5e-3}
-NF4_SLOWDOWN = 1.5  # weights are unpacked for each product
+            moved += part.rows * part.tokens * (part.context + part.tokens) * model.cache_bytes
+        busy = max(part.flops / self.flops[part.kind], moved / self.bandwidth)
+        stepping = train * calls * model.trained * ADAM_BYTES / self.bandwidth
+        return busy + stepping + calls * layers * self.layer_seconds[part.kind]
 
 
 def gpu(name: str, runtime: RuntimeSettings) -> Machine:
@@ -148,4 +126,4 @@ def gpu(name: str, runtime: RuntimeSettings) -> Machine:
     peak = (bfloat16 if runtime.dtype == "bfloat16" else float32) / slower
     rates = {kind: peak * share for kind, share in UTILISATION.items()}
     starts = {kind: seconds * slower for kind, seconds in LAYER_SECONDS.items()}
-    return Machine(name, rates, starts, bandwidth * BANDWIDTH_SHARE, memory)
+    return Machine(rates, starts, bandwidth * BANDWIDTH_SHARE, memory)

@@ -10,12 +10,11 @@ from transformers import PretrainedConfig
 from align.cli.estimate.costs import Machine, Model, Part
 from align.core.rows import EvalPrompt, read_rows
 from align.core.templates import render
-from align.judge.request import DIGITS, SCORE_PREFIX, judge_request
+from align.judge.request import SCORE_PREFIX, judge_request
 from align.models.batching import MAX_LENGTH_RATIO as PADDING
 from align.text.labelled import LabelledText
 from stages.base_model import EMBEDDED
 from stages.evaluate import KL_BATCH_SIZE
-from stages.ppo import NUM_SAMPLES
 from stages.prepare_data import read_instructions, read_judgements, read_preferences
 from stages.reward_model import CENTERING_ROWS
 
@@ -23,13 +22,14 @@ from stages.reward_model import CENTERING_ROWS
 REPLY_SHARE = 0.75
 DRAWN_PROMPTS = 1.8
 PPO_PADDING = 1.15  # mini-batches are cut at random, and both ends are padded
-SAMPLED_MOMENTS = 3  # of PPO, at which its samples are answered: begin, middle and end
 TEMPLATE_TOKENS = 10  # that a chat template adds to a conversation
 CHARACTERS_PER_TOKEN = 4.0
 PROCESS_BYTES = (0.75e9, 0.13e9)  # of Python with torch and transformers, and without
 START_SECONDS = (14, 3)  # imports of these, and DVC's own time
+GGUF_SECONDS = 28  # of the embedded base, whose vocabulary transformers reads token by token
 LOAD_RATE = 1e9  # bytes per second
 LIGHT = ("prepare_data", "build_preferences", "diff", "summary")  # stages without torch
+OTHERS = ("base_model", "fetch_data", "text/dvc.yaml:text_data")  # with torch, but without work for a model
 
 
 class Rows(NamedTuple):
@@ -44,69 +44,117 @@ class Rows(NamedTuple):
 ASSUMED = Rows(1000, 333, 60, 200)  # about OpenAssistant's and hh-rlhf's texts; a message tree has three replies
 
 
-def texts_of(key: str, s: Any) -> list[tuple[str, str]]:
-    """Return the prompts and replies of the file that param `key` names, read as its stage reads it."""
-    path = Path(getattr(s, key))
-    match key:
-        case "instructions":
-            instructions = read_instructions(path, s.instructions_format, s.language)[0]
-            return [(row.prompt, row.completion) for row in instructions[: s.max_instructions]]
-        case "judgements":
-            return [(row.prompt, row.response) for row in read_judgements(s)[0]]
-        case "preferences":
-            pairs = read_preferences(path, drop=True, limit=s.max_preferences)[0]
-            return [(" ".join(turn.content for turn in row.messages), row.chosen) for row in pairs]
-        case "eval_prompts":
-            return [(row.turns[0], "") for row in read_rows(path, EvalPrompt)]
-    texts = read_rows(path, LabelledText)
-    return [(s.template.format(text=row.text, label_text=row.label_text), "") for row in texts]
-
-
-def tokens_of(*texts: str) -> float:
-    """Return the mean tokens of texts."""
+def _tokens(*texts: str) -> float:  # on average
     return sum(map(len, texts)) / CHARACTERS_PER_TOKEN / len(texts)
 
 
 class Plan:
-    """What every stage takes, by the settings of all sections. Method `_stage_NAME` has the work of a stage."""
+    """What every stage takes, by the settings of all sections."""
 
     def __init__(self, settings: Any, config: PretrainedConfig) -> None:
-        self.s, self.config = settings, config
-        self.notes: list[str] = []
-        self._known: dict[str, Rows] = {}
+        self.s, self.config, self._whole = settings, config, Model(config, settings.runtime)
+        self.notes, self._known = list[str](), dict[str, Rows]()
+        self._rubric = _tokens(judge_request("", "") + SCORE_PREFIX) + TEMPLATE_TOKENS
+
+    @cached_property
+    def _adapted(self) -> Model:  # on the plain-text track the adapter may not fit
+        return Model(self.config, self.s.runtime, self.s.lora)
 
     def cost(self, name: str, machine: Machine) -> dict[str, Any] | None:
         """Return what a stage takes on a machine, by DVC's name of it; None for a stage that is not known here."""
-        stage = name.partition("@")[0].replace("/dvc.yaml:", "_")
-        work = getattr(self, f"_stage_{stage}", None)
-        if work is None:
+        stage = name.partition("@")[0]
+        parts, light, base = self._parts(stage, name), stage in LIGHT, self._whole
+        if parts is None:
             return None
-        parts, light, base = work(name), stage in LIGHT, self._whole
-        copies = 2 if stage == "base_model" else any(part.kind != "read" for part in parts)
+        copies = 2 if stage == "base_model" else bool(parts)
         kinds = {"prefill_tokens": "forward", "decoded_tokens": "decode", "trained_tokens": "train"}
-        loading = copies**2 * base.weights * base.width / LOAD_RATE  # models/base is written and hashed, too
+        start = START_SECONDS[light] + GGUF_SECONDS * (stage == "base_model" and self.s.base_model.source == EMBEDDED)
+        loading = copies**2 * base.weights * base.width / LOAD_RATE  # stage base_model writes and hashes it, too
         return {
             "stage": name,
             **{key: round(sum(p.rows * p.tokens for p in parts if p.kind == kind)) for key, kind in kinds.items()},
             "flops": sum(part.flops for part in parts),
             "memory": PROCESS_BYTES[light] + copies * base.bytes + max([part.memory for part in parts], default=0),
-            "seconds": START_SECONDS[light] + loading + sum(map(machine.seconds, parts)),
+            "seconds": start + loading + sum(map(machine.seconds, parts)),
         }
 
-    @cached_property
-    def _whole(self) -> Model:
-        return Model(self.config, self.s.runtime)
-
-    @cached_property
-    def _adapted(self) -> Model:
-        return Model(self.config, self.s.runtime, self.s.lora)
+    def _parts(self, stage: str, name: str) -> list[Part] | None:
+        match stage:
+            case "sft":
+                s, judged, rows = self.s.sft, self._split("judgements")[0], self._rows("instructions")
+                each = judged.count / judged.prompts + self.s.prepare_data.off_topic_negatives
+                # The responses of a question share rubric and question, in one sequence.
+                packed = self._rubric + judged.prompt + each * (judged.reply + TEMPLATE_TOKENS)
+                length = (rows.prompt + rows.reply + TEMPLATE_TOKENS) * PADDING
+                judges = min(judged.prompts * each, s.eft_share / (1 - s.eft_share) * rows.count)
+                return [
+                    self._train("eft", judged.prompts, packed, positions=each),
+                    self._train("sft", rows.count, length, positions=rows.reply),
+                    self._train("sft", judges, self._rubric + judged.prompt + judged.reply),
+                ]
+            case "generate_prompts":
+                s = self.s.generate_prompts
+                examples, samples = s.num_seed_examples + s.num_generated_examples, s.samples_per_request
+                request = _tokens(render("new_prompt.jinja", examples=[""] * examples)) + TEMPLATE_TOKENS
+                request += examples * self._rows("instructions").prompt
+                return self._decode(DRAWN_PROMPTS * s.num_prompts / samples, request, s.max_new_tokens, samples)
+            case "generate_responses":
+                new, s = self._generated, self.s.generate_responses
+                return self._decode(new.prompts, new.prompt, s.max_new_tokens, s.num_responses)
+            case "judge":
+                both = self._generated, self._split("judgements")[1]
+                return [part for rows in both for part in self._judge(rows.count, rows.prompt + rows.reply)]
+            case "dpo":
+                new = self._generated
+                length = (new.prompt + new.reply) * PADDING
+                training = self._train("dpo", new.prompts, length + new.reply / 5, sides=2, positions=new.reply)
+                accepted = self._train("sft", new.prompts * self.s.dpo.sft_on_accepted, length, positions=new.reply)
+                return [training, replace(training, kind="forward"), accepted]
+            case "reward_model":
+                pairs, test = self._split("preferences")
+                length = pairs.prompt + pairs.reply + TEMPLATE_TOKENS
+                scores = self._forward(min(CENTERING_ROWS, pairs.count) + 2 * test.count, length)
+                return [self._train("reward_model", pairs.count, length * PADDING, sides=2), scores]
+            case "ppo":
+                s, model = self.s.ppo, self._adapted
+                prompt = min(self._rows("preferences").prompt + TEMPLATE_TOKENS, s.max_prompt_length)
+                reply, count = REPLY_SHARE * s.max_new_tokens, s.num_updates * s.rollout_batch_size
+                reward = self._forward(count, (prompt + reply) * PPO_PADDING, s.per_device_train_batch_size)
+                policy = replace(reward, first=model.lowest, positions=reply)
+                value = replace(reward, first=max(model.lowest, model.layers - (s.value_layers or model.layers)))
+                trained = self._train("ppo", reward.rows, reward.tokens)
+                return [
+                    *self._decode(s.rollout_batch_size, prompt, s.max_new_tokens, times=s.num_updates),
+                    *(reward, policy, policy, value),  # the second policy is the reference
+                    *(replace(trained, first=part.first, positions=part.positions) for part in (policy, value)),
+                ]
+            case "evaluate" | "evaluate_iteration":
+                s, rows, held_out = self.s.evaluate, self._rows("eval_prompts"), self._split("judgements")[1]
+                prompt, reply = rows.prompt + TEMPLATE_TOKENS, REPLY_SHARE * s.max_new_tokens
+                count, length = rows.count * s.max_turns, prompt + reply
+                compared = 0 if name == "evaluate@base" else 2 * count  # with the base
+                return [
+                    *self._decode(rows.count, prompt, s.max_new_tokens, times=s.max_turns),
+                    *self._judge(count, length),
+                    self._forward(count, length),
+                    self._forward(compared, length * PADDING, KL_BATCH_SIZE, positions=reply),
+                    # Its own judgements, and for each question one of an answer to another.
+                    *self._judge(held_out.count + held_out.prompts, held_out.prompt + held_out.reply),
+                ]
+            case "text/dvc.yaml:sft":
+                rows = self._rows("train", "text")
+                return [self._train("text", rows.count, rows.prompt, positions=rows.prompt, model=self._whole)]
+            case "text/dvc.yaml:evaluate":  # base and text
+                rows = self._rows("test", "text")
+                return [self._forward(2 * rows.count, rows.prompt, positions=rows.prompt, model=self._whole)]
+        return [] if stage in (*LIGHT, *OTHERS) else None
 
     def _rows(self, key: str, section: str = "prepare_data") -> Rows:
         settings = getattr(self.s, section)
         path = Path(getattr(settings, key))
         if key not in self._known and path.is_file():
-            prompts, replies = zip(*texts_of(key, settings), strict=True)
-            self._known[key] = Rows(len(prompts), len(set(prompts)), tokens_of(*prompts), tokens_of(*replies))
+            prompts, replies = zip(*_texts(key, path, settings), strict=True)
+            self._known[key] = Rows(len(prompts), len(set(prompts)), _tokens(*prompts), _tokens(*replies))
         elif key not in self._known:
             source = self.s.sources.get(path.stem)
             count = getattr(settings, f"max_{key}", None) or (source and source.limit) or ASSUMED.count
@@ -125,9 +173,6 @@ class Plan:
         count, reply = prompts.num_prompts, REPLY_SHARE * responses.max_new_tokens
         return Rows(count * responses.num_responses, count, prompt, reply)
 
-    def _read(self, rows: float) -> list[Part]:
-        return [Part(kind="read", model=self._whole, rows=rows)]
-
     def _forward(self, rows: float, tokens: float, batch: float = 0, model: Model | None = None, **more: Any) -> Part:
         size: dict[str, Any] = {"batch": batch or self.s.runtime.batch_size, "model": model or self._adapted}
         return Part(kind="forward", rows=rows, tokens=tokens, **size, **more)
@@ -136,116 +181,34 @@ class Plan:
         rows, reply = prompts * samples, REPLY_SHARE * longest  # of each of `times` times
         batch = min(max(self.s.runtime.batch_size, samples), max(rows, 1))
         reading = self._forward(times * prompts, tokens, batch / samples, positions=1)
-        writing = replace(reading, kind="decode", rows=times * rows, tokens=reply, positions=reply, context=tokens)
-        return [reading, replace(writing, batch=batch, steps=longest)]
+        writing = replace(reading, kind="decode", rows=times * rows, tokens=reply, positions=reply, steps=longest)
+        return [reading, replace(writing, batch=batch, context=tokens - reply / 2)]
 
     def _train(self, section: str, rows: float, tokens: float, sides: int = 1, **more: Any) -> Part:
         settings = getattr(self.s, section)
-        batch = sides * settings.per_device_train_batch_size
-        part = self._forward(sides * rows * settings.num_train_epochs, tokens, batch, **more)
+        epochs = settings.num_ppo_epochs if section == "ppo" else settings.num_train_epochs
+        part = self._forward(rows * epochs * sides, tokens, settings.per_device_train_batch_size * sides, **more)
         return replace(part, kind="train", checkpointing=settings.gradient_checkpointing)
 
-    @property
-    def _rubric(self) -> float:
-        return tokens_of(judge_request("", "") + SCORE_PREFIX) + TEMPLATE_TOKENS
-
-    def _judging(self, rows: float, tokens: float) -> list[Part]:
+    def _judge(self, rows: float, tokens: float) -> list[Part]:
         judge = self.s.judge
-        if judge.mode == "checker":
-            return []
         if judge.mode == "sample":
             return self._decode(rows, self._rubric + tokens, judge.max_new_tokens, judge.samples)
-        # The model reads the rubric once for all rows; each is tokenized once per digit.
-        return [self._forward(rows, tokens, positions=1, context=self._rubric), *self._read(rows * len(DIGITS))]
+        scored = rows * (judge.mode == "logits")  # the rubric is read once for all
+        return [self._forward(scored, tokens, positions=1, context=self._rubric)]
 
-    def _stage_base_model(self, _: str) -> list[Part]:
-        # transformers reads the vocabulary of a GGUF token by token.
-        return self._read(self._whole.vocab if self.s.base_model.source == EMBEDDED else 0)
 
-    def _stage_prepare_data(self, _: str) -> list[Part]:
-        return self._read(sum(self._rows(key).count for key in ("instructions", "judgements", "preferences")))
-
-    def _stage_sft(self, _: str) -> list[Part]:
-        judged, rows, share = self._split("judgements")[0], self._rows("instructions"), self.s.sft.eft_share
-        each = judged.count / judged.prompts + self.s.prepare_data.off_topic_negatives
-        # The responses of a question share rubric and question, in one sequence.
-        packed = self._rubric + judged.prompt + each * (judged.reply + TEMPLATE_TOKENS)
-        length = (rows.prompt + rows.reply + TEMPLATE_TOKENS) * PADDING
-        judges = min(judged.prompts * each, share / (1 - share) * rows.count)
-        return [
-            self._train("eft", judged.prompts, packed, positions=each),
-            self._train("sft", rows.count, length, positions=rows.reply),
-            self._train("sft", judges, self._rubric + judged.prompt + judged.reply),
-        ]
-
-    def _stage_generate_prompts(self, _: str) -> list[Part]:
-        s = self.s.generate_prompts
-        examples = s.num_seed_examples + s.num_generated_examples
-        request = tokens_of(render("new_prompt.jinja", examples=[""] * examples)) + TEMPLATE_TOKENS
-        tokens, requests = request + examples * self._rows("instructions").prompt, s.num_prompts / s.samples_per_request
-        return self._decode(DRAWN_PROMPTS * requests, tokens, s.max_new_tokens, s.samples_per_request)
-
-    def _stage_generate_responses(self, _: str) -> list[Part]:
-        new, s = self._generated, self.s.generate_responses
-        return self._decode(new.prompts, new.prompt, s.max_new_tokens, s.num_responses)
-
-    def _stage_judge(self, _: str) -> list[Part]:
-        both = self._generated, self._split("judgements")[1]
-        return [part for rows in both for part in self._judging(rows.count, rows.prompt + rows.reply)]
-
-    def _stage_dpo(self, _: str) -> list[Part]:
-        new = self._generated
-        length = (new.prompt + new.reply) * PADDING
-        longer = length + new.reply / 5  # both sides are as wide as the longer one
-        training = self._train("dpo", new.prompts, longer, sides=2, positions=new.reply)
-        accepted = [self._train("sft", new.prompts, length, positions=new.reply)] if self.s.dpo.sft_on_accepted else []
-        return [training, replace(training, kind="forward"), *accepted]
-
-    def _stage_reward_model(self, _: str) -> list[Part]:
-        pairs, test = self._split("preferences")
-        length = pairs.prompt + pairs.reply + TEMPLATE_TOKENS
-        scores = self._forward(min(CENTERING_ROWS, pairs.count) + 2 * test.count, length)
-        return [self._train("reward_model", pairs.count, length * PADDING, sides=2), scores]
-
-    def _stage_ppo(self, _: str) -> list[Part]:
-        s, model = self.s.ppo, self._adapted
-        prompt = min(self._rows("preferences").prompt + TEMPLATE_TOKENS, s.max_prompt_length)
-        reply, rows = REPLY_SHARE * s.max_new_tokens, s.num_updates * s.rollout_batch_size
-        reward = self._forward(rows, (prompt + reply) * PPO_PADDING, s.per_device_train_batch_size)
-        policy = replace(reward, first=model.lowest, positions=reply)
-        value = replace(reward, first=max(model.lowest, model.layers - (s.value_layers or model.layers)))
-        training: dict[str, Any] = {"kind": "train", "rows": rows * s.num_ppo_epochs}
-        return [
-            *self._decode(s.rollout_batch_size, prompt, s.max_new_tokens, times=s.num_updates),
-            *self._decode(NUM_SAMPLES, prompt, s.max_new_tokens, times=SAMPLED_MOMENTS),
-            *(reward, policy, policy, value),  # the second policy is the reference
-            *(replace(part, **training, checkpointing=s.gradient_checkpointing) for part in (policy, value)),
-        ]
-
-    def _stage_evaluate(self, name: str) -> list[Part]:
-        s, prompts, held_out = self.s.evaluate, self._rows("eval_prompts"), self._split("judgements")[1]
-        prompt, reply = prompts.prompt + TEMPLATE_TOKENS, REPLY_SHARE * s.max_new_tokens
-        rows, length = prompts.count * s.max_turns, prompt + reply
-        compared = 0 if name == "evaluate@base" else 2 * rows  # with the base
-        return [
-            *self._decode(prompts.count, prompt, s.max_new_tokens, times=s.max_turns),
-            *self._judging(rows, length),
-            self._forward(rows, length),
-            self._forward(compared, length * PADDING, KL_BATCH_SIZE, positions=reply),
-            # Its own judgements, and for each question one of an answer to another.
-            *self._judging(held_out.count + held_out.prompts, held_out.prompt + held_out.reply),
-        ]
-
-    def _stage_diff(self, _: str) -> list[Part]:
-        return []
-
-    _stage_evaluate_iteration = _stage_evaluate
-    _stage_fetch_data = _stage_build_preferences = _stage_summary = _stage_text_text_data = _stage_diff
-
-    def _stage_text_sft(self, _: str) -> list[Part]:
-        rows = self._rows("train", "text")
-        return [self._train("text", rows.count, rows.prompt, positions=rows.prompt, model=self._whole)]
-
-    def _stage_text_evaluate(self, _: str) -> list[Part]:
-        rows = self._rows("test", "text")
-        return [self._forward(2 * rows.count, rows.prompt, positions=rows.prompt, model=self._whole)]
+def _texts(key: str, path: Path, s: Any) -> list[tuple[str, str]]:  # prompts and replies, as the key's stage reads them
+    match key:
+        case "instructions":
+            instructions = read_instructions(path, s.instructions_format, s.language)[0]
+            return [(row.prompt, row.completion) for row in instructions[: s.max_instructions]]
+        case "judgements":
+            return [(row.prompt, row.response) for row in read_judgements(s)[0]]
+        case "preferences":
+            pairs = read_preferences(path, drop=True, limit=s.max_preferences)[0]
+            return [(" ".join(turn.content for turn in row.messages), row.chosen) for row in pairs]
+        case "eval_prompts":
+            return [(row.turns[0], "") for row in read_rows(path, EvalPrompt)]
+    texts = read_rows(path, LabelledText)
+    return [(s.template.format(text=row.text, label_text=row.label_text), "") for row in texts]
