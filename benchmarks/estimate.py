@@ -1,8 +1,8 @@
 """How near `align estimate` is to the measured time of each stage of a whole run.
 
-Run with `python -m benchmarks.estimate CLONE` in a fresh clone's neighbourhood: it sets the clone up, estimates (with a
-calibration there, before anything is built), runs `dvc repro` with a clock at each line, and compares. The log and the
-estimate stay in CLONE/.align/. Or compare a log of benchmarks.timestamps: `python -m benchmarks.estimate CLONE --log
+Run with `python -m benchmarks.estimate CLONE` in a fresh clone's neighbourhood: it sets the clone up, estimates
+before anything is built, runs `dvc repro` with a clock at each line, and compares. The log and the estimate stay in
+CLONE/.align/. Or compare a log of benchmarks.timestamps: `python -m benchmarks.estimate CLONE --log
 repro.log`. The last line is JSON.
 """
 
@@ -63,9 +63,9 @@ def compare(estimated: Mapping[str, float], measured: Mapping[str, float]) -> di
     }
 
 
-def _estimate(clone: Path, *options: str) -> dict[str, Any]:
+def _estimate(clone: Path) -> dict[str, Any]:
     python = clone / ".venv/bin/python"
-    command = [str(python.absolute()), "-m", "align.cli.main", "estimate", "--device", "cpu", "--json", *options]
+    command = [str(python.absolute()), "-m", "align.cli.main", "estimate", "--device", "cpu", "--json"]
     done = subprocess.run(command, cwd=clone, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -104,9 +104,9 @@ def main(clone: Path, log: Path | None, saved: Path | None) -> None:
         subprocess.run(["make", "setup"], cwd=clone, check=True)
         (clone / ".align").mkdir(exist_ok=True)
         log, saved = clone / ".align/repro.log", clone / ".align/estimate.json"
-        saved.write_text(json.dumps(_estimate(clone, "--fresh", "--calibrate")), encoding="utf-8")
+        saved.write_text(json.dumps(_estimate(clone)), encoding="utf-8")
         _reproduce(clone, log)
-    found = _estimate(clone, "--fresh") if saved is None else json.loads(saved.read_text(encoding="utf-8"))
+    found = _estimate(clone) if saved is None else json.loads(saved.read_text(encoding="utf-8"))
     estimated = {stage["stage"]: stage["seconds"] for stage in found["stages"]}
     with log.open(encoding="utf-8", newline="\n") as stream:
         measured = measured_seconds(stream)

@@ -54,11 +54,11 @@ def read_params(path: Path, name: str, changes: Sequence[str]) -> tuple[Params, 
     path = recipe(name).path if name else path
     values = Params.read(path).values
     for change in changes:
-        key, _, text = change.partition("=")
-        *sections, last = key.split(".")
         try:
+            key, text = change.split("=", 1)
+            *sections, last = key.split(".")
             reduce(getitem, sections, values)[last] = YAML(typ="safe").load(text)
-        except (KeyError, TypeError, YAMLError):
+        except (KeyError, TypeError, ValueError, YAMLError):
             raise InputError(f"--set {quoted(change)}: expected KEY=VALUE, such as ppo.num_updates=20") from None
     return Params(values, path), Recipe.read(path).command.split()[2:]
 
