@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from align.cli.estimate.targets import stages_of, targets_of
+from align.cli.project.graph import stages_of
 from align.cli.recipes.recipes import merged, recipe
 from tests.committed import COMMITTED, REPOSITORY
 from tests.factories import build_tiny_source
@@ -219,7 +219,7 @@ def test_every_stage_of_a_recipe_runs(name: str, tmp_path: Path, monkeypatch: py
     prepare(values)
 
     ran = set()
-    for stage in stages_of(targets_of(command), values, REPOSITORY):
+    for stage in stages_of(command.split()[2:], values, REPOSITORY).values():
         python, dash_m, module, *arguments = shlex.split(stage.cmd)
         assert (python, dash_m) == ("python", "-m")
         result = CliRunner().invoke(import_module(module).main, arguments)
