@@ -13,8 +13,15 @@ from align.cli.doctor.locks import check_locks
 from align.cli.doctor.repository import check_repository
 from align.cli.doctor.storage import check_cache, check_storage
 from align.cli.doctor.unfinished import check_unfinished
-from align.cli.project.settings import check_params
+from align.cli.project.settings import validate_params
 from align.core.errors import InputError, printable
+from align.core.params import Params
+
+
+def check_params() -> Iterator[Finding]:
+    """Check that every key of params.yaml is known and in range."""
+    yield Finding("params", "ok", f"{validate_params(Params.read())} sections, every key known and in range")
+
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_packages,

@@ -1,15 +1,14 @@
 """Validation of the whole params.yaml: each section against the settings of the stages that read it."""
 
 import ast
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-from align.cli.doctor.findings import Finding
 from align.core.errors import InputError
 from align.core.params import Params, Settings
 
-STAGES = Path(__file__).parents[3] / "stages"
+ROOT = Path(__file__).parents[3]
+STAGE = ROOT / "align/run/stage.py"  # reads section `runtime` for the stages
 
 
 def settings_by_section() -> dict[str, type[Settings]]:
@@ -18,7 +17,7 @@ def settings_by_section() -> dict[str, type[Settings]]:
     `sources` gets the class of one entry, from `params.source(name, SourceSettings)`.
     """
     classes: dict[str, type[Settings]] = {}
-    for path in sorted(STAGES.rglob("*.py")):
+    for path in (STAGE, *sorted((ROOT / "stages").rglob("*.py"))):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
                 case ast.Call(ast.Attribute(attr="section"), [ast.Constant(str(section)), ast.Name(name)]):
@@ -41,13 +40,8 @@ def validate_params(params: Params) -> int:
     return len(classes)
 
 
-def check_params() -> Iterator[Finding]:
-    """Check of `align doctor`: every key of params.yaml is known and in range."""
-    yield Finding("params", "ok", f"{validate_params(Params.read())} sections, every key known and in range")
-
-
 def _load(path: Path, name: str) -> type[Settings]:
-    module = ".".join(path.relative_to(STAGES.parent).with_suffix("").parts)
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     try:
         settings: type[Settings] = getattr(import_module(module), name)
     except (ImportError, OSError, RuntimeError) as error:
