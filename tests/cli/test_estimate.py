@@ -19,7 +19,7 @@ from align.cli.main import main
 from align.models.adapters import LoraSettings, new_adapter
 from align.run.runtime import RuntimeSettings
 from benchmarks.estimate import compare, measured_seconds
-from tests.committed import REPOSITORY
+from tests.committed import COMMITTED, REPOSITORY
 
 RUNTIME = RuntimeSettings(
     device="cpu", dtype="float32", quantization="none", optim="adamw_torch", num_threads=1, batch_size=4
@@ -44,8 +44,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         source, target = REPOSITORY / name, tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
-    committed = subprocess.run(["git", "show", "HEAD:params.yaml"], cwd=REPOSITORY, capture_output=True, check=True)
-    (tmp_path / "params.yaml").write_bytes(committed.stdout)
+    shutil.copyfile(COMMITTED / "params.yaml", tmp_path / "params.yaml")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.com"]
+    for command in (["init", "-q"], ["add", "params.yaml"], ["commit", "-qm", "start"]):
+        subprocess.run([*git, *command], check=True)
     sizes = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536}
     LlamaConfig(hidden_size=576, vocab_size=49152, tie_word_embeddings=True, **sizes).save_pretrained(
         tmp_path / "models/base"
