@@ -96,7 +96,7 @@ def test_a_stage_whose_dvc_is_killed_stops_and_one_started_at_once_ends_in_the_s
 
     lab.run(*REPRO)
     assert gone(orphan)
-    assert f"Error: {STAGE}: DVC is gone, which started this" in lab.said()
+    assert f"Error: {STAGE}: DVC was killed" in lab.said()
     assert lab.lock() == prepared.expected_lock
     assert_no_row_was_written_twice(lab)
 

@@ -55,7 +55,7 @@ def test_a_disk_that_is_full_for_rows_and_then_for_outputs_loses_no_row_and_leav
     # The journal, which holds token ids too, is more than twice as large as the output.
     size = len(prepared.expected)
     result = lab.limited(size * 17 // 10, *GENERATE)
-    assert_one_error(result, f"{STAGE}: cannot write (File too large)", "free some space", "what is finished is kept")
+    assert_one_error(result, f"{STAGE}: cannot write (File too large)", "free some space", "finished work is kept")
     first = len(lab.rows())
     assert 0 < first < 48
     assert lab.journal.stat().st_size == size * 17 // 10  # a line is torn
@@ -108,7 +108,9 @@ def test_a_device_without_space_is_the_same_line(
             rows.finish({0: "x"})  # so short a line stays in the buffer: closing the file fails too
 
     try:
-        with pytest.raises(InputError, match=r"sft: cannot write \(No space left on device\); .* is finished is kept"):
+        with pytest.raises(
+            InputError, match=r"sft: cannot write \(No space left on device\); .* finished work is kept"
+        ):
             stage()
     finally:
         os.close(full)

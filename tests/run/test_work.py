@@ -218,7 +218,7 @@ def test_a_stage_whose_dvc_is_gone_stops_after_what_it_has_finished(
     with stopped(begin()) as work:
         work.rows("a").finish({0: "x"})
         monkeypatch.setattr(os, "getppid", lambda: 1)
-        with pytest.raises(InputError, match=r"judge@m1: DVC is gone.*run it again"):
+        with pytest.raises(InputError, match=r"judge@m1: DVC was killed.*run the stage again"):
             work.rows("a").finish({1: "y"})
     with begin() as work:
         assert work.rows("a") == {0: "x", 1: "y"}
