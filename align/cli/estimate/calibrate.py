@@ -27,7 +27,8 @@ from align.cli.estimate.settings import Values
 from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
 from align.models.adapters import LoraSettings, new_adapter
-from align.models.linears import frozen_linears, use_onednn
+from align.models.frozen import frozen_linears
+from align.models.linears import use_onednn
 from align.run.runtime import RuntimeSettings, start
 
 MEMORY_SHARE = 0.5  # of the free memory, for a model to measure: of a larger one the first layers stand for all

@@ -14,16 +14,9 @@ from transformers.utils import logging
 from align.cli.project.cards import CARD_FILE, ModelCard, source_hash
 from align.core.errors import InputError, quoted
 from align.core.files import REBUILD, check_regular, replacing
-from align.models.adapters import put_adapter_weights
+from align.models.adapters import load_adapter_config, put_adapter_weights
 from align.models.base import copy_tokenizer
-from align.models.loading import (
-    ADAPTER_FILE,
-    load_adapter_config,
-    load_adapter_weights,
-    load_score_bias,
-    load_weights,
-    reading_model,
-)
+from align.models.loading import ADAPTER_FILE, load_adapter_weights, load_score_bias, load_weights, reading_model
 from align.models.stack import HEAD_KEY, SCORE_FILE
 
 MODELS = Path("models")
