@@ -321,7 +321,7 @@ def test_a_run_that_goes_on_gives_the_rows_of_one_that_was_not_stopped_and_does_
         assert (
             capsys.readouterr()
             .out.strip()
-            .endswith(f": {batch * per_batch * n} of {len(TEXTS) * n} rows were finished before, the others follow")
+            .endswith(f": resuming with {batch * per_batch * n} of {len(TEXTS) * n} rows finished")
         )
         after = len(forwards)
         again = ask(generator(work), kind)
