@@ -1,4 +1,4 @@
-"""The backends of inference, by name: `generation.backend` in params.yaml."""
+"""Inference backends by name, `generation.backend` in params.yaml."""
 
 import importlib.util
 import os
@@ -25,7 +25,7 @@ BASE = Path("models/base")
 
 
 class OpenAISettings(Settings):
-    """`generation.openai`: a server that speaks OpenAI's completions API; its key is in OPENAI_API_KEY."""
+    """`generation.openai`: a server with OpenAI's completions API; its key is in OPENAI_API_KEY."""
 
     base_url: str
     model: str
@@ -37,7 +37,7 @@ class OpenAISettings(Settings):
     @field_validator("base_url")
     @classmethod
     def _address_without_a_key(cls, value: str) -> str:
-        # params.yaml and dvc.lock are in git.
+        # params.yaml and dvc.lock are in git: no secrets.
         if not re.fullmatch(r"https?://[^\s@?#/]+(/[^\s@?#]*)?", value):
             raise PydanticCustomError(
                 SECRET, "an http(s) address without user, password or query; a key goes into OPENAI_API_KEY"
@@ -96,7 +96,7 @@ def _bfloat16(
 @contextmanager
 def _vllm(settings: GenerationSettings, runtime: RuntimeSettings, name: str, work: Work | None) -> Iterator[Generator]:
     _require("vllm")
-    os.environ.pop("TORCHDYNAMO_DISABLE", None)  # `stages` sets it; vLLM compiles its models
+    os.environ.pop("TORCHDYNAMO_DISABLE", None)  # `stages` sets it, but vLLM compiles its models
     from align.backends.vllm import VLLMGenerator  # noqa: PLC0415 (an extra)
 
     _hold_devices(runtime, work)
@@ -138,6 +138,6 @@ BACKENDS: dict[str, Callable[..., AbstractContextManager[Generator]]] = {
 def open_generator(
     settings: GenerationSettings, runtime: RuntimeSettings, name: str, work: Work | None = None
 ) -> Iterator[Generator]:
-    """Yield models/<name>, or what stands for it on a server, as a generator of the backend that is set."""
+    """Yield models/<name>, or its counterpart on a server, as a generator of `settings.backend`."""
     with BACKENDS[settings.backend](settings, runtime, name, work) as generator:
         yield generator

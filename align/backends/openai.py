@@ -1,7 +1,6 @@
-"""The OpenAI backend: any server that speaks OpenAI's completions API, such as a fleet of vLLM servers.
+"""The OpenAI backend: any server with OpenAI's completions API, such as a fleet of vLLM servers.
 
-The prompt goes to the completions endpoint as the chat template wrote it, so the server needs no template. A key, if
-the server wants one, is read from OPENAI_API_KEY.
+Prompts are rendered here, so the server needs no chat template. OPENAI_API_KEY holds the key, if the server needs one.
 """
 
 import math
@@ -23,7 +22,7 @@ from align.models.tokenization import encode_completion
 from align.run.runtime import row_seed
 from align.run.work import Rows, Work
 
-MAX_SEED = 2**31 - 1  # of servers that keep it in 32 bits
+MAX_SEED = 2**31 - 1  # some servers store seeds in 32 bits
 
 
 class OpenAIGenerator(Generator):
@@ -32,12 +31,12 @@ class OpenAIGenerator(Generator):
     Args:
         base: directory of the base model, whose tokenizer the server's model shares.
         name: the pipeline's name of the model.
-        base_url: the server's, up to and with `/v1`.
-        model: its name there; `{name}` in it stands for `name`.
-        dialect: `vllm` sends and gets token ids and asks for the log-probabilities of given tokens; `openai` sends and
-            gets text, and finds tokens among the most likely ones by their text.
-        concurrency: requests under way at a time.
-        timeout: seconds a request.
+        base_url: the server's address, including `/v1`.
+        model: the server's name of the model; `{name}` in it becomes `name`.
+        dialect: `vllm` exchanges token ids and requests the log-probabilities of given tokens; `openai` exchanges text,
+            and looks tokens up by their text among the most likely ones.
+        concurrency: parallel requests.
+        timeout: seconds per request.
         max_retries: of a request that failed (no connection, timeout, 429, 5xx), each after a longer pause.
     """
 
@@ -57,13 +56,9 @@ class OpenAIGenerator(Generator):
         work: Work | None = None,
     ) -> None:
         super().__init__(load_tokenizer(base), AutoConfig.from_pretrained(base).max_position_embeddings, work, name)
-        self.base_url, self.model, self.dialect, self.concurrency = (
-            base_url,
-            model.format(name=name),
-            dialect,
-            concurrency,
-        )
-        key = os.environ.get("OPENAI_API_KEY", "none")  # the client wants one; a local server does not
+        self.base_url, self.dialect, self.concurrency = base_url, dialect, concurrency
+        self.model = model.format(name=name)
+        key = os.environ.get("OPENAI_API_KEY", "none")  # the client requires one; a local server may not
         self.client = OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=max_retries)
 
     def _generate(
@@ -96,7 +91,7 @@ class OpenAIGenerator(Generator):
             reason: Literal["stop", "length"] = "length" if choice.finish_reason == "length" else "stop"
             return as_row(Completion(encode_completion(self.tokenizer, choice.text, reason), choice.text, reason))
 
-        # A request for each sample, so that each has its own seed.
+        # One request per sample, so that each has its own seed.
         requests = [(prompt, row_seed(seed, k)) for prompt, seed in zip(prompts, seeds, strict=True) for k in range(n)]
         self._map(ask, requests, rows, lambda row: progress.update(1, len(row[0])))
 
@@ -111,16 +106,15 @@ class OpenAIGenerator(Generator):
             logprobs = reply.choices[0].logprobs
             if logprobs is None or not logprobs.top_logprobs:
                 raise InputError(
-                    f"{self.base_url}: the server gives no log-probabilities, which the judge reads; "
+                    f"{self.base_url}: the server returns no log-probabilities, which the judge needs; "
                     "set judge.mode to sample"
                 )
-            found = logprobs.top_logprobs[0]
             names = [
                 f"token_id:{token}" if self.dialect == "vllm" else str(self.tokenizer.decode([token]))
                 for token in token_ids
             ]
-            # Servers list the most likely tokens only: what is not among them counts as impossible.
-            return [found.get(name, -math.inf) for name in names]
+            # Servers list only the most likely tokens; treat the others as impossible.
+            return [logprobs.top_logprobs[0].get(name, -math.inf) for name in names]
 
         self._map(ask, prompts, rows, lambda _: progress.update(1, 1))
 
@@ -141,17 +135,17 @@ class OpenAIGenerator(Generator):
             ) from None
 
     def _text(self, prompt: list[int]) -> str:
-        """Return the text of a prompt, once sure that a server which tokenizes it as usual gets the same ids."""
+        """Return a prompt as text, if a server that tokenizes it gets the same ids."""
         text = str(self.tokenizer.decode(prompt))
         if self.tokenizer(text)["input_ids"] != prompt:
             raise InputError(
-                "generation.openai.dialect: a prompt sent as text would reach the model as other tokens (the tokenizer "
-                "adds a BOS of its own, perhaps); take a server that takes token ids, and dialect vllm"
+                "generation.openai.dialect: a prompt sent as text would reach the model as different tokens (perhaps "
+                "the tokenizer adds a BOS); use a server that accepts token ids, and dialect vllm"
             )
         return text
 
     def _map(self, ask: Callable[[Any], Any], requests: Sequence[Any], rows: Rows, done: Callable[[Any], None]) -> None:
-        """Finish the rows that are missing, each as soon as its reply is there."""
+        """Finish the missing rows, each as soon as its reply arrives."""
         with ThreadPoolExecutor(self.concurrency) as pool:
             futures = {pool.submit(ask, request): i for i, request in enumerate(requests) if i not in rows}
             try:
@@ -159,5 +153,5 @@ class OpenAIGenerator(Generator):
                     rows.finish({futures[future]: future.result()})
                     done(future.result())
             except BaseException:
-                pool.shutdown(cancel_futures=True)  # what has not begun need not
+                pool.shutdown(cancel_futures=True)  # drop requests that have not started
                 raise

@@ -1,7 +1,6 @@
-"""The vLLM backend: continuous batching and prefix caching on CUDA, in this process, with the adapter loaded as it is.
+"""The vLLM backend: continuous batching and prefix caching on CUDA, in this process, with an unmerged adapter.
 
-vLLM pins its own torch and transformers, so this is for an environment of its own (`pip install -e .[vllm]`); written
-to the interface of vLLM 0.33.
+vLLM pins torch and transformers, so it needs a separate environment (`pip install -e .[vllm]`). Written for vLLM 0.33.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,11 +18,11 @@ from align.models.base import load_tokenizer
 from align.run.runtime import RuntimeSettings, row_seed
 from align.run.work import Rows, Work
 
-CHUNK = 2048  # requests given to vLLM at a time: enough to keep it busy, few enough to lose little
+CHUNK = 2048  # requests per call: enough to keep vLLM busy, few enough to lose little when killed
 
 
 class VLLMGenerator(Generator):
-    """A base and one adapter (or none, where `model_dir` is the base itself), held by vLLM."""
+    """A base with one adapter in vLLM, or none if `model_dir` is the base itself."""
 
     backend = "vllm"
 
@@ -51,19 +50,18 @@ class VLLMGenerator(Generator):
                 max_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
-                # A request for each sample, so that each has its own seed; the cache of prefixes reads their prompt
-                # once.
+                # One request per sample, so that each has its own seed; prefix caching reads their prompt once.
                 seed=row_seed(seeds[number // n], number % n),
                 stop_token_ids=[self.tokenizer.eos_token_id],
-                ignore_eos=True,  # generation_config.json may name more tokens than the tokenizer's EOS
+                ignore_eos=True,  # generation_config.json may name other EOS tokens too
                 detokenize=False,
             )
 
         for numbers in _chunks(rows, len(prompts) * n):
             outputs = self._run([prompts[k // n] for k in numbers], [settings(k) for k in numbers])
-            found = [self.completion(list(output.outputs[0].token_ids)) for output in outputs]
-            rows.finish(dict(zip(numbers, map(as_row, found), strict=True)))
-            progress.update(len(found), sum(len(completion.token_ids) for completion in found))
+            completions = [self.completion(list(output.outputs[0].token_ids)) for output in outputs]
+            rows.finish(dict(zip(numbers, map(as_row, completions), strict=True)))
+            progress.update(len(completions), sum(len(completion.token_ids) for completion in completions))
 
     def _next_token_logprobs(
         self, prompts: Sequence[list[int]], token_ids: Sequence[int], progress: Progress, rows: Rows
@@ -72,14 +70,14 @@ class VLLMGenerator(Generator):
             max_tokens=1, temperature=0.0, logprob_token_ids=list(token_ids), detokenize=False
         )
         for numbers in _chunks(rows, len(prompts)):
-            asked = [prompts[i] for i in numbers]
-            found = {}
-            for number, output in zip(numbers, self._run(asked, [settings] * len(asked)), strict=True):
+            chunk = [prompts[i] for i in numbers]
+            finished = {}
+            for number, output in zip(numbers, self._run(chunk, [settings] * len(chunk)), strict=True):
                 logprobs = output.outputs[0].logprobs
                 assert logprobs is not None
-                found[number] = [logprobs[0][token].logprob for token in token_ids]
-            rows.finish(found)
-            progress.update(len(asked), sum(map(len, asked)))
+                finished[number] = [logprobs[0][token].logprob for token in token_ids]
+            rows.finish(finished)
+            progress.update(len(chunk), sum(map(len, chunk)))
 
     def _run(self, prompts: Sequence[list[int]], settings: list[VLLMSamplingParams]) -> list[RequestOutput]:
         inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
@@ -88,7 +86,7 @@ class VLLMGenerator(Generator):
 
 
 def _chunks(rows: Rows, total: int) -> Iterator[list[int]]:
-    """Yield the rows that are missing, some at a time: vLLM answers when all that it was given are finished."""
+    """Yield the missing rows in chunks: vLLM returns when a whole call is finished."""
     missing = [number for number in range(total) if number not in rows]
     for first in range(0, len(missing), CHUNK):
         yield missing[first : first + CHUNK]

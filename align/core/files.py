@@ -1,4 +1,4 @@
-"""Files that are whole or absent: outputs are written under a temporary name and renamed at the end."""
+"""Strict readers, and atomic writers: each output is written under a temporary name, then renamed."""
 
 import csv
 import errno
@@ -22,10 +22,7 @@ REBUILD = "run `dvc checkout` or `dvc repro`"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`, and rename it to `path` once the block has succeeded.
-
-    The block may create a file or a directory there. On an exception the temporary is removed and `path` is untouched.
-    """
+    """Yield a temporary sibling of `path`, for a file or a directory, and rename it to `path` if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".tmp-{path.name}"
     _remove(temporary)
@@ -34,7 +31,8 @@ def replacing(path: Path) -> Iterator[Path]:
         if temporary.is_dir():
             _remove(path)
         else:
-            _sync(temporary)
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
         os.replace(temporary, path)
     except Exception as error:
         if not isinstance(error, InputError) and (reason := out_of_space(error)):
@@ -45,8 +43,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def out_of_space(error: BaseException) -> str | None:
-    """Return what the system says if the error comes from a full disk, a quota or a limit on the size of files."""
-    # safetensors and tokenizers put the system's words into exceptions of their own; torch does not say why.
+    """Return the reason if the error comes from a full disk, a quota or a file size limit."""
+    # safetensors and tokenizers wrap the system's message in their own exceptions; torch gives no reason.
     for text in (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
         if text in str(error):
             return text
@@ -54,18 +52,18 @@ def out_of_space(error: BaseException) -> str | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, whole or not at all."""
+    """Write `text` to `path` as UTF-8, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON; a NaN or infinity is an error, since no JSON reader agrees on them."""
+    """Write `value` as indented JSON; NaN and infinity, which JSON lacks, raise `ValueError`."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def check_regular(path: Path, advice: str = REBUILD) -> None:
-    """Raise `InputError` unless `path` is a file: a missing one, a directory, a device, a link to itself, no name."""
+    """Raise `InputError` unless `path` is a regular file."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -73,12 +71,12 @@ def check_regular(path: Path, advice: str = REBUILD) -> None:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{quoted(str(path))}: cannot read ({reason}); {advice}") from None
-    if not stat.S_ISREG(mode):  # to open a named pipe would wait for ever
-        raise InputError(f"{path}: is {'a directory' if stat.S_ISDIR(mode) else 'no regular file'}; {advice}")
+    if not stat.S_ISREG(mode):  # opening a named pipe would block
+        raise InputError(f"{path}: is {'a directory' if stat.S_ISDIR(mode) else 'not a regular file'}; {advice}")
 
 
 def read_bytes(path: Path, advice: str = REBUILD) -> bytes:
-    """Return what a regular file holds."""
+    """Read a regular file."""
     check_regular(path, advice)
     try:
         return path.read_bytes()
@@ -87,11 +85,10 @@ def read_bytes(path: Path, advice: str = REBUILD) -> bytes:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON as its standard (RFC 8259) has it, where Python's own parser lets more pass.
+    """Parse JSON by RFC 8259, more strictly than Python's parser.
 
     Raises:
-        ValueError: no JSON; or NaN, a number too large, a key twice in an object (one of the values would be lost),
-            nesting too deep, half a surrogate pair (which no file can hold).
+        ValueError: also for NaN, numbers that are too large, duplicate keys, deep nesting and lone surrogates.
     """
     try:
         value = json.loads(
@@ -111,12 +108,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"key {quoted(key)} stands twice in one object")
+        raise ValueError(f"key {quoted(key)} appears twice in one object")
     return value
 
 
 def _constant(name: str) -> float:
-    raise ValueError(f"{name} is no number in JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _float(text: str) -> float:
@@ -127,7 +124,7 @@ def _float(text: str) -> float:
 
 
 def _int(text: str) -> int:
-    if len(text) > 18:  # what 64 bits hold for certain; means and correlations are computed in them
+    if len(text) > 18:  # any 18 digits fit into 64 bits
         raise ValueError(f"{quoted(text)} is too large a number")
     return int(text)
 
@@ -139,12 +136,12 @@ def read_json(path: Path, advice: str = REBUILD) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); {advice}") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path}: expected an object in braces, found {type(value).__name__}; {advice}")
+        raise InputError(f"{path}: expected an object in braces, got {type(value).__name__}; {advice}")
     return value
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, float]]:
-    """Read a table of numbers that has at least `columns`."""
+    """Read a table of numbers with at least `columns`."""
     text = read_bytes(path).decode("utf-8", errors="replace")
     rows: list[dict[str, float]] = []
     reader = csv.reader(text.splitlines(), strict=True)
@@ -162,7 +159,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, float]]:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `rows` as CSV with the columns of all rows in order of first appearance; a missing value is empty."""
+    """Write `rows` as CSV; columns are in order of first appearance, missing values are empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, fieldnames=columns, lineterminator="\n")
@@ -171,16 +168,13 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Return the hex SHA-256 of a file, or of a directory: of the sorted (name, hash) lines of its files."""
+    """Return the hex SHA-256 of a file, or for a directory that of its sorted `name hash` lines."""
     if path.is_dir():
-        lines = [
-            f"{file.relative_to(path).as_posix()} {sha256(file)}\n"
-            for file in sorted(path.rglob("*"))
-            if file.is_file()
-        ]
+        files = (file for file in sorted(path.rglob("*")) if file.is_file())
+        lines = [f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in files]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
     status = path.stat()
-    # A model's weights are asked for more than once in a process. A small file may change within a tick of the clock.
+    # Hash a model's weights once per process. A small file may change within one tick of its mtime: hash it each time.
     hashed = _remembered_sha256 if status.st_size >= 2**24 else _file_sha256
     return hashed(path.resolve(), status.st_size, status.st_mtime_ns, status.st_ino)
 
@@ -190,7 +184,7 @@ def _file_sha256(path: Path, *_: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-_remembered_sha256 = cache(_file_sha256)  # the other arguments tell whether the file is the same
+_remembered_sha256 = cache(_file_sha256)  # size, mtime and inode identify the content
 
 
 def _remove(path: Path) -> None:
@@ -198,8 +192,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())

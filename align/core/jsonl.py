@@ -1,4 +1,4 @@
-"""JSON lines, read strictly: a line that is no JSON object is an error that names it."""
+"""Strict JSON lines: each non-blank line must be a JSON object."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -10,12 +10,12 @@ import jsonlines
 from align.core.errors import InputError
 from align.core.files import check_regular, parse_json
 
-# How a line is written: text as it is; a NaN is an error, since no reader agrees on it.
+# Non-ASCII text is written unescaped; NaN and infinity are errors.
 dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the JSON object of each line of a file, and the line's number; blank lines are ignored."""
+    """Yield line number and JSON object of each line of a file that is not blank."""
     advice = "check the path, or run `dvc repro` or `dvc pull`"
     check_regular(path, advice)
     try:
@@ -26,20 +26,16 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def parse_lines(name: str, lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the JSON object of each line, and the line's number, from 1; `name` is the file's, for messages."""
+    """Yield line number, from 1, and JSON object of each line that is not blank; `name` is for messages."""
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield number, _parse_line(f"{name}:{number}", line)
 
 
-def _loads(line: str | bytes) -> Any:
-    return parse_json(str(line))  # bytes are decoded by now
-
-
 def _parse_line(place: str, line: bytes) -> dict[str, Any]:
     try:
-        # `jsonlines` decodes and parses one line; its own counter would start anew for each, so `place` is ours.
-        return jsonlines.Reader([line], loads=_loads).read(type=dict)
+        # `jsonlines` has decoded the line when it calls `loads`.
+        return jsonlines.Reader([line], loads=lambda text: parse_json(str(text))).read(type=dict)
     except jsonlines.InvalidLineError as error:
         reason = str(error.__cause__ or error).split(" (line")[0]
         raise InputError(f"{place}: not a JSON object: {reason}; each line must be one object in braces") from None

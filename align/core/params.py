@@ -1,4 +1,4 @@
-"""params.yaml, read into typed, frozen settings: unknown, missing and out-of-range keys are errors with the key."""
+"""params.yaml as typed, frozen settings; errors name the key that is unknown, missing or out of range."""
 
 import difflib
 import re
@@ -37,17 +37,14 @@ SECTIONS = (
     "evaluate",
     "text",
 )
-# The name of an iteration becomes folders (models/<name>, data/<name>) and part of commands; these are taken there.
 MODEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 SECRET = "secret"  # the type of a validation error whose value must not be shown
+# Iterations name folders (models/<name>, data/<name>), where these names are taken.
 TAKEN_NAMES = ("base", "eval", "metrics", "ppo", "prepared", "reward", "seed", "summary", "text")
 
 
 class Settings(BaseModel):
-    """Base of every section: frozen, no unknown keys, no conversion between types (an int will do for a float).
-
-    A NaN passes every `gt` and `le`, or none, and an infinite rate no comparison helps: neither is a setting.
-    """
+    """Base of every section: frozen, no unknown keys, no type conversion except int to float, no NaN or infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -56,26 +53,25 @@ S = TypeVar("S", bound=Settings)
 
 
 class Params:
-    """The parsed params.yaml. A stage asks for the sections it declares in dvc.yaml, and for no others.
+    """The parsed params.yaml. A stage reads only the sections that it declares in dvc.yaml.
 
-    `used` holds what it has asked for: all the params that its result follows from.
+    `used` collects what it has read: all the params that its result depends on.
     """
 
     def __init__(self, values: dict[str, Any], path: Path = PARAMS_FILE) -> None:
         self.values, self.path = values, path
         self.used: dict[str, Any] = {}
         _check_keys(path, "", values, SECTIONS, required=SECTIONS)
-        self._chain()  # every stage writes into folders that are named there, and few of them ask for it
+        self._chain()  # check the names of folders for every stage
 
     @classmethod
     def read(cls, path: Path = PARAMS_FILE) -> Self:
         """Read a params file."""
-        values = parse(read_bytes(path, "run from the repository's root"), path)
-        return cls(values, path)
+        return cls(parse(read_bytes(path, "run from the repository's root"), path), path)
 
     @property
     def seed(self) -> int:
-        """The run's seed, from which every other seed is derived."""
+        """The seed from which all others are derived."""
         seed = self.used["seed"] = self.values["seed"]
         if type(seed) is not int or not 0 <= seed < 2**32:
             raise InputError(f"{self.path}: seed: expected an integer from 0 to 4294967295, got {quoted(seed)}")
@@ -83,7 +79,7 @@ class Params:
 
     @property
     def iterations(self) -> dict[str, str]:
-        """The chain of the self-rewarding loop, {model: parent}, in order: it starts at m0 and has no gap."""
+        """The self-rewarding loop as {model: parent}, in order; each parent is m0 or an earlier entry."""
         self.used["iterations"] = self.values["iterations"]
         return self._chain()
 
@@ -95,7 +91,7 @@ class Params:
         for model, parent in chain.items():
             if not isinstance(model, str) or not MODEL_NAME.fullmatch(model) or model in TAKEN_NAMES:
                 raise InputError(
-                    f"{self.path}: iterations: {quoted(model)} cannot name a model: folders are named after it; take a "
+                    f"{self.path}: iterations: {quoted(model)} cannot name a model: folders are named after it; use a "
                     f"letter, then letters, digits, - or _, such as m1, and none of {', '.join(TAKEN_NAMES)}"
                 )
             if model in known:
@@ -115,7 +111,7 @@ class Params:
             raise InputError(f"{self.path}: sources: expected {{}} or entries such as `oasst: {{dataset: ...}}`")
         if not MODEL_NAME.fullmatch(name):
             raise InputError(
-                f"{self.path}: sources: {quoted(name)} cannot name a source: a file is named after it; take a letter, "
+                f"{self.path}: sources: {quoted(name)} cannot name a source: a file is named after it; use a letter, "
                 "then letters, digits, - or _"
             )
         if name not in sources:
@@ -142,25 +138,25 @@ class Params:
             key = ".".join(str(part) for part in (name, *first["loc"]))
             message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
             if first["type"] in ("extra_forbidden", "missing"):  # of a section within the section
-                what = "missing; add it" if first["type"] == "missing" else "unknown key; take it out"
+                what = "missing; add it" if first["type"] == "missing" else "unknown key; remove it"
                 raise InputError(f"{self.path}: {key}: {what}") from None
-            found = "" if first["type"] == SECRET else f", got {quoted(first['input'])}"
-            raise InputError(f"{self.path}: {key}: should be {message}{found}") from None
+            got = "" if first["type"] == SECRET else f", got {quoted(first['input'])}"
+            raise InputError(f"{self.path}: {key}: should be {message}{got}") from None
 
 
 def parse(data: bytes, path: Path) -> dict[str, Any]:
-    """Parse with the YAML 1.2 parser that DVC uses, so that `1e-4` is a number for both; `path` is for messages."""
+    """Parse YAML 1.2 as DVC does, so that `1e-4` is a number for both; `path` is for messages."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of an anchor that is used again, which YAML allows
-            # The C parser, which DVC uses, dies of text that is nested too deeply.
+            warnings.simplefilter("ignore")  # about reused anchors, which YAML allows
+            # DVC's C parser crashes on deep nesting.
             values = YAML(typ="safe", pure=True).load(data.decode("utf-8"))
-    except (YAMLError, ValueError) as error:  # ValueError: no UTF-8, a date such as 2026-13-45
-        raise InputError(f"{path}: not valid YAML: {_problem(error)}; mend it there") from None
+    except (YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-45
+        raise InputError(f"{path}: not valid YAML: {_problem(error)}; fix it there") from None
     except RecursionError:
-        raise InputError(f"{path}: not valid YAML: nested too deeply; mend it there") from None
+        raise InputError(f"{path}: not valid YAML: nested too deeply; fix it there") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: expected sections such as `seed: 17`, found {type(values).__name__}")
+        raise InputError(f"{path}: expected sections such as `seed: 17`, got {type(values).__name__}")
     return values
 
 

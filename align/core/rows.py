@@ -1,7 +1,4 @@
-"""The rows that the stages exchange, and their strict JSONL reader and writer.
-
-Every reader checks every row: a wrong row is an `InputError` that names file, line, what is wrong and how to mend it.
-"""
+"""The rows that stages exchange, and their strict JSONL reader and writer."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -27,13 +24,13 @@ FinishReason = Literal["stop", "length"]
 
 
 class Row(BaseModel):
-    """Base of every row: frozen, no unknown keys, no conversion between types."""
+    """Base of every row: frozen, no unknown keys, no type conversion."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Message(Row):
-    """One turn of a conversation, as chat templates take it."""
+    """One turn of a conversation, as chat templates expect it."""
 
     role: Literal["system", "user", "assistant"]
     content: Text
@@ -42,8 +39,7 @@ class Message(Row):
 class Instruction(Row):
     """Seed data and IFT: a prompt and the completion to learn.
 
-    `source` tells seed rows from those that a model wrote, which also have the iteration that they are of, their score
-    and who gave it.
+    Generated rows also have their iteration, their score and the judge that gave it.
     """
 
     id: Text
@@ -57,9 +53,9 @@ class Instruction(Row):
 
 
 class Judgement(Row):
-    """Seed data and EFT: a response to a question with its score on the additive 5-point scale, and why.
+    """Seed data and EFT: a response to a question, its score on the additive 5-point scale, and why.
 
-    `rank` is the human ranking of the question's responses, 0 = best; None where there is none.
+    `rank` is the human rank among the question's responses, 0 = best, if there is one.
     """
 
     question_id: Text
@@ -79,7 +75,7 @@ class Transcript(Row):
 
 
 class EvalPrompt(Row):
-    """A held-out conversation: the user's turns, in MT-Bench's form."""
+    """A held-out conversation: the user's turns, as in MT-Bench."""
 
     id: Text
     category: Text
@@ -87,14 +83,14 @@ class EvalPrompt(Row):
 
 
 class Prompt(Row):
-    """A conversation that waits for a reply."""
+    """A conversation to reply to."""
 
     id: Text
     messages: list[Message] = Field(min_length=1)
 
 
 class KnownPrompt(Row):
-    """A prompt that the loop knows: a seed, or one that an earlier iteration (or this one) wrote."""
+    """A prompt of the seed data, or one that an iteration up to this one wrote."""
 
     prompt: Text
     source: Literal["seed", "generated"]
@@ -102,9 +98,9 @@ class KnownPrompt(Row):
 
 
 class PreferencePair(Row):
-    """Two replies to one conversation; `margin` is the difference of their scores where there are scores.
+    """Two replies to one conversation; `margin` is the difference of their scores, if they have any.
 
-    A reply that was cut off (`length`) is trained on without the EOS that it never had.
+    A reply that was cut off (`length`) gets no EOS in training.
     """
 
     id: Text
@@ -117,7 +113,7 @@ class PreferencePair(Row):
 
 
 class ScoredPair(Row):
-    """What a reward model makes of a held-out pair; lengths are of the replies, EOS included."""
+    """A reward model's scores of a held-out pair; token counts include the EOS."""
 
     id: Text
     chosen_score: float
@@ -127,7 +123,7 @@ class ScoredPair(Row):
 
 
 class TrainingSample(Row):
-    """A prompt's answer in the course of training: after how many updates, and what the reward model makes of it."""
+    """The answer to a prompt after `update` updates of training, and its reward."""
 
     id: Text
     update: int = Field(ge=0)
@@ -138,7 +134,7 @@ class TrainingSample(Row):
 
 
 class Response(Row):
-    """One of the N sampled replies to a prompt; `sample` counts from 0. The text may be empty: models do that."""
+    """One of the N sampled replies to a prompt; `sample` counts from 0. The text may be empty."""
 
     id: Text
     sample: int = Field(ge=0)
@@ -151,8 +147,8 @@ class Response(Row):
 class ScoredResponse(Response):
     """A response with its judgement. A failed judgement is `score: null` and a `failure`, never a number.
 
-    `digit_mass` is the probability that the judge gave to the digits 0-5 together, `entropy` that of the digits in
-    nats; both are null in sample mode, where `judgements` holds the judge's texts.
+    `digit_mass` is the judge's total probability of the digits 0-5, `entropy` the entropy of the digits in nats; both
+    are null in sample mode, where `judgements` holds the judge's texts.
     """
 
     score: float | None = Field(ge=0, le=5)
@@ -163,9 +159,9 @@ class ScoredResponse(Response):
 
 
 class AnchorScore(Row):
-    """What a model, as a judge, makes of one of the held-out judged responses: the anchors, the same for every model.
+    """A model's judgement of a held-out judged response (an anchor; the anchors are the same for every model).
 
-    `number` counts the responses of a question from 0; `score` is the human one.
+    `number` counts the responses of a question from 0; `score` is the human score.
     """
 
     question_id: Text
@@ -176,7 +172,7 @@ class AnchorScore(Row):
 
 
 class Answer(Row):
-    """A model's reply to a held-out prompt, with everything that `evaluate` measured on it."""
+    """A model's reply to a held-out prompt, with all that `evaluate` measures on it."""
 
     id: Text
     category: Text
@@ -195,21 +191,14 @@ R = TypeVar("R", bound=Row)
 
 
 def read_rows(path: Path, row_type: type[R], *, unique: Sequence[str] = (), allow_empty: bool = False) -> list[R]:
-    """Read a JSONL file into rows.
-
-    Args:
-        path: the file; UTF-8, one JSON object a line, blank lines are ignored.
-        row_type: what each line must be.
-        unique: fields whose values together must differ between rows.
-        allow_empty: whether a file without rows is fine.
-    """
+    """Read a JSONL file into rows; the values of the fields `unique`, taken together, must differ between rows."""
     return [row for _, row in read_numbered_rows(path, row_type, unique=unique, allow_empty=allow_empty)]
 
 
 def read_numbered_rows(
     path: Path, row_type: type[R], *, unique: Sequence[str] = (), allow_empty: bool = False
 ) -> list[tuple[int, R]]:
-    """Read a JSONL file into rows, each with the number of its line; see `read_rows`."""
+    """Read a JSONL file into (line number, row) pairs; see `read_rows`."""
     rows: list[tuple[int, R]] = []
     seen: dict[tuple[object, ...], int] = {}
     for number, value in read_objects(path):
@@ -217,7 +206,7 @@ def read_numbered_rows(
         key = tuple(getattr(row, field) for field in unique)
         if unique and key in seen:
             what = ", ".join(f"{field} {quoted(value)}" for field, value in zip(unique, key, strict=True))
-            raise InputError(f"{path}:{number}: {what} stands already in line {seen[key]}: make it unique")
+            raise InputError(f"{path}:{number}: duplicate {what}, first used in line {seen[key]}; make it unique")
         seen[key] = number
         rows.append((number, row))
     if not rows and not allow_empty:
@@ -226,7 +215,7 @@ def read_numbered_rows(
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows as JSONL, whole or not at all."""
+    """Write rows as JSONL, atomically."""
     with (
         replacing(path) as temporary,
         temporary.open("w", encoding="utf-8") as stream,
@@ -252,4 +241,4 @@ def _parse_row(place: str, value: dict[str, Any], row_type: type[R]) -> R:
                 message = first["msg"].removeprefix("Value error, ")
                 raise InputError(f'{place}: "{field}" {message}') from None
         message = first["msg"].removeprefix("Input ")
-        raise InputError(f'{place}: "{field}" {message}, got {quoted(first["input"])}; mend the row') from None
+        raise InputError(f'{place}: "{field}" {message}, got {quoted(first["input"])}; fix the row') from None

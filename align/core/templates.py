@@ -1,4 +1,4 @@
-"""Prompt texts: the Jinja files of `prompts/`, rendered in a sandbox where an undefined name is an error."""
+"""The Jinja templates of `prompts/`, rendered in a sandbox; an undefined name is an error."""
 
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ PROMPTS_DIR = Path(__file__).parents[2] / "prompts"
 
 
 def render(name: str, **values: object) -> str:
-    """Render `prompts/<name>` with `values`; the text ends without a newline."""
+    """Render `prompts/<name>` with `values`, without newlines at either end."""
     return _template(name).render(values).strip("\n")
 
 

@@ -1,7 +1,7 @@
-"""Inference: completions of prompts, and the next-token distribution after them. Every caller goes through here.
+"""Inference: completions of prompts, and the next-token distribution after them.
 
-A `Generator` is one model that writes; `align.backends.choose` opens one by name. What a row gets follows from its
-prompt and its seed: neither the order of the prompts nor another row's random numbers change it.
+`align.backends.choose` opens a `Generator` by name. A row's result depends on its prompt and seed alone, not on other
+rows or their order.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from align.run.work import Rows, Work
 
 @dataclass(frozen=True)
 class Completion:
-    """A reply: its token ids (with the EOS, if it ends by itself), its text, and why it ended."""
+    """A reply: its token ids (with the EOS, if the model wrote one), its text, and why it ended."""
 
     token_ids: list[int]
     text: str
@@ -36,24 +36,22 @@ class Completion:
 
 
 class Progress:
-    """A bar that counts rows, from those `recovered` of a run that was stopped, and shows tokens a second.
+    """A progress bar of rows and tokens per second, shown if it has a description; `recovered` rows are done already.
 
-    Without a description it is not shown.
-
-    At its end, what was done and how fast is appended to `.align/log/generation.jsonl`, a file that no stage reads.
+    At the end it appends a summary to `.align/log/generation.jsonl`, a file that no stage reads.
     """
 
     def __init__(self, total: int, description: str | None, backend: str, recovered: int = 0) -> None:
         if not is_main_process():
             description = None
         if description is not None and recovered:
-            click.echo(f"{description}: {recovered} of {total} rows were finished before, the others follow")
+            click.echo(f"{description}: resuming with {recovered} of {total} rows finished")
         self.bar = tqdm(total=total, initial=recovered, desc=description, unit="row", disable=description is None)
         self.description, self.backend, self.recovered = description, backend, recovered
         self.tokens, self.halvings, self.begin = 0, 0, time.perf_counter()
 
     def update(self, rows: int = 0, tokens: int = 0) -> None:
-        """Count rows that are done, and tokens."""
+        """Count finished rows and tokens."""
         self.tokens += tokens
         self.bar.set_postfix_str(f"{self.tokens / (time.perf_counter() - self.begin):.0f} tokens/s", refresh=False)
         self.bar.update(rows)
@@ -86,13 +84,13 @@ class Progress:
 
 
 class Generator(ABC):
-    """A model that writes.
+    """A model that generates text.
 
     Args:
         tokenizer: its tokenizer.
-        max_length: tokens that it can read and write together; None where that is not known.
-        work: where finished rows are kept until the stage has succeeded; None: nowhere.
-        name: of the model, in `work`.
+        max_length: the most tokens of prompt and reply together, if known.
+        work: keeps finished rows until the stage succeeds; None keeps none.
+        name: the model's name in `work`.
     """
 
     backend: str
@@ -116,12 +114,12 @@ class Generator(ABC):
         Args:
             prompts: token ids, at least one each.
             sampling: see `SamplingParams`.
-            seeds: one for each prompt; sample k of prompt i depends on `prompts[i]`, `seeds[i]` and k alone.
-            n: samples a prompt.
-            description: the progress bar's text; None shows no bar.
+            seeds: one per prompt; sample k of prompt i depends on `prompts[i]`, `seeds[i]` and k alone.
+            n: samples per prompt.
+            description: the progress bar's label; None shows no bar.
 
         Raises:
-            InputError: a prompt leaves no room for `max_new_tokens`; the message counts them.
+            InputError: prompts leave no room for `max_new_tokens`.
         """
         assert len(prompts) == len(seeds)
         self._check_lengths(prompts, sampling.max_new_tokens)
@@ -130,16 +128,15 @@ class Generator(ABC):
         rows = self._rows("generate", prompts, vars(sampling), seeds, n)
         with Progress(len(prompts) * n, description, self.backend, len(rows)) as progress:
             self._generate(prompts, sampling, seeds, n, progress, rows)
-        found = [Completion(*rows[number]) for number in range(len(prompts) * n)]
-        return [found[i : i + n] for i in range(0, len(found), n)]
+        return [[Completion(*rows[i * n + k]) for k in range(n)] for i in range(len(prompts))]
 
     def next_token_logprobs(
         self, prompts: Sequence[list[int]], token_ids: Sequence[int], *, description: str | None = None
     ) -> list[list[float]]:
-        """Return, for each prompt, how likely each of `token_ids` is as its next token: log-probabilities in nats.
+        """Return, for each prompt, the log-probability in nats of each of `token_ids` as the next token.
 
         Raises:
-            InputError: a prompt is too long; the message counts them.
+            InputError: prompts are too long.
         """
         self._check_lengths(prompts, 1)
         if not prompts:
@@ -159,13 +156,13 @@ class Generator(ABC):
         progress: Progress,
         rows: Rows,
     ) -> None:
-        """Finish all of `rows` that are missing: sample k of prompt i is row i * n + k, `as_row` of a completion."""
+        """Finish all missing `rows`: sample k of prompt i is row i * n + k, `as_row` of a completion."""
 
     @abstractmethod
     def _next_token_logprobs(
         self, prompts: Sequence[list[int]], token_ids: Sequence[int], progress: Progress, rows: Rows
     ) -> None:
-        """Finish all of `rows` that are missing, one a prompt: a list of log-probabilities."""
+        """Finish all missing `rows`, one list of log-probabilities per prompt."""
 
     def _rows(self, *request: Any) -> Rows:
         if self.work is None:
@@ -174,7 +171,7 @@ class Generator(ABC):
         return self.work.rows(hashlib.sha256(text.encode()).hexdigest()[:16])
 
     def completion(self, ids: list[int]) -> Completion:
-        """Return the completion that consists of `ids`."""
+        """Return the completion with token ids `ids`."""
         stopped = ids[-1] == self.tokenizer.eos_token_id
         text = str(self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True))
         return Completion(ids, text, "stop" if stopped else "length")
@@ -186,12 +183,12 @@ class Generator(ABC):
         if too_long:
             first = too_long[0]
             raise InputError(
-                f"{len(too_long)} of {len(prompts)} prompts are too long: with {new_tokens} new tokens they pass the "
+                f"{len(too_long)} of {len(prompts)} prompts are too long: with {new_tokens} new tokens they exceed the "
                 f"model's {self.max_length} tokens (first: prompt {first + 1}, {len(prompts[first])} tokens); shorten "
                 "them, or lower max_new_tokens in params.yaml"
             )
 
 
 def as_row(completion: Completion) -> list[Any]:
-    """Return a completion as JSON holds it."""
+    """Return a completion as a JSON value."""
     return [completion.token_ids, completion.text, completion.finish_reason]

@@ -1,7 +1,7 @@
 """The reference backend: a causal LM of transformers, in batches, on one process or several.
 
-Rows of like length share a batch; the prompt is read once for its n samples, and what all judged prompts begin with
-(the judge's rubric) once for all; keys and values have room for the whole reply, so that a step copies one token's.
+Rows of similar length share a batch. The model reads a prompt once for its n samples, and the common start of all
+judged prompts (the rubric) once. The KV cache has room for the whole reply, so a step copies only one token's states.
 """
 
 import copy
@@ -22,12 +22,12 @@ from align.core.errors import InputError
 from align.generation.generator import Generator, Progress, as_row
 from align.generation.sampling import SamplingParams, sample_tokens
 from align.models.batching import common_prefix, cut_batches, left_pad, positions
-from align.models.linears import frozen_linears
+from align.models.frozen import frozen_linears
 from align.run.runtime import row_seed
 from align.run.work import Rows, Work
 
-MEMORY_SHARE = 0.5  # of the free memory, for keys and values
-# Finished rows leave the batch when they are this share of it: each time costs a copy of all keys and values.
+MEMORY_SHARE = 0.5  # of the free memory is for keys and values
+# Finished rows leave the batch once they are this share of it: removing them copies all keys and values.
 LEAVE_SHARE = 1 / 8
 
 
@@ -35,16 +35,16 @@ class TorchGenerator(Generator):
     """A causal LM in eval mode that decodes and scores batches.
 
     Args:
-        model: on its device; it computes with whatever adapter is active.
+        model: on its device; it computes with the active adapter.
         tokenizer: its tokenizer, with a pad token that is not EOS.
-        batch_size: rows (prompts x n) decoded or scored together, at most (n, if that is more).
-        max_batch_tokens: tokens of a batch, padding and new ones among them; None: as many as memory holds.
-        process: the share of this process; None where there is but one.
+        batch_size: the most rows (prompts x n) in a batch; at least n are.
+        max_batch_tokens: the most tokens in a batch, including padding and new tokens; None: as many as memory holds.
+        process: this process, if there are several.
         work, name: see `Generator`.
     """
 
     backend = "transformers"
-    dtype = torch.float32  # of products, where the model is a float32 one on a CPU
+    dtype = torch.float32  # of the products of a float32 model on a CPU
 
     def __init__(
         self,
@@ -58,10 +58,9 @@ class TorchGenerator(Generator):
     ) -> None:
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         super().__init__(tokenizer, limit, work, name)
-        self.model, self.batch_size = model, batch_size
-        self.process = process
+        self.model, self.batch_size, self.process = model, batch_size, process
         budgets: list[int] = [max_batch_tokens or tokens_in_memory(model)]
-        # All processes must cut the same batches, whatever memory each of them has.
+        # All processes must cut the same batches, so the smallest memory decides.
         self.max_batch_tokens = min(gather_object(budgets) if process is not None else budgets)
         assert tokenizer.pad_token_id is not None
         self.pad_id = int(tokenizer.pad_token_id)
@@ -95,7 +94,7 @@ class TorchGenerator(Generator):
     ) -> None:
         shared = common_prefix(prompts)
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
-        # The shared part is copied for each row, so the budget holds whole prompts; padding is of the rest alone.
+        # Each row has a copy of the shared part, so the budget counts whole prompts; only the rest is padded.
         max_rows = max(1, min(self.batch_size, self._budget() // len(prompts[order[-1]])))
         batches = cut_batches(order, [len(prompt) - shared for prompt in prompts], max_rows)
         prefix = self._new_cache()
@@ -114,8 +113,8 @@ class TorchGenerator(Generator):
                 logits_to_keep=1,
             ).logits[:, -1]
             progress.update(len(batch), sum(len(prompts[i]) - shared for i in batch))
-            found: list[list[float]] = logits.float().log_softmax(-1)[:, list(token_ids)].tolist()
-            return found
+            logprobs: list[list[float]] = logits.float().log_softmax(-1)[:, list(token_ids)].tolist()
+            return logprobs
 
         with frozen_linears(self.model, self.dtype):
             if shared:
@@ -131,10 +130,9 @@ class TorchGenerator(Generator):
         rows: Rows,
         n: int,
     ) -> None:
-        """Finish the rows of this process's share of the batches, n of each prompt in it, and take over the others'.
+        """Finish this process's share of the batches, n rows per prompt, then gather the rows of other processes.
 
-        The batches are the same however many processes there are, and wherever a run was stopped before. One that does
-        not fit into memory is halved.
+        Neither the number of processes nor an earlier kill changes the batches. One that exceeds memory is halved.
         """
         number, count = (self.process.process_index, self.process.num_processes) if self.process else (0, 1)
         waiting = list(batches)[number::count][::-1]
@@ -145,7 +143,7 @@ class TorchGenerator(Generator):
             finished = [numbers[i][0] in rows for i in batch]
             if all(finished):
                 continue
-            if any(finished):  # it had been halved when the run was stopped
+            if any(finished):  # the earlier run halved it
                 waiting += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
                 continue
             before = progress.bar.n
@@ -177,7 +175,7 @@ class TorchGenerator(Generator):
                 rows.update(theirs)
 
     def _budget(self) -> int:
-        """Return how many tokens a batch may have: what it was at first, where this run goes on from another."""
+        """Return the most tokens of a batch; a resumed run keeps the first run's value."""
         budget = self.work.rows("max_batch_tokens") if self.work else Rows()
         if 0 not in budget:
             budget.finish({0: self.max_batch_tokens})
@@ -186,7 +184,7 @@ class TorchGenerator(Generator):
     def _decode(
         self, prompts: list[list[int]], sampling: SamplingParams, seeds: list[int], n: int, progress: Progress
     ) -> list[list[int]]:
-        """Decode n rows a prompt; finished rows leave the batch. Returns ids without padding, EOS included."""
+        """Decode n rows per prompt; return their ids without padding, including the EOS."""
         model, eos = self.model, self.tokenizer.eos_token_id
         ids, mask = left_pad(prompts, self.pad_id, model.device)
         cache = self._new_cache()
@@ -195,7 +193,7 @@ class TorchGenerator(Generator):
         ).logits[:, -1]
         for number, layer in enumerate(cache.layers):
             assert isinstance(layer, DynamicLayer)
-            if type(layer) is DynamicLayer:  # not those of a sliding window, which stay short by themselves
+            if type(layer) is DynamicLayer:  # layers with a sliding window stay short
                 cache.layers[number] = RoomyLayer(layer, n, sampling.max_new_tokens)
             else:
                 layer.batch_repeat_interleave(n)
@@ -208,7 +206,7 @@ class TorchGenerator(Generator):
             ]
         ).to(model.device)
         rows: list[list[int]] = [[] for _ in range(len(prompts) * n)]
-        batch = torch.arange(len(rows), device=model.device)  # the number of the row that stands at each place
+        batch = torch.arange(len(rows), device=model.device)  # the row number at each place of the batch
         ended = torch.zeros(len(rows), dtype=torch.bool, device=model.device)
         for step in range(sampling.max_new_tokens):
             tokens = sample_tokens(logits, sampling, uniforms[batch, step])
@@ -240,20 +238,14 @@ class TorchGenerator(Generator):
 
 
 class BFloat16Generator(TorchGenerator):
-    """The fast one on a CPU that multiplies bfloat16: as the reference, but for its products.
-
-    docs/INFERENCE.md has how far it is from the reference.
-    """
+    """The reference with bfloat16 products, for CPUs that have them; docs/INFERENCE.md measures the difference."""
 
     backend = "bfloat16"
     dtype = torch.bfloat16
 
 
 class RoomyLayer(DynamicLayer):
-    """One layer's keys and values (B, heads, T, D) with room for the tokens to come.
-
-    `DynamicLayer` copies all of them at each token.
-    """
+    """One layer's keys and values (B, heads, T, D) with room for new tokens; `DynamicLayer` copies all per token."""
 
     def __init__(self, layer: DynamicLayer, repeats: int, room: int) -> None:
         DynamicLayer.__init__(self)
@@ -268,7 +260,7 @@ class RoomyLayer(DynamicLayer):
         self._show()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write the next tokens' states and return all."""
+        """Append the states of new tokens and return all."""
         first, self.length = self.length, self.length + key_states.shape[-2]
         for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[:, :, first : self.length] = states
@@ -285,14 +277,14 @@ class RoomyLayer(DynamicLayer):
 
 
 def this_process() -> PartialState | None:
-    """Return this process among those of `accelerate launch`, or None where it is the only one."""
+    """Return this process of `accelerate launch`, or None if it is the only one."""
     return PartialState(cpu=not torch.cuda.is_available()) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
 
 
 def tokens_in_memory(model: PreTrainedModel) -> int:
-    """Return for how many tokens there is memory: what is free, and what a token's keys and values take.
+    """Return how many tokens' keys and values fit into `MEMORY_SHARE` of the free memory.
 
-    It is rounded down to a power of two, so that a little more or less free memory does not cut other batches.
+    Rounding down to a power of two keeps the batches stable when free memory varies a little.
     """
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# The sampler looks at so many top tokens, then so many, and sorts the whole vocabulary for the rows that need more.
+# Top-p sampling tries this many top tokens in turn, then sorts the whole vocabulary for the rows that need more.
 TOP_TOKENS = (64, 1024)
 
 
@@ -19,13 +19,9 @@ class SamplingParams:
 
 
 def sample_tokens(logits: Tensor, sampling: SamplingParams, uniforms: Tensor) -> Tensor:
-    """Draw one token a row by inverting the cumulative distribution at `uniforms`.
+    """Draw one token per row of `logits` (B, V) by inverting the cumulative distribution at `uniforms` (B,) in [0, 1).
 
-    Args:
-        logits: (B, V).
-        sampling: temperature scales the logits; top_p keeps the smallest set of most likely tokens whose probability
-            reaches it (Holtzman et al., 2020).
-        uniforms: (B,), in [0, 1).
+    `top_p` keeps the smallest set of most likely tokens whose probability reaches it (Holtzman et al., 2020).
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
@@ -33,7 +29,7 @@ def sample_tokens(logits: Tensor, sampling: SamplingParams, uniforms: Tensor) ->
     if sampling.top_p >= 1:
         return _invert(probs, uniforms)
     tokens = torch.empty(len(probs), dtype=torch.long, device=probs.device)
-    rows = torch.arange(len(probs), device=probs.device)  # those without a token yet
+    rows = torch.arange(len(probs), device=probs.device)  # rows without a token yet
     for count in (*TOP_TOKENS, probs.shape[-1]):
         kept, ids = probs[rows].topk(min(count, probs.shape[-1]), dim=-1)
         before = kept.cumsum(-1) - kept
@@ -46,8 +42,8 @@ def sample_tokens(logits: Tensor, sampling: SamplingParams, uniforms: Tensor) ->
 
 
 def _invert(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """Return the first index (B,) at which the cumulative sum of `probs` (B, K) passes the share `uniforms` of all."""
+    """Return the first index (B,) where the cumulative sum of `probs` (B, K) exceeds `uniforms` times its total."""
     cumulative = probs.double().cumsum(-1)
     threshold = uniforms.double().unsqueeze(-1) * cumulative[:, -1:]
-    # The first that exceeds the threshold: never one of probability 0.
+    # Strictly greater, so a token of probability 0 is never drawn.
     return torch.searchsorted(cumulative, threshold, right=True).clamp(max=probs.shape[-1] - 1).squeeze(-1)

@@ -1,22 +1,35 @@
-"""LoRA adapters over a base, in PEFT's layout: new ones, ones to train on, and writing them."""
+"""LoRA adapters in PEFT's layout: new ones, loading and saving."""
 
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from align.core.errors import InputError, quoted
-from align.core.files import write_json
+from align.core.files import REBUILD, read_json, write_json
 from align.core.params import Settings
-from align.models.loading import ADAPTER_FILE, load_adapter_config, load_adapter_weights, reading_model
+from align.models.loading import ADAPTER_FILE, load_adapter_weights, reading_model
+
+
+class LoraShape(BaseModel):
+    """The keys of an adapter's configuration that PEFT does not check."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    r: int = Field(ge=1, le=65536)
+    lora_alpha: float = Field(gt=0)
+    lora_dropout: float = Field(ge=0, lt=1)
+    target_modules: str | list[str]
+    layers_to_transform: list[int] | int | None = None
+    modules_to_save: list[str] | None = None
 
 
 class LoraSettings(Settings):
-    """Section `lora` of params.yaml, in PEFT's words; every adapter of the pipeline has this shape."""
+    """Section `lora` of params.yaml, in PEFT's terms; every adapter of the pipeline has this shape."""
 
     r: int = Field(ge=1)
     lora_alpha: int = Field(ge=1)
@@ -36,12 +49,12 @@ class LoraSettings(Settings):
 
 
 def new_adapter(model: PreTrainedModel, lora: LoraSettings, **kwargs: Any) -> PeftModel:
-    """Return `model` with a new adapter of the shape that section `lora` says."""
+    """Return `model` with a new adapter."""
     count = model.config.get_text_config().num_hidden_layers
     if beyond := [layer for layer in lora.layers_to_transform or [] if layer >= count]:
         raise InputError(
-            f"params.yaml: lora.layers_to_transform: the model has {count} layers, 0 to {count - 1}, and none "
-            f"{quoted(beyond[0])}; name others, or set null for all"
+            f"params.yaml: lora.layers_to_transform: the model has layers 0 to {count - 1}, not "
+            f"{quoted(beyond[0])}; choose others, or set null for all"
         )
     with reading_model("params.yaml: lora.target_modules", "name modules of this model, or set all-linear"):
         adapted = get_peft_model(model, lora.config(**kwargs))
@@ -50,18 +63,36 @@ def new_adapter(model: PreTrainedModel, lora: LoraSettings, **kwargs: Any) -> Pe
 
 
 def put_adapter_weights(model: PeftModel, state: dict[str, Tensor], name: str, path: Path) -> None:
-    """Set the weights of adapter `name` to those that `path` held; all of them, and no others."""
+    """Set the weights of adapter `name`; `state`, read from `path`, must hold all of them and no others."""
     try:
         result: Any = set_peft_model_state_dict(model, state, adapter_name=name)
         fits = not result.unexpected_keys and not any(is_of(key, name) for key in result.missing_keys)
-    except RuntimeError:  # torch's word for a tensor of another shape
+    except RuntimeError:  # a tensor of another shape
         fits = False
     if not fits:
         raise InputError(f"{path}: does not fit the base model; rebuild it with `dvc repro`")
 
 
+def load_adapter_config(model_dir: Path) -> LoraConfig:
+    """Return the configuration of the LoRA adapter in `model_dir`."""
+    path = model_dir / "adapter_config.json"
+    values = read_json(path)
+    if values.get("peft_type") != "LORA":
+        raise InputError(f"{path}: peft_type is {quoted(values.get('peft_type'))}; only LORA adapters are supported")
+    try:
+        LoraShape.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path}: {key}: {first['msg']}, got {quoted(first['input'])}; {REBUILD}") from None
+    with reading_model(f"{path}: not a LoRA adapter's configuration"):
+        config = LoraConfig.from_pretrained(str(model_dir))
+    assert isinstance(config, LoraConfig)
+    return config
+
+
 def continue_adapter(model: PreTrainedModel, model_dir: Path) -> PeftModel:
-    """Return `model` with the adapter of `model_dir`, to be trained on."""
+    """Return `model` with the adapter of `model_dir`, trainable."""
     config = load_adapter_config(model_dir)
     config.inference_mode, config.base_model_name_or_path = False, None
     with reading_model(f"{model_dir / 'adapter_config.json'}: does not fit the base model"):
@@ -72,9 +103,9 @@ def continue_adapter(model: PreTrainedModel, model_dir: Path) -> PeftModel:
 
 
 def save_adapter(model: PeftModel, out_dir: Path, name: str = "default") -> None:
-    """Write one adapter in PEFT's layout, byte for byte the same for the same weights.
+    """Write one adapter in PEFT's layout, byte-identical for the same weights.
 
-    PEFT's own `save_pretrained` writes `target_modules` in the order of a set, which differs between processes.
+    PEFT's `save_pretrained` writes `target_modules` in set order, which differs between processes.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
@@ -88,5 +119,5 @@ def save_adapter(model: PeftModel, out_dir: Path, name: str = "default") -> None
 
 def is_of(key: str, adapter: str) -> bool:
     """Return whether `key`, such as `...q_proj.lora_A.policy.weight`, names a parameter of the adapter."""
-    # The whole ending counts: an adapter may be called `model`, which is in every key.
+    # Compare the whole ending: an adapter may be called `model`, which is in every key.
     return key.endswith((f".lora_A.{adapter}.weight", f".lora_B.{adapter}.weight"))

@@ -1,8 +1,7 @@
-"""The base model on disk and in memory, and the tokenizer that every model of the pipeline shares.
+"""The base model, and the tokenizer that every model of the pipeline shares.
 
-A model directory holds either full weights (`config.json`, the base) or an adapter (`adapter_config.json`), with the
-tokenizer, the chat template and `model_card.json`. Weights are safetensors: nothing is unpickled, and no code that
-comes with a model is run.
+A model directory holds full weights (`config.json`, the base) or an adapter (`adapter_config.json`), with the
+tokenizer, the chat template and `model_card.json`.
 """
 
 import shutil
@@ -23,7 +22,7 @@ PROBE = "What is 2 + 3?"
 
 
 def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
-    """Load a tokenizer and check what every stage relies on: EOS, a pad token that is not EOS, a chat template."""
+    """Load a tokenizer and check it; see `check_tokenizer`."""
     if not (model_dir / "tokenizer.json").is_file():
         raise InputError(f"{model_dir}: holds no tokenizer (tokenizer.json); {REBUILD}")
     with reading_model(f"{model_dir}: cannot load the tokenizer"):
@@ -33,13 +32,13 @@ def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise `InputError` with the param that mends it if a tokenizer cannot be used."""
+    """Raise `InputError` unless a tokenizer has an EOS token, a pad token that is not EOS, and a chat template."""
     if tokenizer.eos_token_id is None:
         advice = 'set base_model.eos_token, for example to "<|endoftext|>"'
-        raise InputError(f"{name}: the tokenizer has no EOS token, without which no reply ends; {advice}")
+        raise InputError(f"{name}: the tokenizer has no EOS token, so no reply would end; {advice}")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        found = "is the EOS token" if tokenizer.pad_token_id is not None else "is missing"
-        raise InputError(f'{name}: the pad token {found}; set base_model.pad_token, for example to "<|pad|>"')
+        problem = "is the EOS token" if tokenizer.pad_token_id is not None else "is missing"
+        raise InputError(f'{name}: the pad token {problem}; set base_model.pad_token, for example to "<|pad|>"')
     advice = "set base_model.chat_template, for example to chatml"
     if not tokenizer.chat_template:
         raise InputError(f"{name}: the tokenizer has no chat template; {advice}")
@@ -47,20 +46,17 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     with reading_model(f"{name}: the chat template fails", advice):
         text = tokenizer.apply_chat_template(probe, tokenize=False, add_generation_prompt=True)
     if PROBE not in str(text):
-        raise InputError(f"{name}: the chat template leaves out what the user says; {advice}")
+        raise InputError(f"{name}: the chat template omits the user's message; {advice}")
 
 
 def load_base(
     base_dir: Path, runtime: RuntimeSettings, auto_class: Any = AutoModelForCausalLM, **kwargs: Any
 ) -> PreTrainedModel:
-    """Load the base model onto `runtime.device`, in eval mode: in `runtime.dtype`, or packed (`runtime.quantization`).
-
-    On disk its weights are full ones in either case.
-    """
+    """Load the base model onto `runtime.device` in eval mode, in `runtime.dtype` or packed (`runtime.quantization`)."""
     what = f"{base_dir}: cannot load the model"
-    packing = quantized(runtime)
-    model = load_weights(base_dir, what, REBUILD, auto_class, dtype=runtime.torch_dtype, **packing, **kwargs)
-    nn.Module.to(model, runtime.torch_device)
+    kwargs |= quantized(runtime)
+    model = load_weights(base_dir, what, REBUILD, auto_class, dtype=runtime.torch_dtype, **kwargs)
+    nn.Module.to(model, runtime.torch_device)  # the model's own `to` refuses packed weights
     use_onednn(model)
     settle(model)
     model.eval()

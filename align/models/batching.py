@@ -1,4 +1,4 @@
-"""Rows of token ids as padded blocks, and which rows go into a block together."""
+"""Padded batches of token ids, and which rows share a batch."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,13 +8,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-# A scored batch is closed before a row more than this many times as long as its shortest: a forward over padding costs
-# what one over text costs, and a batch of few long rows is as fast as one of many short ones.
+# In a scored batch, the longest row is at most this many times as long as the shortest: padding costs as much as text,
+# and a batch of few long rows is as fast as one of many short ones.
 MAX_LENGTH_RATIO = 1.1
 
 
 def common_prefix(rows: Sequence[list[int]]) -> int:
-    """Return how many first ids all rows share, leaving at least one of each row."""
+    """Return how many leading ids all rows share, leaving at least one id of each row."""
     shortest = min(map(len, rows)) - 1
     shared = 0
     while shared < shortest and len({row[shared] for row in rows}) == 1:
@@ -30,10 +30,10 @@ def cut_batches(
     max_tokens: float = math.inf,
     max_ratio: float = MAX_LENGTH_RATIO,
 ) -> Iterator[list[int]]:
-    """Yield `order`, row numbers by growing length, in batches.
+    """Yield `order`, row numbers by ascending length, in batches.
 
-    A batch has at most `max_rows` rows and `max_tokens` tokens, padding among them (a longer row is a batch of its
-    own), and no row more than `max_ratio` times as long as its shortest.
+    A batch has at most `max_rows` rows, `max_tokens` tokens including padding (a longer row is a batch of its own), and
+    no row longer than `max_ratio` times its shortest.
     """
     batch: list[int] = []
     for i in order:
@@ -58,13 +58,13 @@ def left_pad(rows: Sequence[list[int]], pad_id: int, device: torch.device) -> tu
 
 
 def positions(mask: Tensor) -> Tensor:
-    """Return position ids (B, T) that count real tokens only, so that padding does not move a row."""
+    """Return position ids (B, T) that count real tokens only."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaddedBatch:
-    """Prompts and responses as one padded block: prompts end, and responses start, at the same column.
+    """Prompts and responses as one padded block: all responses start at the same column.
 
     Q is the longest prompt, R the longest response.
     """
@@ -80,7 +80,7 @@ class PaddedBatch:
 
     @property
     def position_ids(self) -> Tensor:
-        """Positions that padding does not move, (B, Q+R)."""
+        """See `positions`, (B, Q+R)."""
         return positions(self.attention_mask)
 
     @classmethod

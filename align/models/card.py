@@ -1,4 +1,4 @@
-"""`model_card.json`: what a model was made from."""
+"""`model_card.json`: the lineage of a model."""
 
 import json
 from collections.abc import Mapping
@@ -11,10 +11,9 @@ from align.run.stage import Stage
 
 
 def write_model_card(out_dir: Path, stage: Stage, parents: Mapping[str, Path], data: Mapping[str, Path]) -> None:
-    """Write `model_card.json`, the lineage: what this model was made from, with hashes, params and versions.
+    """Write `model_card.json`: parents and data with their hashes, params and versions.
 
-    The code is in dvc.lock and not here: an edit that does not change the weights must not make a new model of them,
-    for all that comes after it would run again.
+    Code is tracked in dvc.lock only: an edit that does not change the weights must not rerun all later stages.
     """
     card = {
         "stage": stage.name.partition("@")[0],

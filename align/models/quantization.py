@@ -1,9 +1,10 @@
-"""The base in four bits (QLoRA, arXiv 2305.14314): bitsandbytes' nf4, its scales quantized too (double quantization).
+"""The base in four bits (QLoRA, arXiv 2305.14314): bitsandbytes' nf4 with double quantization.
 
-What is packed are the decoder's linear layers. Embeddings, norms, the language model's head, a reward model's head and
-every adapter are not; adapters are in float32.
+Only the decoder's linear layers are packed: no embeddings, norms, heads or adapters. Adapters are in float32.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,14 +12,15 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from align.core.errors import InputError
+from align.models.loading import shortened
 from align.run.runtime import RuntimeSettings
 
 
 def quantized(runtime: RuntimeSettings) -> dict[str, Any]:
-    """Return what `from_pretrained` takes beside a dtype, so that the weights are as `runtime.quantization` says.
+    """Return the arguments of `from_pretrained` for `runtime.quantization`.
 
     Raises:
-        InputError: bitsandbytes is missing, or does not work with the device.
+        InputError: bitsandbytes is missing or has no kernels for the device.
     """
     if runtime.quantization == "none":
         return {}
@@ -33,10 +35,10 @@ def quantized(runtime: RuntimeSettings) -> dict[str, Any]:
 
 
 def settle(model: nn.Module) -> None:
-    """Keep the packed layers of a model in the one layout that gradients flow through.
+    """Keep the packed layers of a model in the only layout that gradients flow through.
 
-    On a CPU with avx512_bf16 bitsandbytes packs them anew at the first forward without gradients, for good: PPO writes
-    and trains with the same layers, and would train without the gradients of all layers above.
+    On a CPU with avx512_bf16, bitsandbytes repacks them for good at the first forward without gradients. PPO, which
+    generates and trains with the same layers, would then lose the gradients.
     """
     module: Any
     for module in model.modules():
@@ -45,17 +47,22 @@ def settle(model: nn.Module) -> None:
 
 
 def _check(device: torch.device) -> None:
-    what = "params.yaml: runtime.quantization: nf4"
-    try:
+    with loading_bitsandbytes("quantization: nf4", "none"):
         from bitsandbytes.cextension import ErrorHandlerMockBNBNativeLibrary, lib  # noqa: PLC0415 (seconds)
-    except (ImportError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"{what} needs bitsandbytes, which does not load ({reason}); run `pip install -r requirements.txt`, or set "
-            "none"
-        ) from None
     if device.type == "cuda" and isinstance(lib, ErrorHandlerMockBNBNativeLibrary):
         raise InputError(
-            f"{what}: bitsandbytes has no kernels for this CUDA ({torch.version.cuda}); install a version of it that "
-            "has, or set none"
+            f"params.yaml: runtime.quantization: nf4: bitsandbytes has no kernels for CUDA {torch.version.cuda}; "
+            "install another version of bitsandbytes, or set none"
         )
+
+
+@contextmanager
+def loading_bitsandbytes(setting: str, instead: str) -> Iterator[None]:
+    """Turn a failed import of bitsandbytes into an `InputError` that names the setting, such as `optim: paged_...`."""
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"params.yaml: runtime.{setting} needs bitsandbytes, which does not load ({shortened(error)}); run "
+            f"`pip install -r requirements.txt`, or set {instead}"
+        ) from None

@@ -1,7 +1,7 @@
 """One base in memory with any number of LoRA adapters over it, and the score heads of reward models."""
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,15 +15,9 @@ from transformers import PreTrainedModel
 
 from align.core.errors import InputError, quoted
 from align.core.files import REBUILD
-from align.models.adapters import is_of, put_adapter_weights, save_adapter
+from align.models.adapters import is_of, load_adapter_config, put_adapter_weights, save_adapter
 from align.models.base import load_base, load_tokenizer
-from align.models.loading import (
-    ADAPTER_FILE,
-    load_adapter_config,
-    load_adapter_weights,
-    load_score_bias,
-    reading_model,
-)
+from align.models.loading import ADAPTER_FILE, load_adapter_weights, load_score_bias, reading_model
 from align.run.runtime import RuntimeSettings
 
 HEAD_KEY = "base_model.model.score.weight"
@@ -38,7 +32,7 @@ class ScoreHead:
     bias: float
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Return the scores (...) of hidden states (..., H), in float32."""
+        """Return the float32 scores (...) of hidden states (..., H)."""
         return (hidden.float() * self.weight).sum(-1) + self.bias  # no matmul: autocast would round it to bfloat16
 
 
@@ -47,15 +41,15 @@ class Heads(dict[str, ScoreHead]):
 
     def __missing__(self, name: str) -> ScoreHead:
         raise InputError(
-            f"the model that stands for {quoted(name)} has no score head; give a reward model, such as models/reward"
+            f"the model used as {quoted(name)} has no score head; give a reward model, such as models/reward"
         )
 
 
 class AdapterStack:
-    """One base in memory and any number of named LoRA adapters over it, of which one (or none) is active at a time.
+    """One base in memory and any number of named LoRA adapters over it, of which at most one is active at a time.
 
-    `stack.add("policy", Path("models/m1"))` loads an adapter, or stands for the bare base where the directory holds
-    the base itself; inside `with stack.using("policy")` the model computes with it.
+    `stack.add("policy", Path("models/m1"))` loads an adapter (none if the directory holds the base itself); inside
+    `with stack.using("policy")` the model computes with it.
     """
 
     def __init__(self, base_dir: Path, runtime: RuntimeSettings) -> None:
@@ -67,26 +61,26 @@ class AdapterStack:
         self._adapters: dict[str, bool] = {}  # name -> whether there is an adapter of this name
         self._peft: PeftModel | None = None
         count = self.causal_lm.config.get_text_config().num_hidden_layers
-        # Its decoder layers, in order: the first list of as many modules as the configuration counts layers.
+        # The decoder layers: the first list of as many modules as the configuration has layers.
         self.layers = next(
             module for module in self.causal_lm.modules() if isinstance(module, nn.ModuleList) and len(module) == count
         )
 
     def add(self, name: str, model_dir: Path) -> None:
-        """Load `model_dir` as `name`; a reward model's head, with the bias that centres it, lands in `heads[name]`."""
+        """Load `model_dir` as `name`; a reward model's head and bias become `heads[name]`."""
         if not (model_dir / "adapter_config.json").exists():
             if not (model_dir / "config.json").exists():
                 raise InputError(f"{model_dir}: holds no model (adapter_config.json or config.json); run `dvc repro`")
             self._adapters[name] = False
             return
         config = load_adapter_config(model_dir)
-        # The stack runs every adapter over the causal LM: heads are kept apart, in `heads`.
+        # All adapters run over the causal LM; `heads` holds the score heads.
         config.task_type, config.modules_to_save, config.inference_mode = None, None, False
-        config.base_model_name_or_path = None  # PEFT warns where this differs from the base's path
+        config.base_model_name_or_path = None  # PEFT warns if this differs from the base's path
         state = load_adapter_weights(model_dir)
         head = state.pop(HEAD_KEY, None)
         if head is not None:
-            # A reward model from elsewhere has no bias: its scores are not centred.
+            # A reward model from elsewhere may have no bias.
             bias = load_score_bias(model_dir / SCORE_FILE) if (model_dir / SCORE_FILE).exists() else 0.0
             if head.shape != (1, self.causal_lm.config.get_text_config().hidden_size):
                 raise InputError(f"{model_dir / ADAPTER_FILE}: its score head does not fit the base model; {REBUILD}")
@@ -104,10 +98,10 @@ class AdapterStack:
 
     @contextmanager
     def using(self, name: str) -> Iterator[PreTrainedModel]:
-        """Yield the causal LM with adapter `name` active; parameters keep the `requires_grad` they have.
+        """Yield the causal LM with adapter `name` active; parameters keep their `requires_grad`.
 
-        Over a base in bfloat16 the adapters, whose weights are float32, compute in bfloat16 too (autocast): casts to
-        float32 and back would cost a quarter of the time.
+        Over a bfloat16 base the float32 adapters compute in bfloat16 too (autocast): casts to float32 and back would
+        cost a quarter of the time.
         """
         half = self.causal_lm.dtype == torch.bfloat16
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
@@ -124,14 +118,14 @@ class AdapterStack:
                 yield self.causal_lm
 
     def parameters(self, name: str, from_layer: int = 0) -> list[nn.Parameter]:
-        """Return the parameters of adapter `name`, in the model's order, without those of the layers before one."""
+        """Return the parameters of adapter `name` from layer `from_layer` on, in the model's order."""
         assert self._peft is not None
         below = {id(parameter) for layer in self.layers[:from_layer] for parameter in layer.parameters()}
         named = self._peft.named_parameters()
         return [parameter for key, parameter in named if is_of(key, name) and id(parameter) not in below]
 
     def first_layer(self, name: str) -> int:
-        """Return the lowest layer that adapter `name` changes: what enters it is the same as in the bare base."""
+        """Return the lowest layer that adapter `name` changes; its input is that of the bare base."""
         if not self._adapters[name]:
             return len(self.layers)
         adapted = {id(parameter) for parameter in self.parameters(name)}
@@ -141,7 +135,7 @@ class AdapterStack:
 
     @contextmanager
     def recording(self, layers: Collection[int]) -> Iterator[dict[int, Tensor]]:
-        """Yield a dictionary that holds, after each forward, the states (B, T, H) that entered each of `layers`."""
+        """Yield a dictionary that each forward fills with the input states (B, T, H) of each of `layers`."""
         states: dict[int, Tensor] = {}
 
         def note(layer: int, *arguments: Any) -> None:
@@ -155,28 +149,23 @@ class AdapterStack:
             for hook in hooks:
                 hook.remove()
 
-    @contextmanager
-    def entering(self, layer: int, states: Tensor) -> Iterator[None]:
-        """Let forwards begin at `layer` with `states` (B, T, H), as `recording` found them; those below do not run."""
-        below = list(self.layers[:layer])
-        try:
-            for i in range(layer):
-                self.layers[i] = _Recorded(states)
-            yield
-        finally:
-            for i, module in enumerate(below):
-                self.layers[i] = module
+    def entering(self, layer: int, states: Tensor) -> AbstractContextManager[None]:
+        """Let forwards start at `layer` with `states` (B, T, H) that `recording` gave; the layers below do not run."""
+        return self._with_layers([_Recorded(states) for _ in range(layer)])
 
-    @contextmanager
-    def checkpointing(self) -> Iterator[None]:
-        """Let forwards keep only what enters each layer; backwards compute the rest anew, with the adapter then active.
+    def checkpointing(self) -> AbstractContextManager[None]:
+        """Let forwards keep only the input of each layer; backward recomputes the rest, with the adapter then active.
 
-        transformers has it for models in training mode alone, where dropout is on.
+        transformers offers it in training mode only, where dropout is on.
         """
+        return self._with_layers([_Checkpointed(module) for module in self.layers])
+
+    @contextmanager
+    def _with_layers(self, lowest: Sequence[nn.Module]) -> Iterator[None]:
         plain = list(self.layers)
         try:
-            for i, module in enumerate(plain):
-                self.layers[i] = _Checkpointed(module)
+            for i, module in enumerate(lowest):
+                self.layers[i] = module
             yield
         finally:
             for i, module in enumerate(plain):
@@ -189,7 +178,7 @@ class AdapterStack:
 
 
 class _Recorded(nn.Module):
-    """Stands for the layers below one: gives what they gave before."""
+    """Replaces a layer below the entered one: returns the recorded states."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__()
@@ -200,7 +189,7 @@ class _Recorded(nn.Module):
 
 
 class _Checkpointed(nn.Module):
-    """Stands for a layer: the same, but what it computes inside is not kept for the backward pass."""
+    """Wraps a layer so that its inner activations are recomputed in the backward pass."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

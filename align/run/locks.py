@@ -1,8 +1,7 @@
-"""Locks between processes, of one work and of a device: the kernel frees them when a process ends, however it ends.
+"""Locks between processes, on a stage's unfinished work and on devices; the kernel frees them when a process ends.
 
-Two stages that compute on one GPU (two workers of `dvc queue`, a second shell) would run out of its memory together: a
-stage holds the GPUs that it sees from before it loads a model until it ends, and the next one waits. Who needs both
-locks takes the device's first, so that no two processes wait for each other.
+Two stages on one GPU (two `dvc queue` workers, a second shell) would run out of memory together, so a stage locks its
+GPUs before it loads a model, until it ends. Take the device lock before the work lock, or two processes can deadlock.
 """
 
 import fcntl
@@ -24,15 +23,15 @@ from align.core.errors import InputError, printable, quoted
 from align.run.runtime import RuntimeSettings
 
 SWITCH = "ALIGN_DEVICE_LOCK"
-_launcher = os.getppid()  # by now: it may be killed any time
-_held: dict[Path, IO[str]] = {}  # until the process ends: its memory on the device is not free before
+_launcher = os.getppid()  # at import: it may be killed at any time
+_held: dict[Path, IO[str]] = {}  # until the process ends and its device memory is free
 
 
 def lock(path: Path, content: str, tell: Callable[[str], None]) -> IO[str]:
-    """Return the file, locked and with `content` in it. While another process holds it, `tell` its content and wait.
+    """Lock a file and write `content` into it; while another process holds it, pass its content to `tell` and wait.
 
     Raises:
-        OSError: it cannot be opened, or is no file.
+        OSError: the file cannot be opened, or is not a regular file.
     """
     while True:
         stream = _open(path)
@@ -47,18 +46,17 @@ def lock(path: Path, content: str, tell: Callable[[str], None]) -> IO[str]:
             stream.write(content)
             stream.flush()
             return stream
-        stream.close()  # the other has finished and deleted it
+        stream.close()  # the holder has finished and deleted it
 
 
 def hold_devices(stage: str, runtime: RuntimeSettings) -> None:
-    """Keep other stages off the GPUs that this process sees until it ends; while another has one of them, wait.
+    """Lock all visible GPUs until this process ends; wait while another stage holds one.
 
-    All that are visible, since a trainer spreads over them: CUDA_VISIBLE_DEVICES gives each worker its own. Of the
-    processes of one launch the main one locks, and the others wait until it has. ALIGN_DEVICE_LOCK=1 locks the CPU as
-    well, ALIGN_DEVICE_LOCK=0 nothing; it changes no result.
+    A trainer uses every visible GPU; CUDA_VISIBLE_DEVICES assigns them to workers. In a multi-process launch, the main
+    process locks and the others wait for it. ALIGN_DEVICE_LOCK=1 locks the CPU too, ALIGN_DEVICE_LOCK=0 nothing.
 
     Raises:
-        InputError: the lock file cannot be used; or, while this process waited, DVC or the launcher was killed.
+        InputError: the lock file cannot be used, or DVC or the launcher was killed meanwhile.
     """
     starters = parents()
     rank = os.environ.get("LOCAL_RANK", os.environ.get("RANK"))
@@ -71,51 +69,44 @@ def hold_devices(stage: str, runtime: RuntimeSettings) -> None:
             while os.getppid() == _launcher and not _of_a_sibling(path):
                 time.sleep(0.1)
         if rank is not None and os.getppid() != _launcher:
-            raise InputError(f"{stage}: the launcher is gone, which started this; run it again")
+            raise InputError(f"{stage}: the launcher was killed; run the stage again")
     check_parents(stage, starters)
 
 
 def parents() -> list[int] | None:
-    """Return the processes above this one up to DVC, or None if DVC did not start it.
-
-    Those between, a shell or a launcher, have its DVC_STAGE too.
-    """
+    """Return the ids of this process's ancestors up to DVC, or None if DVC did not start it."""
     if "DVC_STAGE" not in os.environ:
         return None
-    found = [os.getppid()]
+    ancestors = [os.getppid()]
     with suppress(psutil.Error):
-        while "DVC_STAGE" in psutil.Process(found[-1]).environ():
-            found.append(psutil.Process(found[-1]).ppid())
-    return found
+        while "DVC_STAGE" in psutil.Process(ancestors[-1]).environ():  # a shell or a launcher inherits it from DVC
+            ancestors.append(psutil.Process(ancestors[-1]).ppid())
+    return ancestors
 
 
 def check_parents(stage: str, then: list[int] | None) -> None:
-    """Stop if DVC, which started this stage, was killed: nobody would take what it writes, and it holds locks.
-
-    Raises:
-        InputError: it was.
-    """
+    """Raise `InputError` if the DVC that started this stage was killed: nobody would record the outputs."""
     if then is not None and parents() != then:
-        raise InputError(f"{stage}: DVC is gone, which started this; what is finished is kept: run it again")
+        raise InputError(f"{stage}: DVC was killed; finished work is kept: run the stage again")
 
 
 def _open(path: Path) -> IO[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     flags = os.O_RDWR | os.O_NOFOLLOW
     try:
-        descriptor = os.open(path, flags)  # the kernel may forbid O_CREAT on another user's file in /tmp
+        descriptor = os.open(path, flags)  # with O_CREAT the kernel may deny another user's file in /tmp
     except FileNotFoundError:
         descriptor = os.open(path, flags | os.O_CREAT, 0o666)
     stream = os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace")
     status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:  # it would be written to
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:  # writing would change another file
         stream.close()
-        raise OSError("no regular file of one name")
+        raise OSError("not a regular file with one name")
     return stream
 
 
 def _devices(runtime: RuntimeSettings) -> list[str]:
-    """Return what to lock, in an order that is the same for all processes: physical GPUs, however they are numbered."""
+    """Return what to lock: physical GPUs by UUID, in the same order in all processes."""
     wanted = os.environ.get(SWITCH, "")
     if wanted not in ("", "0", "1"):
         raise InputError(f"{SWITCH}: should be 0 (lock nothing) or 1 (lock the CPU too), got {quoted(wanted)}")
@@ -132,7 +123,7 @@ def _lock_device(path: Path, stage: str, device: str) -> IO[str]:
         click.echo(printable(f"{stage}: waits for process {number} ({name}), which holds the {device}"), err=True)
 
     try:
-        mask = os.umask(0)  # every user of the machine may lock it
+        mask = os.umask(0)  # every user of the machine may lock the file
         try:
             with suppress(FileExistsError):
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o666))
@@ -145,7 +136,7 @@ def _lock_device(path: Path, stage: str, device: str) -> IO[str]:
 
 
 def _of_a_sibling(path: Path) -> bool:
-    """Tell whether the main process of this launch has locked the file: it alone has our parent, and it wrote it."""
+    """Return whether a child of our launcher, so the main process of this launch, has locked the file."""
     with suppress(FileNotFoundError, psutil.Error):
         match = re.match(r"\d{1,9}(?= )", path.read_text(encoding="utf-8", errors="replace"))
         return match is not None and psutil.Process(int(match[0])).ppid() == os.getppid()

@@ -1,4 +1,4 @@
-"""What a result follows from, apart from its inputs and params: the code that runs, and what it runs on."""
+"""What a result depends on besides inputs and params: code, library versions and hardware."""
 
 import platform
 import sys
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def code_hashes() -> dict[str, str]:
-    """Return the SHA-256 of each module of this project that the process has imported, and of each template."""
+    """Return the SHA-256 of each of the project's modules imported so far, and of each template."""
     loaded = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
     folders = (f"{ROOT}/align/", f"{ROOT}/stages/")
     own = [Path(file) for file in loaded if file.startswith(folders)] + list((ROOT / "prompts").rglob("*.jinja"))
@@ -24,9 +24,9 @@ def code_hashes() -> dict[str, str]:
 
 
 def environment(runtime: RuntimeSettings) -> dict[str, Any]:
-    """Return what else decides the last bits of a result: versions, device and its instruction set, threads.
+    """Return versions, device, instruction set and threads, which decide the last bits of a result.
 
-    It goes into outputs, so it names no machine: on machines of one type it is the same.
+    It goes into outputs, so it must be equal on machines of one type.
     """
     device = runtime.torch_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()

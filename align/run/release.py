@@ -1,7 +1,6 @@
-"""Whether DVC has recorded the outputs of a stage: until then the stage's finished work is kept.
+"""Keeps the finished work of a stage until DVC has recorded the stage's outputs in dvc.lock.
 
-DVC hashes outputs, copies them into its cache and writes them into dvc.lock after a stage has ended. Killed in between,
-it runs the stage again, and would else find nothing of it left.
+If DVC is killed between the end of a stage and that, it runs the stage again, which needs that work.
 """
 
 import hashlib
@@ -22,15 +21,15 @@ IDENTITY_FILE = "identity.json"
 
 
 def resume_root() -> Path:
-    """Return the folder of all unfinished work: under the main workspace's root, in a temporary one too."""
+    """Return the folder of all unfinished work; temporary workspaces of experiments share the main one's."""
     return Path(os.environ.get("DVC_ROOT", ".")) / ".align" / "resume"
 
 
 def release(folder: Path) -> None:
-    """Delete the work of a stage that has succeeded, or mark it done where DVC has yet to record the outputs."""
+    """Delete the work of a stage that has succeeded, or mark it done if DVC has yet to record the outputs."""
     stage, lock = os.environ.get("DVC_STAGE"), Path("dvc.lock")
     entry = _entry(lock, stage) if stage is not None else None
-    # Where a stage that was forced to run again gave what is recorded, dvc.lock will not change.
+    # If a forced rerun reproduced the recorded outputs, dvc.lock will not change.
     outs = _outs(entry) if entry is not None else {}
     same = bool(outs) and all(_dvc_md5(Path(path)) == md5 for path, md5 in outs.items())
     if stage is None or same:
@@ -40,9 +39,9 @@ def release(folder: Path) -> None:
 
 
 def drop_recorded() -> None:
-    """Delete the work of all stages that are done and recorded since, or whose temporary workspace is gone."""
+    """Delete the work of stages that DVC has recorded since, or whose temporary workspace is gone."""
     for mark in resume_root().glob(f"*/*/{DONE_FILE}"):
-        advice = f"delete {mark.parent}, the finished work of one run of a stage"
+        advice = f"delete {mark.parent}, the finished work of one run"
         done = read_json(mark, advice)
         if missing := {"lock", "stage", "entry"} - set(done):
             raise InputError(f"{mark}: {', '.join(sorted(missing))} is missing; {advice}")
@@ -52,14 +51,14 @@ def drop_recorded() -> None:
 
 
 def _entry(lock: Path, stage: str) -> str | None:
-    """Return the lines of a stage in dvc.lock; parsing all of it would take longer than some stages work."""
+    """Return the lines of a stage in dvc.lock: parsing the whole file can take longer than a stage."""
     text = lock.read_text(encoding="utf-8") if lock.exists() else ""
     match = re.search(rf"^  {re.escape(stage)}:\n((?:   .*\n)+)", text, re.MULTILINE)
     return match[1] if match else None
 
 
 def _outs(entry: str) -> dict[str, str]:
-    """Return the hashes of an entry's outputs; none if it breaks off: DVC does not write dvc.lock as a whole."""
+    """Return the hashes of an entry's outputs; none if it is truncated: DVC does not write dvc.lock atomically."""
     try:
         return {out["path"]: out["md5"] for out in YAML(typ="safe").load(entry)["outs"]}
     except (YAMLError, KeyError, TypeError):
@@ -67,7 +66,7 @@ def _outs(entry: str) -> dict[str, str]:
 
 
 def _dvc_md5(path: Path) -> str | None:
-    """Return the hash that DVC gives to a file, or to a directory: that of the list of its files."""
+    """Return DVC's hash of a file or directory."""
     if path.is_dir():
         files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
         listing = [{"md5": _dvc_md5(file), "relpath": name} for name, file in files]

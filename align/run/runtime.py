@@ -1,4 +1,4 @@
-"""Where and how a stage computes: device, dtype, threads, seeds, quiet logs. Nothing happens at import."""
+"""Where and how a stage computes: device, dtype, threads, seeds, quiet logs."""
 
 import gc
 import hashlib
@@ -17,7 +17,7 @@ from align.core.params import Settings
 
 
 class RuntimeSettings(Settings):
-    """Section `runtime` of params.yaml. The thread count is a param since CPU results depend on it to the last bit."""
+    """Section `runtime` of params.yaml. CPU results depend on `num_threads` to the last bit."""
 
     device: str
     dtype: Literal["float32", "bfloat16"]
@@ -28,24 +28,24 @@ class RuntimeSettings(Settings):
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype of the base model's weights; over nf4 of those that are not packed."""
+        """The dtype of the base model's weights; with nf4, of those that are not packed."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype of the base model's products: over nf4 bfloat16 on a GPU. Few CPUs multiply that."""
+        """The dtype of the base model's products: with nf4, bfloat16 on a GPU; few CPUs multiply that."""
         packed = self.quantization == "nf4" and self.torch_device.type == "cuda"
         return torch.bfloat16 if packed else self.torch_dtype
 
     @property
     def needs_bitsandbytes(self) -> bool:
-        """Whether results follow from bitsandbytes too."""
+        """Whether results depend on bitsandbytes."""
         return self.quantization != "none" or self.optim.startswith("paged_")
 
     @property
     def torch_device(self) -> torch.device:
-        """The device; `auto` is CUDA where there is one."""
+        """The device; `auto` means CUDA if there is one."""
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", self.device):
@@ -63,7 +63,7 @@ class RuntimeSettings(Settings):
 def start(runtime: RuntimeSettings, seed: int) -> None:
     """Seed torch, fix the thread count and silence libraries that log at every start.
 
-    What has been imported is for good: the garbage collector no longer looks at it, neither now nor at exit.
+    Imported objects stay, so the garbage collector skips them, at exit too.
 
     Raises:
         InputError: the settings need bitsandbytes, which is not installed.
@@ -82,7 +82,7 @@ def start(runtime: RuntimeSettings, seed: int) -> None:
     torch.manual_seed(seed)
     for name in ("transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "torch"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Deprecations inside the pinned libraries are no news to the user of a stage.
+    # Deprecations inside the pinned libraries do not concern the user.
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category)
     warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")  # they are not paged there
@@ -93,11 +93,11 @@ def start(runtime: RuntimeSettings, seed: int) -> None:
 
 
 def is_main_process() -> bool:
-    """Return whether this process is the one that writes files, of those that `accelerate launch` has started."""
+    """Return whether this process is the one of `accelerate launch` that writes files."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def row_seed(seed: int, *parts: str | int) -> int:
-    """Derive the seed of one row from the run's seed, the stage and the row's id: it depends on no other row."""
+    """Derive the seed of one row from the run's seed and, say, stage and row id; it depends on no other row."""
     digest = hashlib.sha256("\x1f".join(map(str, (seed, *parts))).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,4 +1,4 @@
-"""One run of a stage: its params, and its unfinished work under the locks it needs."""
+"""A run of a stage: its params, and its unfinished work under the locks it needs."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -16,11 +16,7 @@ BASE = Path("models/base")
 
 
 class Stage:
-    """What a stage that computes with a model begins with.
-
-    Args:
-        name: as DVC knows the run, such as `judge@m1`.
-    """
+    """The params and locks of a stage that computes with a model; `name` is DVC's, such as `judge@m1`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -28,7 +24,7 @@ class Stage:
         self.runtime = self.params.section("runtime", RuntimeSettings)
 
     def section(self, name: str, settings: type[S]) -> S:
-        """Return section `name` of params.yaml; see `Params.section`."""
+        """See `Params.section`."""
         return self.params.section(name, settings)
 
     @property
@@ -37,11 +33,11 @@ class Stage:
         return self.params.seed
 
     def start(self) -> None:
-        """Seed torch and set its threads, once every section has been read and found valid."""
+        """Seed torch and set its threads; call it once all sections are read and valid."""
         start(self.runtime, self.seed)
 
     def unlocked_work(self, inputs: Collection[Path]) -> Work:
-        """Return the unfinished work; what opens the generator locks the device, if the backend has one."""
+        """Return the unfinished work; the generator locks the device, if its backend has one."""
         return Work(self.name, self.params, self.runtime, inputs)
 
     @contextmanager

@@ -1,8 +1,8 @@
-"""Finished work of a long stage, kept while it runs: a run that was killed goes on from there.
+"""The finished work of a running stage, from which a killed run resumes.
 
-It lies at .align/resume/<stage>/<identity>/ under DVC's root (that of the main workspace, in an experiment's temporary
-one too): rows that were generated, in `rows-<process>.jsonl`, and checkpoints of training. The identity is a hash of
-all that the result follows from (params, inputs, code, versions), so that a run with anything changed starts anew.
+.align/resume/<stage>/<identity>/ under the main workspace's root holds generated rows (`rows-<process>.jsonl`) and
+training checkpoints. The identity hashes all that the result depends on (params, inputs, code, versions), so a run with
+any change starts from scratch.
 """
 
 import hashlib
@@ -31,32 +31,30 @@ from align.run.provenance import code_hashes, environment
 from align.run.release import DONE_FILE, IDENTITY_FILE, drop_recorded, release, resume_root
 from align.run.runtime import RuntimeSettings, is_main_process
 
-COST_SHARE = 0.01  # of the time, for checkpoints
+COST_SHARE = 0.01  # of the time may go into checkpoints
 
 
 class Rows(dict[int, Any]):
-    """Finished rows of one request, by number; values are what JSON holds."""
+    """The finished rows of one request, by number; values are JSON values."""
 
     def __init__(self, record: Callable[[Mapping[int, Any]], None] | None = None) -> None:
         self.record = record
 
     def finish(self, rows: Mapping[int, Any]) -> None:
-        """Add rows; they are on disk when this returns, if they are recorded at all."""
+        """Add rows; if they are recorded, they are on disk on return."""
         if self.record is not None:
             self.record(rows)
         self.update(rows)
 
 
 class Work:
-    """The finished work of one stage. Once a block `with Work(...) as work:` has succeeded, it is deleted.
+    """The finished work of one stage, deleted once the block `with Work(...)` succeeds; see `align.run.release`.
 
-    If DVC runs the stage it is kept until DVC has recorded the outputs; see `align.run.release`.
-
-    Nothing is read or written before the first `rows`, `checkpoint` or `folder`: by then all code is imported.
+    The first `rows`, `checkpoint` or `folder` fixes the identity: by then all code is imported and all params are read.
 
     Args:
-        stage: its name, with the model's (`judge@m1`).
-        params: what the stage has read of them by then is part of the identity.
+        stage: stage and model, such as `judge@m1`.
+        params: those read so far are part of the identity.
         runtime: section `runtime`.
         inputs: files and directories that the result depends on.
     """
@@ -68,7 +66,7 @@ class Work:
         self._lock: IO[str] | None = None
         self._rows: dict[str, Rows] = {}
         self._stream: IO[bytes] | None = None
-        # Hashing a base model takes a while, in which the caller loads it.
+        # Hash a base model while the caller loads it.
         pool = ThreadPoolExecutor(1)
         self._inputs: Future[dict[str, str]] = pool.submit(lambda: {path.as_posix(): sha256(path) for path in inputs})
         pool.shutdown(wait=False)
@@ -80,26 +78,26 @@ class Work:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._stream is not None:
-            with suppress(OSError):  # what a full disk did not take
+            with suppress(OSError):  # a full disk did not take the rest
                 self._stream.close()
         if kind is None and self._folder is not None and is_main_process():
             release(self._folder)
         if self._lock is not None:
             self._lock.close()
         if isinstance(error, Exception) and not isinstance(error, InputError) and (reason := out_of_space(error)):
-            what = "free some space and run it again: what is finished is kept"
-            raise InputError(f"{self.stage}: cannot write ({reason}); {what}") from None
+            advice = "free some space and run it again: finished work is kept"
+            raise InputError(f"{self.stage}: cannot write ({reason}); {advice}") from None
 
     @property
     def folder(self) -> Path:
-        """The folder, locked by this process and read."""
+        """The folder, which this process has locked and read."""
         if self._folder is None:
             self._open()
         assert self._folder is not None
         return self._folder
 
     def rows(self, request: str) -> Rows:
-        """Return the rows of a request that are finished, to which more can be added."""
+        """Return the finished rows of a request, to which the caller adds more."""
         if self._folder is None:
             self._open()
         return self._rows.setdefault(request, Rows(partial(self._record, request)))
@@ -109,11 +107,7 @@ class Work:
         return Checkpoint(self.folder / "checkpoint.safetensors")
 
     def check_parent(self) -> None:
-        """Stop if DVC, which started this stage, was killed: nobody would take what it writes, and it holds the lock.
-
-        Raises:
-            InputError: it was.
-        """
+        """See `check_parents`."""
         check_parents(self.stage, self.parents)
 
     def _open(self) -> None:
@@ -128,7 +122,11 @@ class Work:
         folder = resume_root() / self.stage / digest
         process = int(os.environ.get("RANK", "0"))
         drop_recorded()
-        self._lock = lock(folder / f"lock-{process}", str(os.getpid()), self._tell)
+        self._lock = lock(
+            folder / f"lock-{process}",
+            str(os.getpid()),
+            lambda pid: click.echo(f"{self.stage}: waits for process {pid}, which does the same work", err=True),
+        )
         if is_main_process():
             write_json(folder / IDENTITY_FILE, identity)
             (folder / DONE_FILE).unlink(missing_ok=True)
@@ -139,12 +137,9 @@ class Work:
                 self._rows.setdefault(request, Rows(partial(self._record, request))).update(rows)
                 whole += size
             if path == own:
-                os.truncate(own, whole)  # a line that a kill cut off would spoil the next
+                os.truncate(own, whole)  # drop a line that a kill cut off
         self._stream = own.open("ab")
         self._folder = folder
-
-    def _tell(self, holder: str) -> None:
-        click.echo(f"{self.stage}: waits for process {holder}, which does the same work", err=True)
 
     def _record(self, request: str, rows: Mapping[int, Any]) -> None:
         assert self._stream is not None
@@ -155,7 +150,7 @@ class Work:
 
 
 def _finished(path: Path) -> Iterator[tuple[int, str, dict[int, Any]]]:
-    """Yield size in bytes, request and rows of each whole line; the first that is not whole ends it."""
+    """Yield size in bytes, request and rows of each line, up to the first incomplete one."""
     for line in path.read_bytes().splitlines(keepends=True):
         try:
             request, rows = json.loads(line)
@@ -167,44 +162,41 @@ def _finished(path: Path) -> Iterator[tuple[int, str, dict[int, Any]]]:
 
 
 class Pace:
-    """When to save a checkpoint: often enough to lose little, seldom enough to cost `COST_SHARE` of the time at most.
-
-    ALIGN_CHECKPOINT_SECONDS is the shortest time between two; it changes no result.
-    """
+    """Paces checkpoints to cost at most `COST_SHARE` of the time, ALIGN_CHECKPOINT_SECONDS or more apart."""
 
     def __init__(self) -> None:
         self.shortest = float(os.environ.get("ALIGN_CHECKPOINT_SECONDS", "10"))
         self.wait, self.since, self.begin = self.shortest, time.monotonic(), 0.0
 
     def due(self) -> bool:
-        """Tell whether it is time; if so, the cost runs from here until `saved`."""
+        """Return whether to save now; if so, the cost counts until `saved`."""
         self.begin = time.monotonic()
         return self.begin - self.since >= self.wait
 
     def saved(self) -> None:
-        """Note that the checkpoint is written."""
+        """Note that the checkpoint is on disk."""
         self.since = time.monotonic()
         cost = self.since - self.begin
         self.wait = max(self.shortest, cost / COST_SHARE) if self.shortest else 0.0
 
 
 class Checkpoint:
-    """A checkpoint in one file, which is replaced as a whole and has a hash of its content."""
+    """A checkpoint in one file with a hash of its content."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint; a kill at any moment leaves the old one or the new one."""
+        """Replace the checkpoint atomically."""
         with replacing(self.path) as temporary:
             values = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             text = json.dumps(state)
             save_file(values, temporary, metadata={"state": text, "sha256": _content_hash(values, text)})
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the tensors (on the CPU) and the state of the checkpoint, or None if there is none to go on from.
+        """Return the tensors (on the CPU) and the state, or None if there is no checkpoint, or a damaged one.
 
-        A damaged one is left out, with a word: starting anew takes longer and ends in the same bytes.
+        Starting from scratch takes longer and gives the same bytes.
         """
         try:
             with safe_open(self.path, framework="pt") as stream:
@@ -218,8 +210,8 @@ class Checkpoint:
             text = metadata.get("state", "")
             if metadata.get("sha256") == _content_hash(tensors, text):
                 return tensors, json.loads(text)
-            reason = "its hash is another"
-        click.echo(f"{self.path}: the checkpoint is damaged ({reason}); starts anew", err=True)
+            reason = "its hash differs"
+        click.echo(f"{self.path}: the checkpoint is damaged ({reason}); starting from scratch", err=True)
         return None
 
 

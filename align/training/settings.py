@@ -1,4 +1,4 @@
-"""The keys that every trainer section of params.yaml has."""
+"""The keys that all trainer sections of params.yaml share."""
 
 from typing import Literal
 
@@ -8,11 +8,11 @@ from align.core.params import Settings
 
 
 class TrainingSettings(Settings):
-    """Keys that every trainer section has, in the words of `transformers.TrainingArguments`."""
+    """Keys of every trainer section, named as in `transformers.TrainingArguments`."""
 
     learning_rate: float = Field(gt=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
-    warmup_steps: float = Field(ge=0)  # below 1 a share of all steps
+    warmup_steps: float = Field(ge=0)  # below 1, a share of all steps
     num_train_epochs: float = Field(gt=0)
     per_device_train_batch_size: int = Field(ge=1)
     gradient_accumulation_steps: int = Field(ge=1)

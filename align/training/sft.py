@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on instruction rows: the second part of stage sft, and `dpo.sft_on_accepted`."""
+"""Supervised fine-tuning on instruction rows, for stage sft and `dpo.sft_on_accepted`."""
 
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ class SFTSettings(TrainingSettings):
 
 
 class ResumableSFTTrainer(Resumable, SFTTrainer):
-    """TRL's, with checkpoints of our own."""
+    """TRL's trainer with our checkpoints."""
 
 
 def encode_instruction(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> dict[str, Any]:
-    """Return a row as TRL takes it; the loss is on the completion alone, its EOS included."""
+    """Return a row for TRL; the loss is on the completion only, including its EOS."""
     prompt_ids, completion_ids = encode_user(tokenizer, prompt), encode_completion(tokenizer, completion)
     mask = [0] * len(prompt_ids) + [1] * len(completion_ids)
     return {"input_ids": prompt_ids + completion_ids, "completion_mask": mask, "length": len(mask)}
@@ -40,7 +40,7 @@ def instruction_tune(
     history: Path,
     work: Work | None = None,
 ) -> None:
-    """Train `model` on rows of `encode_instruction`, with `TrainingSettings.arguments`; write the history."""
+    """Train `model` on rows of `encode_instruction`, with `training_arguments`; write the history."""
     trainer = ResumableSFTTrainer(
         model=model,
         args=SFTConfig(**arguments, max_length=None, completion_only_loss=True),

@@ -1,4 +1,4 @@
-"""What SFT, DPO and reward-model training share: TRL arguments, checkpoints, the history of a run."""
+"""Shared by SFT, DPO and reward-model training: arguments, checkpoints, history."""
 
 import os
 import shutil
@@ -22,38 +22,33 @@ from align.run.work import Pace, Work
 from align.training.optimizers import IN_TRAINERS, adamw
 from align.training.settings import TrainingSettings
 
-# Timings differ between runs and would give every rerun a new hash.
+# Timings would change the hash at every rerun.
 _UNSTABLE = ("runtime", "per_second", "total_flos")
 
 WHOLE_FILE = "whole.json"  # hashes of a checkpoint's files, written last
 TRAINED_FILE = "trained.safetensors"
 
-# TRL runs the LM head over every position, prompts included, except on CUDA, where it scores the completion's positions
-# alone. The loss is the same; on a CPU the short way makes SFT on judgements (long prompts, short replies) 1.6x faster.
+# TRL skips the LM head at prompt positions on CUDA only. Skipping them everywhere gives the same loss, and makes SFT on
+# judgements (long prompts, short replies) 1.6x faster on a CPU.
 trl.trainer.utils._use_triton = lambda device: True
 
 
 def training_arguments(
     settings: TrainingSettings, folder: Path, seed: int, runtime: RuntimeSettings, order: str = "group_by_length"
 ) -> dict[str, Any]:
-    """Return keyword arguments for `TrainingArguments`; see `drop_too_long` for `max_length`.
+    """Return keyword arguments for `TrainingArguments`; `drop_too_long` applies `max_length`.
 
-    Args:
-        settings: a trainer section of params.yaml.
-        folder: of checkpoints, one for each trainer.
-        seed: of the run.
-        runtime: where it trains, and with which optimizer.
-        order: of the rows, `group_by_length` or `random`.
+    `folder` is for the checkpoints of one trainer; `order` of the rows is `group_by_length` or `random`.
 
     Raises:
         InputError: the optimizer needs bitsandbytes, which does not load.
     """
-    adamw(runtime.optim)  # what is missing for it is told before anything trains
+    adamw(runtime.optim)  # fail before anything trains
     values = settings.model_dump(include=set(TrainingSettings.model_fields) - {"max_length"})
     return values | {
         "output_dir": str(folder),
         "optim": IN_TRAINERS.get(runtime.optim, runtime.optim),
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},  # no gradient needs to enter the lowest layer
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},  # the input of the lowest layer needs no gradient
         "train_sampling_strategy": order,
         "remove_unused_columns": False,  # the sampler reads column `length`
         "seed": seed,
@@ -61,13 +56,13 @@ def training_arguments(
         "bf16": False,  # the weights are in runtime.dtype already; adapters stay in float32
         "logging_steps": 1,
         "report_to": "none",
-        "save_strategy": "no",  # `Checkpoints` says when
+        "save_strategy": "no",  # `Checkpoints` decides
         "dataloader_pin_memory": False,
     }
 
 
 class LossProgress(ProgressCallback):
-    """A progress bar with the last loss in it, instead of a printed line at every step."""
+    """A progress bar that shows the loss, instead of printing a line per step."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Show the loss beside the bar."""
@@ -76,17 +71,17 @@ class LossProgress(ProgressCallback):
 
 
 class Checkpoints(TrainerCallback):
-    """Has the trainer save its state at a `Pace` and after the last step; keeps the last one that is whole."""
+    """Saves a checkpoint at a `Pace` and after the last step; keeps only the newest."""
 
     def __init__(self, folder: Path, work: Work) -> None:
         self.folder, self.work, self.pace = folder, work, Pace()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a checkpoint when it is time."""
+        """Request a checkpoint if one is due."""
         control.should_save = self.pace.due() or state.global_step == state.max_steps
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Declare the checkpoint whole, delete those before it, and stop if DVC is gone."""
+        """Mark the checkpoint complete, delete older ones, and stop if DVC was killed."""
         newest = self.folder / f"checkpoint-{state.global_step}"
         for file in newest.iterdir():
             with file.open("rb") as stream:
@@ -100,15 +95,15 @@ class Checkpoints(TrainerCallback):
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the last checkpoint that was written to its end; the others are deleted, with a word."""
-    found: list[tuple[int, Path]] = []
+    """Return the newest complete checkpoint; delete incomplete ones with a warning."""
+    complete: dict[int, Path] = {}
     for path in folder.glob("checkpoint-*"):
         if _is_whole(path):
-            found.append((int(path.name.rpartition("-")[2]), path))
+            complete[int(path.name.rpartition("-")[2])] = path
         else:
-            click.echo(f"{path}: the checkpoint is not whole, and is left out", err=True)
+            click.echo(f"{path}: the checkpoint is incomplete; deleting it", err=True)
             shutil.rmtree(path)
-    return max(found)[1] if found else None
+    return complete[max(complete)] if complete else None
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -120,10 +115,10 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 class LengthGroups(Sampler[int]):
-    """Rows of like length together, in another order each epoch, which follows from the seed and the epoch alone.
+    """Groups rows of similar length, in an order that depends on seed and epoch alone.
 
-    The one of transformers draws from the global random state, which is another one in a run that goes on. The order of
-    the first epoch is the same as there.
+    The sampler of transformers draws from the global random state, which differs in a resumed run. The first epoch has
+    the same order here.
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
@@ -134,24 +129,23 @@ class LengthGroups(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        torch.empty((), dtype=torch.int64).random_(generator=generator)  # there the data loader draws before it
+        torch.empty((), dtype=torch.int64).random_(generator=generator)  # as the data loader does in transformers
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
     def set_epoch(self, epoch: int) -> None:
-        """Set which epoch comes next."""
+        """Set the next epoch."""
         self.epoch = epoch
 
 
 class Resumable(Trainer):
-    """A mixin before a trainer: it goes on from a checkpoint to the same bytes.
+    """A mixin, placed before a trainer, that resumes from a checkpoint to the same bytes.
 
-    Its checkpoints hold what it trains, and nothing else of the model.
+    Its checkpoints hold only the trained parameters.
     """
 
     def __init__(self, model: Any, **kwargs: Any) -> None:
         if getattr(model, "is_loaded_in_4bit", False):
-            # TRL would round the adapters of such a model to bfloat16, in which small updates are lost.
-            model.is_loaded_in_4bit = False
+            model.is_loaded_in_4bit = False  # TRL would round the adapters to bfloat16, which loses small updates
         super().__init__(model=model, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -162,7 +156,7 @@ class Resumable(Trainer):
         return LengthGroups(list(rows["length"]), size, self.args.seed)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the parameters that are trained."""
+        """Write the trained parameters."""
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file({key: value.detach().cpu().contiguous() for key, value in self._trained()}, folder / TRAINED_FILE)
@@ -172,7 +166,7 @@ class Resumable(Trainer):
         tensors = load_file(Path(resume_from_checkpoint) / TRAINED_FILE)
         for key, parameter in self._trained():
             parameter.copy_(tensors[key])
-        # TRL counts the tokens that it has seen, for its log, and begins again from 0.
+        # TRL's log counts tokens, and would restart from 0.
         log = read_json(Path(resume_from_checkpoint) / TRAINER_STATE_NAME)["log_history"]
         self._total_train_tokens = int(max((entry.get("num_tokens", 0) for entry in log), default=0))
 
@@ -182,11 +176,11 @@ class Resumable(Trainer):
 
 
 def train(trainer: Resumable, history: Path, work: Work | None = None) -> None:
-    """Train behind a quiet progress bar, then write the history.
+    """Train with a progress bar, then write the history.
 
-    With `work` the trainer's `output_dir` is a folder in it: training goes on from the last checkpoint there.
+    With `work`, the trainer's `output_dir` is a folder in it, and training resumes from the last checkpoint there.
     """
-    for callback in (PrinterCallback, ProgressCallback):  # which of them is there depends on the log level
+    for callback in (PrinterCallback, ProgressCallback):  # the log level decides which one is there
         trainer.remove_callback(callback)
     progress = LossProgress()
     trainer.add_callback(progress)
@@ -197,9 +191,9 @@ def train(trainer: Resumable, history: Path, work: Work | None = None) -> None:
         last = last_checkpoint(folder)
         if last is not None:
             state = read_json(last / TRAINER_STATE_NAME)
-            click.echo(f"{work.stage}: {folder.name} goes on after step {state['global_step']} of {state['max_steps']}")
+            click.echo(f"{work.stage}: {folder.name} resumes after step {state['global_step']} of {state['max_steps']}")
             if state["global_step"] >= state["max_steps"]:
-                # Where the last epoch is a part of one, transformers would do one step more.
+                # After a partial last epoch, transformers would do one more step.
                 trainer.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
                 trainer._load_from_checkpoint(str(last))
                 write_history(trainer, history)
@@ -208,16 +202,16 @@ def train(trainer: Resumable, history: Path, work: Work | None = None) -> None:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     finally:
         if progress.training_bar is not None:
-            progress.training_bar.close()  # what is said of an error begins a line of its own
+            progress.training_bar.close()  # an error message starts on its own line
     write_history(trainer, history)
 
 
 def write_history(trainer: Trainer, path: Path) -> None:
-    """Write the trainer's log, a row an optimizer step, as CSV for `dvc plots`; without timings."""
+    """Write the trainer's log as CSV for `dvc plots`: one row per optimizer step, no timings."""
     rows = [
         {key: value for key, value in entry.items() if not any(word in key for word in _UNSTABLE)}
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
-    # A checkpoint keeps the entries, not the order of their keys.
+    # A checkpoint does not keep the order of keys.
     write_csv(path, [{"step": row.pop("step"), "loss": row.pop("loss"), **dict(sorted(row.items()))} for row in rows])

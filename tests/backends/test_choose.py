@@ -264,6 +264,6 @@ def test_two_processes_with_unequal_memory_write_the_same_rows_as_one(project: P
 def test_the_model_of_a_backend_is_as_long_as_its_positions(project: Path, runtime: RuntimeSettings) -> None:
     with (
         open_generator(settings(), runtime, "m0") as generator,
-        pytest.raises(InputError, match=r"1 of 2 prompts are too long: with 1 new tokens they pass the model's 1024"),
+        pytest.raises(InputError, match=r"1 of 2 prompts are too long: with 1 new tokens they exceed the model's 1024"),
     ):
         generator.next_token_logprobs([[5] * 1024, [5] * 1023], [1])

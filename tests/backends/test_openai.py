@@ -120,7 +120,7 @@ def test_samples_of_transformers_serve_are_distinct_and_each_follows_from_its_se
 
 
 def test_a_server_without_logprobs_is_a_clear_error(serve: str, base: Path, prompts: list[list[int]]) -> None:
-    with pytest.raises(InputError, match=r"gives no log-probabilities.*judge\.mode to sample"):
+    with pytest.raises(InputError, match=r"returns no log-probabilities.*judge\.mode to sample"):
         connect(base, serve).next_token_logprobs(prompts, [5, 6])
 
 
@@ -262,5 +262,5 @@ def test_no_server_at_all_is_a_clear_error(base: Path, prompts: list[list[int]])
 def test_a_prompt_that_text_would_change_is_not_sent_as_text(base: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     pieces = [tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "the"]
     assert tokenizer.encode("the", add_special_tokens=False) != pieces
-    with pytest.raises(InputError, match="would reach the model as other tokens"):
+    with pytest.raises(InputError, match="would reach the model as different tokens"):
         connect(base, "http://127.0.0.1:9/v1").generate([pieces], GREEDY, [0])

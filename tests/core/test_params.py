@@ -165,7 +165,7 @@ def test_what_is_not_utf8_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "- 1", "seed"])
 def test_a_file_that_is_not_a_mapping_is_an_error(tmp_path: Path, text: str) -> None:
-    with pytest.raises(InputError, match="expected sections such as `seed: 17`, found "):
+    with pytest.raises(InputError, match="expected sections such as `seed: 17`, got "):
         Params.read(written(tmp_path, text))
 
 

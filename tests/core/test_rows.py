@@ -141,7 +141,7 @@ def test_a_duplicate_of_a_unique_key_names_both_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     content = "\n".join([judgement(), "", judgement(response="other"), judgement()]).encode()
     message = error_of(path, content, unique=("question_id", "response"))
-    assert message == f"{path}:4: question_id 'q', response 'r' stands already in line 1: make it unique"
+    assert message == f"{path}:4: duplicate question_id 'q', response 'r', first used in line 1; make it unique"
 
 
 def test_rows_that_differ_in_one_of_two_unique_fields_are_fine(tmp_path: Path) -> None:

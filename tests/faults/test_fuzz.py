@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from align.core.errors import InputError, printable, quoted
 from align.core.files import parse_json
 from align.judge.request import parse_score
-from align.models.loading import load_adapter_config, load_adapter_weights, load_score_bias
+from align.models.adapters import load_adapter_config
+from align.models.loading import load_adapter_weights, load_score_bias
 from tests.faults.broken.workspace import (
     ANSWERS,
     EVAL_PROMPTS,

@@ -54,7 +54,7 @@ def test_a_disk_that_is_full_for_rows_and_then_for_outputs_loses_no_row_and_leav
     # The journal, which holds token ids too, is more than twice as large as the output.
     size = len(prepared.expected)
     result = lab.limited(size * 17 // 10, *GENERATE)
-    assert_one_error(result, f"{STAGE}: cannot write (File too large)", "free some space", "what is finished is kept")
+    assert_one_error(result, f"{STAGE}: cannot write (File too large)", "free some space", "finished work is kept")
     first = len(lab.rows())
     assert 0 < first < 48
     assert lab.journal.stat().st_size == size * 17 // 10  # a line is torn
@@ -63,13 +63,13 @@ def test_a_disk_that_is_full_for_rows_and_then_for_outputs_loses_no_row_and_leav
     lab.journal.rename(lab.journal.with_name("rows-1.jsonl"))
     result = lab.limited(size - 1, *GENERATE)
     assert_one_error(result, f"{RESPONSES}: cannot write (File too large)", "free some space")
-    assert f"{first} of 48 rows were finished before" in result.stdout
+    assert f"resuming with {first} of 48 rows finished" in result.stdout
     assert len(lab.rows()) == 48 - first
     assert not (lab.path / RESPONSES).exists()
     assert not half_written(lab)
 
     result = lab.run("dvc", "repro", STAGE)
-    assert "48 of 48 rows were finished before" in result.stdout
+    assert "resuming with 48 of 48 rows finished" in result.stdout
     assert lab.lock() == prepared.expected_lock
 
 
@@ -88,7 +88,7 @@ def test_training_on_a_full_disk_stops_with_one_line_and_goes_on_to_the_same_byt
     assert expected == [sha256(path) for path in outs]
 
     result = lab.run("python", "-m", "stages.sft")
-    assert "the checkpoint is not whole, and is left out" in result.stderr
+    assert "the checkpoint is incomplete; deleting it" in result.stderr
     assert expected == [sha256(path) for path in outs]
     assert not list((lab.path / ".align/resume").rglob("checkpoint-*"))
 
@@ -107,7 +107,9 @@ def test_a_device_without_space_is_the_same_line(
             rows.finish({0: "x"})  # so short a line stays in the buffer: closing the file fails too
 
     try:
-        with pytest.raises(InputError, match=r"sft: cannot write \(No space left on device\); .* is finished is kept"):
+        with pytest.raises(
+            InputError, match=r"sft: cannot write \(No space left on device\); .* finished work is kept"
+        ):
             stage()
     finally:
         os.close(full)

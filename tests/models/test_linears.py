@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.models.base import load_base
-from align.models.linears import OneDNNLinear, PackedLinear, frozen_linears, use_onednn
+from align.models.frozen import PackedLinear, frozen_linears
+from align.models.linears import OneDNNLinear, use_onednn
 from align.models.stack import AdapterStack
 from align.run.runtime import RuntimeSettings
 

@@ -194,9 +194,9 @@ def test_a_process_whose_launcher_is_killed_before_the_main_one_has_the_device_e
 
     second.kill()
 
-    second.wait_for("InputError: judge@m1: the launcher is gone, which started this; run it again")
+    second.wait_for("InputError: judge@m1: the launcher was killed; run the stage again")
     first.end()  # now the main one has the device, too late
-    assert "holds\n" not in second.wait_for("InputError: judge@m1: the launcher is gone")
+    assert "holds\n" not in second.wait_for("InputError: judge@m1: the launcher was killed")
 
 
 def test_an_orphan_that_waited_does_not_compute_and_one_that_computes_keeps_the_device(
@@ -215,7 +215,7 @@ def test_an_orphan_that_waited_does_not_compute_and_one_that_computes_keeps_the_
     assert "(ppo), which holds the CPU" in third.wait_for("waits")
 
     first.end()  # the orphan: it has the pipe
-    assert "holds\n" not in second.wait_for("InputError: evaluate@ppo: DVC is gone, which started this")
+    assert "holds\n" not in second.wait_for("InputError: evaluate@ppo: DVC was killed")
     third.wait_for("holds")
 
 

@@ -217,7 +217,7 @@ def test_a_stage_whose_dvc_is_gone_stops_after_what_it_has_finished(
     with stopped(begin()) as work:
         work.rows("a").finish({0: "x"})
         monkeypatch.setattr(os, "getppid", lambda: 1)
-        with pytest.raises(InputError, match=r"judge@m1: DVC is gone.*run it again"):
+        with pytest.raises(InputError, match=r"judge@m1: DVC was killed.*run the stage again"):
             work.rows("a").finish({1: "y"})
     with begin() as work:
         assert work.rows("a") == {0: "x", 1: "y"}
@@ -320,7 +320,7 @@ def test_a_run_that_goes_on_gives_the_rows_of_one_that_was_not_stopped_and_does_
         assert (
             capsys.readouterr()
             .out.strip()
-            .endswith(f": {batch * per_batch * n} of {len(TEXTS) * n} rows were finished before, the others follow")
+            .endswith(f": resuming with {batch * per_batch * n} of {len(TEXTS) * n} rows finished")
         )
         after = len(forwards)
         again = ask(generator(work), kind)

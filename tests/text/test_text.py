@@ -189,7 +189,7 @@ def test_fine_tuning_that_was_stopped_goes_on_to_the_same_bytes(
         patch.setattr(training.Checkpoints, "on_save", stop)
         assert isinstance(run(text_sft.main).exception, Stopped)
     assert not Path("models/text").exists()
-    assert "goes on after step 7 of 18" in succeed(text_sft.main)
+    assert "resumes after step 7 of 18" in succeed(text_sft.main)
     assert Path("models/text/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
     assert Path("data/text/history.csv").read_bytes() == Path("whole.csv").read_bytes()
 

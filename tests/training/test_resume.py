@@ -200,7 +200,7 @@ def test_training_that_had_ended_is_not_done_again(
     train(second, history, work)
 
     steps = first.state.max_steps
-    assert f"sft goes on after step {steps} of {steps}" in capsys.readouterr().out
+    assert f"sft resumes after step {steps} of {steps}" in capsys.readouterr().out
     weights, rows = trained(second, history)
     assert rows == expected[1]
     assert all(torch.equal(weights[key], expected[0][key]) for key in weights)
@@ -231,5 +231,5 @@ def test_a_checkpoint_that_is_not_whole_is_left_out_with_a_word_and_the_one_befo
         (later / "whole.json").write_text('{"optimizer.pt": "ab')
 
     assert last_checkpoint(folder) == whole
-    assert f"{later}: the checkpoint is not whole" in capsys.readouterr().err
+    assert f"{later}: the checkpoint is incomplete" in capsys.readouterr().err
     assert not later.exists()

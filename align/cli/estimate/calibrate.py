@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from align.cli.estimate.costs import Kind, Machine, Model, Part
 from align.core.files import read_json, write_json
 from align.models.adapters import LoraSettings, new_adapter
-from align.models.linears import frozen_linears, use_onednn
+from align.models.frozen import frozen_linears
+from align.models.linears import use_onednn
 from align.run.runtime import RuntimeSettings, start
 
 FILE = Path(".align/calibration.json")

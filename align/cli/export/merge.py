@@ -13,15 +13,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from align.cli.project.cards import CARD_FILE, ModelCard, source_hash
 from align.core.errors import InputError, quoted
 from align.core.files import REBUILD
-from align.models.adapters import put_adapter_weights
-from align.models.loading import (
-    ADAPTER_FILE,
-    load_adapter_config,
-    load_adapter_weights,
-    load_score_bias,
-    load_weights,
-    reading_model,
-)
+from align.models.adapters import load_adapter_config, put_adapter_weights
+from align.models.loading import ADAPTER_FILE, load_adapter_weights, load_score_bias, load_weights, reading_model
 from align.models.stack import SCORE_FILE
 
 MODELS = Path("models")

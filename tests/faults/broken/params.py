@@ -249,7 +249,7 @@ PROMPTS: dict[str, tuple[str, Break, str]] = {
             ),
             row("data/m1/prompts.jsonl", 1, messages=[{"role": "system", "content": "x"}] * 2),
         ),
-        "the chat template takes no conversation of system, system (no system role)",
+        "the chat template rejects a conversation of system, system (no system role)",
     ),
 }
 
