@@ -1,7 +1,7 @@
-"""The parent model answers each new prompt N times: data/<model>/prompts.jsonl -> data/<model>/responses.jsonl.
+"""Answer each new prompt N times with the parent model: data/<model>/prompts.jsonl -> data/<model>/responses.jsonl.
 
-A run that was killed goes on with the rows that are missing. Run with
-`python -m stages.generate_responses m1 m0` (the new model, its parent).
+A killed run resumes with the missing rows. Run with `python -m stages.generate_responses m1 m0` (the new model, its
+parent).
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a reward model is worth on held-out pairs: accuracy, by length too, and whether its probabilities hold."""
+"""A reward model's accuracy on held-out pairs, also by length, and its calibration."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ CALIBRATION_BINS = 5
 
 
 def accuracy(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
-    """Return the share of pairs whose chosen reply scores higher, a tie counting one half, with a 95% interval."""
+    """Return the share of pairs whose chosen reply scores higher (ties count one half), with a 95% interval."""
     wins = [
         0.5 if pair.chosen_score == pair.rejected_score else float(pair.chosen_score > pair.rejected_score)
         for pair in pairs
@@ -23,7 +23,7 @@ def accuracy(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
 
 
 def by_length(pairs: Sequence[ScoredPair]) -> dict[str, dict[str, Any]]:
-    """Return the accuracy of each of `LENGTH_BUCKETS`: a model that only likes long replies fails in the first."""
+    """Return the accuracy in each of `LENGTH_BUCKETS`; a model that merely prefers long replies fails in the first."""
     buckets: dict[str, list[ScoredPair]] = {name: [] for name in LENGTH_BUCKETS}
     for pair in pairs:
         longer = max(pair.chosen_tokens, pair.rejected_tokens)
@@ -34,10 +34,10 @@ def by_length(pairs: Sequence[ScoredPair]) -> dict[str, dict[str, Any]]:
 
 
 def calibration(pairs: Sequence[ScoredPair]) -> list[dict[str, Any]]:
-    """Return, for each bin of predicted win rates from 0.5 to 1, how often the reply that scores higher is the chosen.
+    """Return, for each bin of predicted win rates from 0.5 to 1, how often the higher-scored reply is the chosen one.
 
-    The predicted win rate of that reply is sigmoid(|score difference|), by the Bradley-Terry model of the loss. Pairs
-    of equal scores are in the first bin and count one half; an empty bin is left out.
+    Its predicted win rate is sigmoid(|score difference|), by the loss's Bradley-Terry model. Pairs with equal scores
+    are in the first bin and count one half. Empty bins are left out.
     """
     bins: list[list[tuple[float, float]]] = [[] for _ in range(CALIBRATION_BINS)]
     for pair in pairs:
@@ -57,12 +57,12 @@ def calibration(pairs: Sequence[ScoredPair]) -> list[dict[str, Any]]:
 
 
 def reward_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
-    """Return every measure of a reward model on held-out pairs.
+    """Return all measures of a reward model on held-out pairs.
 
     `calibration_error` is the mean gap between predicted and observed win rate, weighted by pairs (the expected
-    calibration error of Naeini et al., 2015). `score_length_correlation` is Spearman's, over all replies;
-    `margin_length_correlation` is that of the score difference of a pair with its length difference, which the
-    prompts' own lengths cannot move. A correlation of a constant is null.
+    calibration error of Naeini et al., 2015). `score_length_correlation` is Spearman's over all replies,
+    `margin_length_correlation` that of a pair's score and length differences, which the prompts' lengths do not affect.
+    Correlations of a constant are null.
     """
     bins = calibration(pairs)
     scores = [score for pair in pairs for score in (pair.chosen_score, pair.rejected_score)]
