@@ -267,12 +267,8 @@ class _Comparison:
             changed_columns={name: n for name, n in zip(self.shared, differing, strict=True) if n},
             numbers={column: self._number(column) for column in self.numbers},
             preferences=self._preferences() if self.is_preferences else None,
-            columns_added={
-                name: WORDS[kind] for name, kind in columns_b.items() if name not in columns_a and not empty
-            },
-            columns_removed={
-                name: WORDS[kind] for name, kind in columns_a.items() if name not in columns_b and not empty
-            },
+            columns_added={name: WORDS[kind] for name, kind in new.items() if name not in old and not empty},
+            columns_removed={name: WORDS[kind] for name, kind in old.items() if name not in new and not empty},
             columns_retyped={
                 name: (WORDS[kind], WORDS[new[name]])
                 for name, kind in old.items()
@@ -364,10 +360,7 @@ def _columns(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str
         raise InputError(f"{path}: columns {twice[0]} and {twice[1]} differ only in case; rename one")
     if any(kind != "OBJECT" or len(set(keys)) < len(keys) for kind, keys, _ in shapes):
         _find_the_broken_line(path)
-    kinds: list[set[str | None]] = [
-        {TYPES.get(types[i] or "NULL") for _, _, types in shapes} for i in range(len(names))
-    ]
-    return {name: _common(kind) for name, kind in zip(names, kinds, strict=True)}
+    return {name: _common({TYPES.get(types[i] or "NULL") for _, _, types in shapes}) for i, name in enumerate(names)}
 
 
 def _common(kinds: set[str | None]) -> str | None:

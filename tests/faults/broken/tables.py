@@ -60,7 +60,7 @@ OTHER_ROWS: dict[str, tuple[Break, str]] = {
     ),
     "answers to other prompts": (
         row("data/eval/ppo.jsonl", 1, id="e9"),
-        "data/eval/ppo.jsonl: its rows differ from m0's",
+        "ppo.jsonl: its rows differ from m0's",
     ),
     "anchors of other questions": (
         row("data/eval/base.anchors.jsonl", 1, question_id="q9"),
