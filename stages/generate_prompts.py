@@ -111,10 +111,7 @@ def main(model: str, parent: str) -> None:
     accepted: list[str] = []
     dropped = Counter[str]()
     inputs = [BASE, Path("models") / parent, known_file, held_out / "prompts.jsonl", held_out / "judgements.jsonl"]
-    with (
-        stage.unlocked_work(inputs) as work,
-        open_generator(generation, stage.runtime, writer, work) as generator,
-    ):
+    with stage.unlocked_work(inputs) as work, open_generator(generation, stage.runtime, writer, work) as generator:
         for number in range(settings.max_rounds):
             missing = settings.num_prompts - len(accepted)
             if missing == 0:
@@ -135,13 +132,11 @@ def main(model: str, parent: str) -> None:
                 ended = "\n" if completion.finish_reason == "stop" else ""
                 text = extract_prompt(completion.text + ended)
                 if text is None:
-                    reason: str | None = "cut off"
+                    dropped["cut off"] += 1
                 elif len(accepted) == settings.num_prompts:
-                    reason = "not needed"
-                else:
-                    reason = prompt_filter.reason_to_drop(text)
-                if text is None or reason is not None:
-                    dropped[str(reason)] += 1
+                    dropped["not needed"] += 1
+                elif reason := prompt_filter.reason_to_drop(text):
+                    dropped[reason] += 1
                 else:
                     accepted.append(text)
         if len(accepted) < settings.num_prompts:

@@ -42,10 +42,7 @@ def main(model: str, parent: str) -> None:
     prompts_file = data / "prompts.jsonl"
     prompts = read_rows(prompts_file, Prompt, unique=["id"])
     inputs = [BASE, Path("models") / parent, prompts_file]
-    with (
-        stage.unlocked_work(inputs) as work,
-        open_generator(generation, stage.runtime, parent, work) as generator,
-    ):
+    with stage.unlocked_work(inputs) as work, open_generator(generation, stage.runtime, parent, work) as generator:
         completions = generator.generate(
             [encode_prompt(generator.tokenizer, prompt.messages) for prompt in prompts],
             SamplingParams(settings.max_new_tokens, settings.temperature, settings.top_p),

@@ -33,10 +33,7 @@ def main(model: str, parent: str) -> None:
     # build_preferences has the gate: a judge that cannot order these must not choose what the next model learns.
     judgements = read_rows(held_out, Judgement) if settings.checker is None else []
     inputs = [BASE, Path("models") / parent, data / "responses.jsonl", held_out]
-    with (
-        stage.unlocked_work(inputs) as work,
-        open_generator(generation, stage.runtime, parent, work) as generator,
-    ):
+    with stage.unlocked_work(inputs) as work, open_generator(generation, stage.runtime, parent, work) as generator:
         verdicts = judge_responses(
             generator,
             [(r.prompt, r.response) for r in responses] + [(r.prompt, r.response) for r in judgements],
@@ -47,14 +44,7 @@ def main(model: str, parent: str) -> None:
         if not is_main_process():
             return
         rows = [
-            ScoredResponse(
-                **row.model_dump(),
-                score=verdict.score,
-                failure=verdict.failure,
-                digit_mass=verdict.digit_mass,
-                entropy=verdict.entropy,
-                judgements=list(verdict.judgements),
-            )
+            ScoredResponse(**row.model_dump(), **vars(verdict) | {"judgements": list(verdict.judgements)})
             for row, verdict in zip(responses, verdicts, strict=False)  # verdicts on the held-out judgements follow
         ]
         own = [verdict.score for verdict in verdicts[len(responses) :]]

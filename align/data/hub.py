@@ -73,11 +73,6 @@ def commit_of(what: str, repo_id: str, revision: str) -> str:
     return commit
 
 
-def is_offline() -> bool:
-    """Return whether HF_HUB_OFFLINE is set."""
-    return bool(constants.HF_HUB_OFFLINE)
-
-
 def page_of(repo_id: str, repo_type: RepositoryType) -> str:
     """Return the address of a repository's page."""
     return f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
@@ -105,7 +100,7 @@ def _message(error: BaseException, repo_id: str, repo_type: RepositoryType, revi
     at = f" --revision {revision}" if revision else ""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     match error:
-        case OfflineModeIsEnabled() | LocalEntryNotFoundError() | ConnectionError() if is_offline():
+        case OfflineModeIsEnabled() | LocalEntryNotFoundError() | ConnectionError() if constants.HF_HUB_OFFLINE:
             return (
                 f"{repo_id} is not complete in the cache, and HF_HUB_OFFLINE is set; unset it, or run `hf download "
                 f"{repo_id}{kind}{at}` where the hub can be reached, and copy {constants.HF_HUB_CACHE} here"

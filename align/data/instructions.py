@@ -48,7 +48,8 @@ def read_instructions(
     else:
         trees, left_out = read_trees(path)
         # `take` keeps the front: put first the trees whose best reply beat most others.
-        results = [of_tree(tree, language) for tree in sorted(trees, key=_rivals(language), reverse=True)]
+        trees = sorted(trees, key=lambda tree: _rivals(tree, language), reverse=True)
+        results = [of_tree(tree, language) for tree in trees]
     rows = []
     for result in results:
         if isinstance(result, str):
@@ -107,12 +108,9 @@ def take(
     return kept, left_out
 
 
-def _rivals(language: str | None) -> Callable[[MessageTree], int]:
-    def count(tree: MessageTree) -> int:
-        ranked = ranked_replies(tree, language=language)
-        return 0 if isinstance(ranked, str) else len(ranked)
-
-    return count
+def _rivals(tree: MessageTree, language: str | None) -> int:
+    ranked = ranked_replies(tree, language=language)
+    return 0 if isinstance(ranked, str) else len(ranked)
 
 
 def _instruction(row_id: str, prompt: str, completion: str) -> Instruction:

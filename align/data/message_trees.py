@@ -72,16 +72,7 @@ def read_trees(path: Path) -> tuple[list[MessageTree], Counter[str]]:
         MessageTree(
             message_tree_id=root.message_tree_id,
             tree_state=root.tree_state,
-            prompt=TreeRoot(
-                text=root.text,
-                role="prompter",
-                lang=root.lang,
-                deleted=root.deleted,
-                replies=[
-                    TreeReply(text=reply.text, role=reply.role, rank=reply.rank, deleted=reply.deleted)
-                    for reply in children.get(root.message_id, [])
-                ],
-            ),
+            prompt=TreeRoot.model_validate({**vars(root), "replies": children.get(root.message_id, [])}),
         )
         for root in messages
         if root.parent_id is None and root.role == "prompter"

@@ -23,6 +23,7 @@ from datasets import DatasetBuilder, disable_progress_bars, load_dataset_builder
 from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.csv.csv import Csv, CsvConfig
 from datasets.packaged_modules.json.json import Json
+from huggingface_hub import constants
 from pandas.errors import ParserWarning
 from pyarrow import ArrowException
 from pydantic import Field
@@ -31,7 +32,7 @@ from align.core.errors import InputError, quoted
 from align.core.files import check_regular, parse_json, sha256
 from align.core.jsonl import parse_lines
 from align.core.params import Settings
-from align.data.hub import commit_of, download, hub_errors, is_offline, page_of
+from align.data.hub import commit_of, download, hub_errors, page_of
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 DIGEST = re.compile(r"sha256:[0-9a-f]{12,64}")
@@ -40,21 +41,8 @@ MOVING = ("main", "master")
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 COMPRESSED = (".gz", ".bz2", ".xz")
 # What `datasets`, Arrow and pandas raise on files that they cannot read.
-READ_ERRORS = (
-    ArrowException,
-    AttributeError,
-    DatasetsError,
-    EOFError,
-    ImportError,
-    LookupError,
-    NotImplementedError,
-    OSError,
-    ParserWarning,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    ZlibError,
-)
+LIBRARY_ERRORS = (ArrowException, DatasetsError, ParserWarning, ZlibError)
+BUILTIN_ERRORS = (AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class SourceSettings(Settings):
@@ -102,7 +90,7 @@ def find(name: str, settings: SourceSettings) -> Source:
             f"`git ls-remote {page_of(settings.dataset, 'dataset')} main` prints the current commit"
         )
     if settings.streaming:
-        if is_offline():
+        if constants.HF_HUB_OFFLINE:
             raise InputError(f"{key}.streaming: reads from the hub, but HF_HUB_OFFLINE is set; unset it, or set false")
         commit = commit_of(f"{key}.dataset", settings.dataset, settings.revision)
         return Source(name, settings, settings.dataset, commit, commit)
@@ -240,7 +228,7 @@ def _reading(source: Source, what: str) -> Iterator[None]:
             yield
     except InputError:
         raise
-    except READ_ERRORS as error:
+    except (*LIBRARY_ERRORS, *BUILTIN_ERRORS) as error:
         cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
         raise InputError(
             f"{source.key}: cannot read {what}: {_shortened(cause)}; check that its files are complete and of the type "

@@ -1,7 +1,7 @@
 """A judge's scores of the held-out judged responses, the same for every model: anchors that show its drift."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 
 from align.core.rows import AnchorScore, Judgement
@@ -11,7 +11,7 @@ from align.report.statistics import bootstrap_interval, mean, spearman, win_rate
 
 def anchor_scores(judgements: Sequence[Judgement], verdicts: Sequence[Verdict]) -> list[AnchorScore]:
     """Return a row for each held-out response with the human score and the judge's."""
-    numbers = defaultdict[str, count[int]](count)
+    numbers: defaultdict[str, Iterator[int]] = defaultdict(count)
     return [
         AnchorScore(
             question_id=row.question_id,

@@ -104,14 +104,9 @@ class JudgeTrainer(Resumable):
         ranking_coef: float,
         loraplus_lr_ratio: float,
     ):
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=Dataset.from_list(questions),
-            data_collator=lambda batch: {"questions": batch},
-        )
-        self.ranking_coef = ranking_coef
-        self.loraplus_lr_ratio = loraplus_lr_ratio
+        rows = Dataset.from_list(questions)
+        super().__init__(model=model, args=args, train_dataset=rows, data_collator=lambda batch: {"questions": batch})
+        self.ranking_coef, self.loraplus_lr_ratio = ranking_coef, loraplus_lr_ratio
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
         """Return AdamW (`runtime.optim`) with the two rates."""
@@ -127,8 +122,7 @@ class JudgeTrainer(Resumable):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """Return the mean over the questions of `judge_loss`."""
-        losses = [self._question_loss(model, question) for question in inputs["questions"]]
-        return torch.stack(losses).mean()
+        return torch.stack([self._question_loss(model, question) for question in inputs["questions"]]).mean()
 
     def _question_loss(self, model: Any, question: dict[str, Any]) -> Tensor:
         packed = pack(question["requests"])

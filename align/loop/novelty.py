@@ -80,25 +80,6 @@ class RougeIndex:
         return best if best >= at_least else None
 
 
-class _Sequences:
-    """Word sequences, found inside texts by their first `opening` words; shorter ones are ignored."""
-
-    def __init__(self, sequences: Iterable[list[str]], opening: int) -> None:
-        self._opening = opening
-        self._by_opening = defaultdict[tuple[str, ...], list[list[str]]](list)
-        for sequence in sequences:
-            if len(sequence) >= opening:
-                self._by_opening[tuple(sequence[:opening])].append(sequence)
-
-    def occur_in(self, tokens: list[str]) -> bool:
-        """Return whether `tokens` contains any of the sequences, without gaps."""
-        return any(
-            tokens[start : start + len(sequence)] == sequence
-            for start in range(len(tokens) - self._opening + 1)
-            for sequence in self._by_opening.get(tuple(tokens[start : start + self._opening]), ())
-        )
-
-
 class PromptFilter:
     """Accepts prompts that are well formed, wanted, and unlike everything known or accepted before.
 
@@ -130,8 +111,8 @@ class PromptFilter:
         self._accepted = RougeIndex()
         self._sources = [(source, RougeIndex(tokens)) for source, tokens in texts.items()]
         self._sources.append(("one of this run", self._accepted))
-        self._contained = {source: _Sequences(texts[source], opening=5) for source in contained}
-        self._blocked = _Sequences(map(words, blocked_words), opening=1)
+        self._contained = {source: [_spaced(text) for text in texts[source] if len(text) >= 5] for source in contained}
+        self._blocked = [_spaced(tokens) for text in blocked_words if (tokens := words(text))]
         self._limits, self._max_rouge_l, self._language = (min_words, max_words), max_rouge_l, language
 
     def reason_to_drop(self, text: str) -> str | None:
@@ -150,7 +131,7 @@ class PromptFilter:
             return "too long"
         if len(set(tokens)) < len(tokens) / 2:
             return "repeats itself"
-        if self._blocked.occur_in(tokens):
+        if any(blocked in _spaced(tokens) for blocked in self._blocked):
             return "blocked word"
         if self._language is not None and language_of(text) not in (self._language, None):
             return "another language"
@@ -162,6 +143,11 @@ class PromptFilter:
             if similarity is not None:
                 # Only equal texts have ROUGE-L 1.
                 return f"duplicate of {source}" if similarity == 1 else f"near {source}"
-            if source in self._contained and self._contained[source].occur_in(tokens):
+            if any(text in _spaced(tokens) for text in self._contained.get(source, ())):
                 return f"contains {source}"
         return None
+
+
+def _spaced(tokens: list[str]) -> str:
+    """Return words with a space before and after each: one text contains another if its string does."""
+    return f" {' '.join(tokens)} "

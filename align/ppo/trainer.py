@@ -73,15 +73,11 @@ class PPOSettings(Settings):
         return value
 
     @model_validator(mode="after")
-    def _sizes_divide(self) -> "PPOSettings":
+    def _settings_fit(self) -> "PPOSettings":
         if self.rollout_batch_size % self.mini_batch_size or self.mini_batch_size % self.per_device_train_batch_size:
             raise ValueError(
                 "sizes where rollout_batch_size / mini_batch_size / per_device_train_batch_size divide evenly"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _one_treatment_of_missing_eos(self) -> "PPOSettings":
         if self.missing_eos_score is not None and self.missing_eos_penalty:
             raise ValueError("missing_eos_penalty 0, or missing_eos_score null: one replaces what the other lowers")
         return self
@@ -142,11 +138,8 @@ class PPOTrainer:
         metrics = {"update": self.updates_done + 1.0} | self._describe(rollout) | self._optimize(rollout)
         metrics["learning_rate"] = settings.learning_rate * remaining
         if settings.adaptive_kl_target is not None:
-            self.kl_coef *= kl_coef_factor(
-                metrics["kl"],
-                settings.adaptive_kl_target,
-                settings.rollout_batch_size / settings.adaptive_kl_horizon,
-            )
+            share = settings.rollout_batch_size / settings.adaptive_kl_horizon
+            self.kl_coef *= kl_coef_factor(metrics["kl"], settings.adaptive_kl_target, share)
         self.updates_done += 1
         return metrics
 

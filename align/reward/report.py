@@ -5,19 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from align.core.rows import ScoredPair
-from align.report.statistics import mean, spearman, wilson_interval
+from align.report.statistics import mean, spearman, wilson_interval, win_rate
 
-# By how much longer the chosen reply is, as a share of the longer of the two.
-LENGTH_BUCKETS = {"chosen shorter": (-1.0, -0.2), "like lengths": (-0.2, 0.2), "chosen longer": (0.2, 1.0)}
+# Upper bounds of (chosen - rejected) / longer, in tokens.
+LENGTH_BUCKETS = {"chosen shorter": -0.2, "like lengths": 0.2, "chosen longer": 1.0}
 CALIBRATION_BINS = 5
 
 
 def accuracy(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     """Return the share of pairs whose chosen reply scores higher (ties count one half), with a 95% interval."""
-    wins = [
-        0.5 if pair.chosen_score == pair.rejected_score else float(pair.chosen_score > pair.rejected_score)
-        for pair in pairs
-    ]
+    wins = win_rate([pair.chosen_score for pair in pairs], [pair.rejected_score for pair in pairs])
     low, high = wilson_interval(math.fsum(wins), len(wins)) or (None, None)
     return {"pairs": len(pairs), "accuracy": mean(wins), "accuracy_low": low, "accuracy_high": high}
 
@@ -26,10 +23,8 @@ def by_length(pairs: Sequence[ScoredPair]) -> dict[str, dict[str, Any]]:
     """Return the accuracy in each of `LENGTH_BUCKETS`; a model that merely prefers long replies fails in the first."""
     buckets: dict[str, list[ScoredPair]] = {name: [] for name in LENGTH_BUCKETS}
     for pair in pairs:
-        longer = max(pair.chosen_tokens, pair.rejected_tokens)
-        share = (pair.chosen_tokens - pair.rejected_tokens) / longer
-        name = next(name for name, (_, high) in LENGTH_BUCKETS.items() if share < high)
-        buckets[name].append(pair)
+        share = (pair.chosen_tokens - pair.rejected_tokens) / max(pair.chosen_tokens, pair.rejected_tokens)
+        buckets[next(name for name, high in LENGTH_BUCKETS.items() if share < high)].append(pair)
     return {name: accuracy(members) for name, members in buckets.items()}
 
 
@@ -64,7 +59,7 @@ def reward_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     `margin_length_correlation` that of a pair's score and length differences, which the prompts' lengths do not affect.
     Correlations of a constant are null.
     """
-    bins = calibration(pairs)
+    gaps_by_bin = [row["pairs"] * abs(row["predicted"] - row["observed"]) for row in calibration(pairs)]
     scores = [score for pair in pairs for score in (pair.chosen_score, pair.rejected_score)]
     lengths = [length for pair in pairs for length in (pair.chosen_tokens, pair.rejected_tokens)]
     margins = [pair.chosen_score - pair.rejected_score for pair in pairs]
@@ -73,8 +68,7 @@ def reward_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
         **accuracy(pairs),
         "mean_margin": mean(margins),
         "by_length": by_length(pairs),
-        "calibration_error": math.fsum(row["pairs"] * abs(row["predicted"] - row["observed"]) for row in bins)
-        / len(pairs),
+        "calibration_error": math.fsum(gaps_by_bin) / len(pairs),
         "score_length_correlation": spearman(scores, lengths),
         "margin_length_correlation": spearman(margins, gaps),
     }
