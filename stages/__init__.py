@@ -1,4 +1,4 @@
-"""The pipeline: one module a stage, run as `python -m stages.<name>`."""
+"""The pipeline: one module per stage, run as `python -m stages.<name>`."""
 
 import gc
 import logging
@@ -7,10 +7,10 @@ import os
 # peft imports bitsandbytes, which warns at import that an optional CPU kernel is not installed.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-# bitsandbytes also calls `torch.compile` at import, which loads torch's compiler: over a second. No stage compiles
-# anything, and nf4 and the paged optimizers never reach those functions.
+# bitsandbytes also calls `torch.compile` at import, which takes over a second. No stage compiles anything, and nf4 and
+# the paged optimizers never reach those functions.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
-# Torch and transformers make a million objects at import, and none of them is garbage: a collection among them costs a
-# second and frees nothing. `align.run.runtime.start` restores the default.
+# Torch and transformers create a million objects at import, so garbage collection would cost a second and free nothing.
+# `align.run.runtime.start` restores the default.
 gc.set_threshold(1_000_000)

@@ -1,4 +1,4 @@
-"""Fetch the base model: a source -> models/base (full weights in safetensors, tokenizer, chat template).
+"""Fetch the base model: its source -> models/base (full safetensors weights, tokenizer, chat template).
 
 Run with `python -m stages.base_model`.
 """
@@ -38,7 +38,7 @@ class BaseModelSettings(Settings):
 
 
 def locate(settings: BaseModelSettings) -> tuple[str, dict[str, str]]:
-    """Return what `from_pretrained` takes: the embedded GGUF's folder and file name, a local folder or a hub id."""
+    """Return arguments of `from_pretrained`: the embedded GGUF's folder and file name, a local folder or a hub id."""
     if settings.source == EMBEDDED:
         try:
             files = metadata.files(EMBEDDED) or []
@@ -55,7 +55,7 @@ def locate(settings: BaseModelSettings) -> tuple[str, dict[str, str]]:
 
 
 def load(settings: BaseModelSettings, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load model and tokenizer from their source, with the pad token and chat template of the settings."""
+    """Load model and tokenizer, with the special tokens and chat template of the settings."""
     name, kwargs = locate(settings)
     what = f"params.yaml: base_model.source: cannot load {settings.source}"
     with reading_model(what, ADVICE), hub_errors(what, settings.source, "model", settings.revision):
@@ -73,16 +73,16 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> tuple[PreTrainedMod
             raise InputError(
                 f"params.yaml: base_model.chat_template: prompts/chat has no {path.name}; write it, or use chatml"
             )
-        # `plain` writes no markers, and so serves models with a BOS and without.
+        # `plain` has no markers and fits models with and without a BOS.
         begin = "{{- bos_token }}" if settings.chat_template == "plain" and adds_bos(tokenizer) else ""
         tokenizer.chat_template = begin + path.read_text(encoding="utf-8")
     named = {"eos_token": settings.eos_token, "pad_token": settings.pad_token}
     tokenizer.add_special_tokens({key: token for key, token in named.items() if token is not None})
     if len(tokenizer) > rows:
-        # The new rows are drawn, under the seed, around the mean of the others.
+        # New rows are drawn around the mean of the others, under the seed.
         model.resize_token_embeddings(len(tokenizer))
     check_tokenizer(tokenizer, f"params.yaml: base_model.source: {settings.source}")
-    # The model must agree with the tokenizer, or generation would pad with, and stop at, other tokens.
+    # Otherwise generation would pad with, and stop at, other tokens than the tokenizer's.
     for config in (model.config, model.generation_config):
         config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     return model, tokenizer
@@ -94,7 +94,7 @@ def main() -> None:
     settings = stage.section("base_model", BaseModelSettings)
     stage.start()
     model, tokenizer = load(settings, stage.runtime.torch_dtype)
-    # The GGUF reader leaves its quantizer behind; the weights are full ones by now.
+    # The GGUF reader leaves its quantizer, although the weights are full ones now.
     if hasattr(model, "hf_quantizer"):
         del model.hf_quantizer
     if hasattr(model.config, "quantization_config"):

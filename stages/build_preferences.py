@@ -1,7 +1,8 @@
-"""Best against worst: data/<model>/scores.jsonl -> data/<model>/preferences.jsonl, and the IFT data grown by good rows.
+"""Pair best and worst responses: data/<model>/scores.jsonl -> data/<model>/preferences.jsonl and ift.jsonl.
 
-The gates stand here, where stopping costs nothing: what the judge wrote stays, and a threshold that is changed reruns
-this stage alone. Run with `python -m stages.build_preferences m1 m0` (the new model, its parent).
+The IFT data are the parent's and the best responses. The gates are checked here, where stopping is free: the judge's
+work is kept, and a changed threshold reruns only this stage. Run with `python -m stages.build_preferences m1 m0` (the
+new model, its parent).
 """
 
 from pathlib import Path
@@ -50,6 +51,7 @@ def main(model: str, parent: str) -> None:
     write_rows(out_dir / "ift.jsonl", ift)
     chosen = [len(pair.chosen.split()) for pair in pairs]
     rejected = [len(pair.rejected.split()) for pair in pairs]
+    gaps = [c - r for c, r in zip(chosen, rejected, strict=True)]
     margins = [pair.margin or 0.0 for pair in pairs]
     summary = {
         "pairs": len(pairs),
@@ -58,8 +60,8 @@ def main(model: str, parent: str) -> None:
         "mean_margin": mean(margins),
         "mean_words_chosen": mean(chosen),
         "mean_words_rejected": mean(rejected),
-        "chosen_longer_share": mean([float(c > r) for c, r in zip(chosen, rejected, strict=True)]),
-        "margin_length_correlation": spearman(margins, [c - r for c, r in zip(chosen, rejected, strict=True)]),
+        "chosen_longer_share": mean([float(gap > 0) for gap in gaps]),
+        "margin_length_correlation": spearman(margins, gaps),
         "accepted": outcomes["accepted"],
         "not_accepted": {reason: n for reason, n in sorted(outcomes.items()) if reason != "accepted"},
         "ift": len(ift),

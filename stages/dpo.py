@@ -1,8 +1,7 @@
 """Direct preference optimization (arXiv 2305.18290): models/<parent> + preferences -> models/<model>.
 
-The model continues its parent's adapter. The reference is a frozen copy of what DPO starts from, or m0.
-A run that was killed goes on from its last checkpoint. Run with `python -m stages.dpo m1 m0` (the new model, its
-parent).
+The model continues its parent's adapter. The reference is a frozen copy of the starting point, or m0. A killed run
+resumes from its last checkpoint. Run with `python -m stages.dpo m1 m0` (the new model, its parent).
 """
 
 from pathlib import Path
@@ -37,7 +36,7 @@ class DPOSettings(TrainingSettings):
 
 
 class TokenizedDPOTrainer(Resumable, DPOTrainer):
-    """TRL's trainer on rows that are tokenized already, so that every stage encodes a conversation the same way."""
+    """TRL's trainer on tokenized rows, so that every stage encodes conversations alike."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
@@ -82,7 +81,7 @@ def main(model_name: str, parent: str) -> None:
         if accepted:
             arguments = training_arguments(sft_settings, work.folder / "sft", stage.seed, stage.runtime)
             instruction_tune(model, tokenizer, accepted, arguments, work.folder / "sft_history.csv", work)
-        # Grouping by length needs one length a row; a pair has two.
+        # Grouping by length needs one length per row, but a pair has two.
         arguments = training_arguments(settings, work.folder / "dpo", stage.seed, stage.runtime, order="random")
         if settings.nll_coef:
             arguments |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings.nll_coef]}
@@ -93,7 +92,7 @@ def main(model_name: str, parent: str) -> None:
             processing_class=tokenizer,
         )
         reference_dir = parent_dir
-        if settings.reference == "m0":  # in place of the trainer's copy of what it starts from
+        if settings.reference == "m0":  # replaces the trainer's copy of its starting point
             reference_dir = Path("models/m0")
             set_peft_model_state_dict(model, load_adapter_weights(reference_dir), adapter_name="ref")
         train(trainer, data / "dpo_history.csv", work)
@@ -103,15 +102,10 @@ def main(model_name: str, parent: str) -> None:
             parents = {"base": BASE, "parent": parent_dir, "reference": reference_dir}
             sources = {"preferences": preferences} | ({"accepted": ift} if accepted else {})
             write_model_card(temporary, stage, parents, sources)
-    click.echo(
-        f"dpo@{model_name}: {len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens"
-        + (
-            f"; SFT on {len(accepted)} accepted rows before, {dropped_accepted} dropped as longer than "
-            f"{sft_settings.max_length}"
-            if settings.sft_on_accepted
-            else ""
-        )
-    )
+    summary = f"{len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens"
+    if settings.sft_on_accepted:
+        summary += f"; before, SFT on {len(accepted)} accepted rows, {dropped_accepted} dropped as too long"
+    click.echo(f"dpo@{model_name}: {summary}")
 
 
 if __name__ == "__main__":

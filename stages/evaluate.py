@@ -1,8 +1,7 @@
 """Measure one model on the held-out prompts and judgements -> data/eval/<model>.{jsonl,anchors.jsonl,json}.
 
-The judge of the answers is m0 for every model; the judge that is measured on the held-out judgements is the model
-itself. A run that was killed goes on with the answers and judgements that are missing. Run with
-`python -m stages.evaluate m1`.
+m0 judges the answers of every model; on the held-out judgements the model itself is the judge. A killed run resumes
+with the missing answers and judgements. Run with `python -m stages.evaluate m1`.
 """
 
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ from align.run.runtime import RuntimeSettings, row_seed
 from align.run.stage import BASE, Stage
 from align.run.work import Work
 
-KL_BATCH_SIZE = 8  # rows whose logits over the whole vocabulary are in memory together
+KL_BATCH_SIZE = 8  # rows whose full logits are in memory together
 
 
 class EvaluateSettings(Settings):
@@ -53,7 +52,7 @@ def kl_divergence(logits: Tensor, other_logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def kl_to_base(stack: AdapterStack, prompts: Sequence[list[int]], completions: Sequence[Completion]) -> list[float]:
-    """Return KL(model || base) in nats a token: exact at each position, averaged over each response."""
+    """Return KL(model || base) in nats per token, exact at each position and averaged over each response."""
     result = [0.0] * len(prompts)
     lengths = [len(prompt) + len(c.token_ids) for prompt, c in zip(prompts, completions, strict=True)]
     order = sorted(range(len(prompts)), key=lambda i: lengths[i])
@@ -90,7 +89,7 @@ def answer_prompts(
     seed: int,
     work: Work,
 ) -> list[Answer]:
-    """Let the stack's `subject` answer, turn by turn, and measure each answer with its `judge` and `reward`."""
+    """Answer with the stack's `subject`, turn by turn, and measure each answer with its `judge` and `reward`."""
     answers: list[Answer] = []
     history: dict[str, list[Message]] = {row.id: [] for row in eval_prompts}
     for turn in range(settings.max_turns):
@@ -115,7 +114,7 @@ def answer_prompts(
         rewards = reward_scores(stack, "reward", tokens, batch_size=runtime.batch_size)
         kl = kl_to_base(stack, prompts, completions) if name != "base" else [0.0] * len(asked)
         for i, row in enumerate(asked):
-            # An answer may be empty, a message may not: the next turn then follows a single space.
+            # A message must not be empty, so the next turn follows a single space after an empty answer.
             history[row.id].append(Message.model_construct(role="assistant", content=texts[i][1] or " "))
             answers.append(
                 Answer(
@@ -174,7 +173,7 @@ def main(name: str, judge: str) -> None:
             "judge_score": mean(scores),
             "judge_failures": len(answers) - len(scores),
             "reward": mean([row.reward for row in answers]),
-            # An answer that was cut off is scored as if it ended there, and a loop of pleasant words may score high.
+            # Cut-off answers are scored as if they ended there, where a loop of pleasant words may score high.
             "reward_of_ended": mean([row.reward for row in answers if row.finish_reason == "stop"]),
             "response_tokens": mean([row.num_tokens for row in answers]),
             "ended_share": mean([float(row.finish_reason == "stop") for row in answers]),
@@ -187,8 +186,8 @@ def main(name: str, judge: str) -> None:
         write_rows(out / f"{name}.jsonl", answers)
         write_rows(out / f"{name}.anchors.jsonl", anchor_scores(judgements, own))
         write_json(out / f"{name}.json", summary)
-    found = [mean(scores), as_judge["pairwise_accuracy"]]
-    score, accuracy = ("none" if value is None else f"{value:.2f}" for value in found)
+    headline = [mean(scores), as_judge["pairwise_accuracy"]]
+    score, accuracy = ("none" if value is None else f"{value:.2f}" for value in headline)
     click.echo(f"evaluate@{name}: judge score {score}, pairwise accuracy as a judge {accuracy}")
 
 

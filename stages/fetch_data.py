@@ -1,6 +1,6 @@
-"""Fetch a source of data: an entry of `sources` in params.yaml -> data/sources/NAME.jsonl, its rows as they are.
+"""Fetch a source, an entry of `sources` in params.yaml -> data/sources/NAME.jsonl, rows unchanged.
 
-NAME.json beside it counts them and tells the revision: the hub's commit, or the hash of a file or folder.
+NAME.json has their count and the revision: the hub's commit, or the hash of a file or folder.
 Run with `python -m stages.fetch_data NAME`.
 """
 
@@ -24,7 +24,7 @@ DATA = Path("data")
 def main(name: str) -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     for library in ("datasets", "huggingface_hub"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)  # what matters is raised
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # errors are raised anyway
     params = Params.read()
     source = find(name, params.source(name, SourceSettings))
     columns: dict[str, None] = {}

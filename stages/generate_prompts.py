@@ -1,8 +1,7 @@
-"""A model writes new prompts from examples: models/base or models/<parent> -> data/<model>/prompts.jsonl.
+"""Write new prompts from examples: models/base or models/<parent> -> data/<model>/prompts.jsonl.
 
-The examples are seed prompts and, as in Self-Instruct (arXiv 2212.10560), some that the loop wrote before. A run
-that was killed goes on with the requests that are missing. Run with `python -m stages.generate_prompts m1 m0` (the new
-model, its parent).
+The examples are seed prompts and, as in Self-Instruct (arXiv 2212.10560), earlier prompts of the loop. A killed run
+resumes with the missing requests. Run with `python -m stages.generate_prompts m1 m0` (the new model, its parent).
 """
 
 import random
@@ -30,6 +29,9 @@ from align.run.provenance import environment
 from align.run.runtime import is_main_process, row_seed
 from align.run.stage import BASE, Stage
 
+REPLY_PREFIX = "Request:"
+MEASURED = 200  # prompts whose similarity to the known ones is measured, which is quadratic
+
 
 class GeneratePromptsSettings(Settings):
     """Section `generate_prompts` of params.yaml."""
@@ -56,12 +58,8 @@ class GeneratePromptsSettings(Settings):
         return self
 
 
-REPLY_PREFIX = "Request:"
-MEASURED = 200  # prompts whose similarity to the known ones is measured: it takes their product
-
-
 def extract_prompt(completion: str) -> str | None:
-    """Return the one request in what the model wrote, or None if it was cut off within: the first line, as examples."""
+    """Return the model's request, which is its first line, or None if it was cut off."""
     text, newline, _ = completion.lstrip().partition("\n")
     return text.strip() if newline else None
 
@@ -69,7 +67,7 @@ def extract_prompt(completion: str) -> str | None:
 def pick_examples(
     seeds: Sequence[str], generated: Sequence[str], settings: GeneratePromptsSettings, seed: int
 ) -> list[str]:
-    """Return the few-shot examples of one request, mixed; seeds stand in for generated prompts while these are few."""
+    """Return the shuffled examples of one request; seeds replace generated prompts while there are too few."""
     generator = random.Random(seed)
     own = generator.sample(generated, min(settings.num_generated_examples, len(generated)))
     total = settings.num_seed_examples + settings.num_generated_examples
@@ -97,8 +95,8 @@ def main(model: str, parent: str) -> None:
     if len(seeds) < settings.num_seed_examples + settings.num_generated_examples:
         raise InputError(
             f"params.yaml: generate_prompts.num_seed_examples: only {len(seeds)} one-line seed prompts of at most "
-            f"{settings.max_words} words in {known_file}, and they stand in for generated ones at "
-            "first; lower it or num_generated_examples, or raise generate_prompts.max_words"
+            f"{settings.max_words} words in {known_file}, and they also replace generated ones at first; lower it or "
+            "num_generated_examples, or raise generate_prompts.max_words"
         )
     prompt_filter = PromptFilter(
         {"a known prompt": [row.prompt for row in known], "an evaluation prompt": evaluation},
@@ -113,16 +111,12 @@ def main(model: str, parent: str) -> None:
     accepted: list[str] = []
     dropped = Counter[str]()
     inputs = [BASE, Path("models") / parent, known_file, held_out / "prompts.jsonl", held_out / "judgements.jsonl"]
-    with (
-        stage.unlocked_work(inputs) as work,
-        open_generator(generation, stage.runtime, writer, work) as generator,
-    ):
+    with stage.unlocked_work(inputs) as work, open_generator(generation, stage.runtime, writer, work) as generator:
         for number in range(settings.max_rounds):
             missing = settings.num_prompts - len(accepted)
             if missing == 0:
                 break
-            # Part of what a model writes is cut off or not new, so more is asked for than is missing; the rest goes
-            # unused.
+            # Part of the replies are cut off or not new, so ask for more than is missing and drop the rest.
             asked = ceil(min(settings.num_prompts, 2 * missing) / settings.samples_per_request)
             row_seeds = [row_seed(stage.seed, "generate_prompts", model, number, i) for i in range(asked)]
             pool = generated + accepted
@@ -138,13 +132,11 @@ def main(model: str, parent: str) -> None:
                 ended = "\n" if completion.finish_reason == "stop" else ""
                 text = extract_prompt(completion.text + ended)
                 if text is None:
-                    reason: str | None = "cut off"
+                    dropped["cut off"] += 1
                 elif len(accepted) == settings.num_prompts:
-                    reason = "not needed"
-                else:
-                    reason = prompt_filter.reason_to_drop(text)
-                if text is None or reason is not None:
-                    dropped[str(reason)] += 1
+                    dropped["not needed"] += 1
+                elif reason := prompt_filter.reason_to_drop(text):
+                    dropped[reason] += 1
                 else:
                     accepted.append(text)
         if len(accepted) < settings.num_prompts:

@@ -1,7 +1,7 @@
-"""The parent model answers each new prompt N times: data/<model>/prompts.jsonl -> data/<model>/responses.jsonl.
+"""Answer each new prompt N times with the parent model: data/<model>/prompts.jsonl -> data/<model>/responses.jsonl.
 
-A run that was killed goes on with the rows that are missing. Run with
-`python -m stages.generate_responses m1 m0` (the new model, its parent).
+A killed run resumes with the missing rows. Run with `python -m stages.generate_responses m1 m0` (the new model, its
+parent).
 """
 
 from pathlib import Path
@@ -42,10 +42,7 @@ def main(model: str, parent: str) -> None:
     prompts_file = data / "prompts.jsonl"
     prompts = read_rows(prompts_file, Prompt, unique=["id"])
     inputs = [BASE, Path("models") / parent, prompts_file]
-    with (
-        stage.unlocked_work(inputs) as work,
-        open_generator(generation, stage.runtime, parent, work) as generator,
-    ):
+    with stage.unlocked_work(inputs) as work, open_generator(generation, stage.runtime, parent, work) as generator:
         completions = generator.generate(
             [encode_prompt(generator.tokenizer, prompt.messages) for prompt in prompts],
             SamplingParams(settings.max_new_tokens, settings.temperature, settings.top_p),

@@ -1,7 +1,6 @@
-"""The parent model judges its own responses: data/<model>/responses.jsonl -> data/<model>/scores.jsonl.
+"""Judge the responses with the parent model: data/<model>/responses.jsonl -> data/<model>/scores.jsonl.
 
-A run that was killed goes on with the rows that are missing. Run with `python -m stages.judge m1 m0` (the new
-model, its parent).
+A killed run resumes with the missing rows. Run with `python -m stages.judge m1 m0` (the new model, its parent).
 """
 
 from collections import Counter
@@ -31,13 +30,10 @@ def main(model: str, parent: str) -> None:
     stage.start()
     data, held_out = Path("data") / model, Path("data/prepared/eval/judgements.jsonl")
     responses = read_rows(data / "responses.jsonl", Response, unique=["id", "sample"])
-    # A judge that cannot order these must not choose what the next model learns: build_preferences has the gate.
+    # build_preferences has the gate: a judge that cannot order these must not choose what the next model learns.
     judgements = read_rows(held_out, Judgement) if settings.checker is None else []
     inputs = [BASE, Path("models") / parent, data / "responses.jsonl", held_out]
-    with (
-        stage.unlocked_work(inputs) as work,
-        open_generator(generation, stage.runtime, parent, work) as generator,
-    ):
+    with stage.unlocked_work(inputs) as work, open_generator(generation, stage.runtime, parent, work) as generator:
         verdicts = judge_responses(
             generator,
             [(r.prompt, r.response) for r in responses] + [(r.prompt, r.response) for r in judgements],
@@ -48,23 +44,16 @@ def main(model: str, parent: str) -> None:
         if not is_main_process():
             return
         rows = [
-            ScoredResponse(
-                **row.model_dump(),
-                score=verdict.score,
-                failure=verdict.failure,
-                digit_mass=verdict.digit_mass,
-                entropy=verdict.entropy,
-                judgements=list(verdict.judgements),
-            )
-            for row, verdict in zip(responses, verdicts, strict=False)  # those of the held-out judgements follow
+            ScoredResponse(**row.model_dump(), **vars(verdict) | {"judgements": list(verdict.judgements)})
+            for row, verdict in zip(responses, verdicts, strict=False)  # verdicts on the held-out judgements follow
         ]
         own = [verdict.score for verdict in verdicts[len(responses) :]]
         scores = [row.score for row in rows if row.score is not None]
         failures = Counter(row.failure for row in rows if row.failure is not None)
         if not scores:
             raise InputError(
-                f"judge@{model}: all {len(rows)} judgements failed ({dict(failures)}); try another judge.mode (a judge "
-                "has learned to write its judgements, for mode sample, if sft.eft_share was above 0)"
+                f"judge@{model}: all {len(rows)} judgements failed ({dict(failures)}); try another judge.mode (mode "
+                "sample needs a judge that learned to write judgements, with sft.eft_share above 0)"
             )
         summary = {
             "rows": len(rows),

@@ -1,6 +1,6 @@
 """RLHF with PPO: models/<ppo.init> + models/reward + data/prepared/prompts.jsonl -> models/ppo.
 
-A run that was killed goes on from its last checkpoint. Run with `python -m stages.ppo`.
+A killed run resumes from its last checkpoint. Run with `python -m stages.ppo`.
 """
 
 import random
@@ -31,7 +31,7 @@ NUM_SAMPLES = 4  # prompts whose answers show what training does
 def sample_answers(
     stack: AdapterStack, prompts: Sequence[Prompt], settings: PPOSettings, update: int
 ) -> list[TrainingSample]:
-    """Answer `prompts` with the policy as it is now, greedily."""
+    """Answer `prompts` greedily with the current policy."""
     encoded = [encode_prompt(stack.tokenizer, row.messages) for row in prompts]
     with stack.using("policy") as model:
         generator = TorchGenerator(model, stack.tokenizer, NUM_SAMPLES)
@@ -80,7 +80,7 @@ def main() -> None:
             tensors, state = saved
             trainer.load_state_dict(tensors, state["trainer"])
             history, samples = state["history"], [TrainingSample.model_validate(row) for row in state["samples"]]
-            click.echo(f"ppo: goes on after update {trainer.updates_done} of {settings.num_updates}")
+            click.echo(f"ppo: resumes after update {trainer.updates_done} of {settings.num_updates}")
         with tqdm(total=settings.num_updates, initial=len(history), desc="ppo", unit="update") as progress:
             while trainer.updates_done < settings.num_updates:
                 if trainer.updates_done in (0, settings.num_updates // 2):

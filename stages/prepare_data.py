@@ -1,4 +1,4 @@
-"""Check and split the raw data -> data/prepared/ and data/m0/: no prompt is in two splits.
+"""Check and split the raw data -> data/prepared/, data/m0/; no prompt is in two splits.
 
 Run with `python -m stages.prepare_data`.
 """
@@ -34,6 +34,7 @@ from align.data.off_topic import off_topic_rows
 from align.data.transcripts import UnusablePair, parse_pair
 
 T = TypeVar("T")
+DATA = Path("data")
 
 
 class PrepareDataSettings(Settings):
@@ -59,10 +60,10 @@ class PrepareDataSettings(Settings):
 def split_by_group(
     rows: Sequence[T], group: Callable[[T], str], fraction: float, seed: int, source: str = "the rows"
 ) -> tuple[list[T], list[T]]:
-    """Split rows into (train, test) by whole groups, about `fraction` of the groups to test, each side in input order.
+    """Split rows into (train, test) by whole groups, about `fraction` of them to test; keep the order.
 
-    A group's side follows from its text and the seed: rows that are added later never move others across the split.
-    Where they do not suffice, the message names `source`, the file that they are from.
+    A group's side depends only on its text and the seed, so that rows added later move no others. The message about too
+    few groups names `source`, the file.
     """
     places = {key: _place(seed, key) for key in {group(row) for row in rows}}
     if len(places) < 2:
@@ -76,18 +77,18 @@ def split_by_group(
 
 def _place(seed: int, key: str) -> float:
     digest = hashlib.sha256(f"{seed}\x1f{key}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64  # even over [0, 1)
+    return int.from_bytes(digest[:8], "big") / 2**64  # uniform over [0, 1)
 
 
 def conversation_key(pair: PreferencePair) -> str:
-    """Return the text that two pairs on one prompt share: the first user turn, since later turns depend on it."""
-    return pair.messages[0].content.strip().lower()
+    """Return what pairs on one prompt share: the first user turn, on which later turns depend."""
+    return _key(pair.messages[0].content)
 
 
 def read_preferences(
     path: Path, drop: bool = False, limit: int | None = None
 ) -> tuple[list[PreferencePair], dict[str, int]]:
-    """Read the first transcripts into pairs; one that compares no two replies is dropped and counted, or an error."""
+    """Read the first transcripts into pairs; drop and count unusable ones, or stop at the first."""
     pairs: list[PreferencePair] = []
     dropped = Counter[str]()
     for number, row in read_numbered_rows(path, Transcript)[:limit]:
@@ -96,7 +97,7 @@ def read_preferences(
         except UnusablePair as error:
             if not drop:
                 raise InputError(
-                    f"{path}:{number}: {error}; mend or delete the row, or set prepare_data.unusable_preferences to "
+                    f"{path}:{number}: {error}; fix or delete the row, or set prepare_data.unusable_preferences to "
                     "drop, which counts such rows"
                 ) from None
             dropped[error.reason] += 1
@@ -104,16 +105,16 @@ def read_preferences(
 
 
 def read_judgements(settings: PrepareDataSettings) -> tuple[list[Judgement], Counter[str]]:
-    """Read scored responses, or trees with ranked replies, up to the limit; what is left out is counted by reason."""
+    """Read scored responses or ranked trees, up to the limit, and count the questions left out by reason."""
     path = Path(settings.judgements)
     if settings.judgements_format == "scores":
         rows, contradictions = keep_consistent(read_rows(path, Judgement, unique=["question_id", "response"]))
         left_out = Counter({"scores against the ranking": contradictions})
     else:
         trees, left_out = read_trees(path)
-        found = [judgements_of_tree(tree, language=settings.language) for tree in trees]
-        rows = [row for own in found if not isinstance(own, str) for row in own]
-        left_out += Counter(reason for reason in found if isinstance(reason, str))
+        results = [judgements_of_tree(tree, language=settings.language) for tree in trees]
+        rows = [row for result in results if not isinstance(result, str) for row in result]
+        left_out += Counter(result for result in results if isinstance(result, str))
     if settings.max_judgements is not None:
         rows, beyond = first_questions(rows, settings.max_judgements)
         left_out["beyond max_judgements"] = beyond
@@ -121,13 +122,13 @@ def read_judgements(settings: PrepareDataSettings) -> tuple[list[Judgement], Cou
 
 
 def held_out_prompts(evaluation: Sequence[EvalPrompt], judged: Sequence[Judgement]) -> dict[str, str]:
-    """Return the prompts that no instruction may have, each with what it is held out for."""
+    """Return the prompts that no instruction may have, each with the reason."""
     held_out = {_key(row.prompt): "held out for the judge" for row in judged}
     return held_out | {_key(turn): "an evaluation prompt" for row in evaluation for turn in row.turns}
 
 
 def check_own_instructions(settings: PrepareDataSettings, evaluation: Sequence[EvalPrompt]) -> None:
-    """Raise `InputError` if a row of our own format is an evaluation prompt: a slip to mend, not a row to drop."""
+    """Raise `InputError` if a row in our own format is an evaluation prompt: an error to fix, not a row to drop."""
     held_out = held_out_prompts(evaluation, [])
     for number, row in read_numbered_rows(Path(settings.instructions), Instruction):
         if _key(row.prompt) in held_out:
@@ -141,14 +142,11 @@ def _key(prompt: str) -> str:
     return prompt.strip().lower()
 
 
-DATA = Path("data")
-
-
 @click.command(help=__doc__)
 def main() -> None:
     params = Params.read()
     settings = params.section("prepare_data", PrepareDataSettings)
-    found, unusable = read_instructions(Path(settings.instructions), settings.instructions_format, settings.language)
+    rows, unusable = read_instructions(Path(settings.instructions), settings.instructions_format, settings.language)
     judgements, dropped_questions = read_judgements(settings)
     preferences, dropped = read_preferences(
         Path(settings.preferences), settings.unusable_preferences == "drop", settings.max_preferences
@@ -161,7 +159,7 @@ def main() -> None:
     held_out = held_out_prompts(eval_prompts, eval_judgements)
     if settings.instructions_format == "instructions":
         check_own_instructions(settings, eval_prompts)
-    instructions, left_out = take(found, lambda prompt: held_out.get(_key(prompt)), settings.max_instructions)
+    instructions, left_out = take(rows, lambda prompt: held_out.get(_key(prompt)), settings.max_instructions)
     instructions_dropped = dict(sorted((unusable + left_out).items()))
     judged = {_key(row.prompt) for row in eft}
     off_topic = off_topic_rows(eft, settings.off_topic_negatives, params.seed)
@@ -169,7 +167,7 @@ def main() -> None:
     train, test = split_by_group(
         preferences, conversation_key, settings.preferences_test_fraction, params.seed, settings.preferences
     )
-    # One prompt for each conversation, for PPO: from the training pairs alone.
+    # PPO's prompts: one per conversation, from the training pairs only.
     prompts = {tuple(pair.messages): Prompt(id=pair.id, messages=pair.messages) for pair in reversed(train)}
 
     prepared = DATA / "prepared"
@@ -200,11 +198,14 @@ def main() -> None:
         counts["instructions_dropped"] = instructions_dropped
         counts["ift_judged"] = sum(_key(row.prompt) in judged for row in instructions)
     write_json(DATA / "metrics" / "prepare_data.json", counts)
-    told = [f"{n} {name}" for name, n in counts.items() if isinstance(n, int)]
-    told += [f"{n} instructions left out ({reason})" for reason, n in instructions_dropped.items()]
-    told += [f"{n} preferences dropped ({reason})" for reason, n in dropped.items()]
-    told += [f"{n} judged questions dropped ({reason})" for reason, n in dropped_questions.items()]
-    click.echo("prepare_data: " + ", ".join(told))
+    parts = [f"{n} {name}" for name, n in counts.items() if isinstance(n, int)]
+    for what, reasons in (
+        ("instructions left out", instructions_dropped),
+        ("preferences dropped", dropped),
+        ("judged questions dropped", dropped_questions),
+    ):
+        parts += [f"{n} {what} ({reason})" for reason, n in reasons.items()]
+    click.echo("prepare_data: " + ", ".join(parts))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Train a reward model on human preferences: models/base + data/prepared/preferences -> models/reward.
 
-The loss is -logsigmoid(chosen - rejected) (Bradley-Terry); the adapter and its score head are saved together, with the
-bias that makes the mean score of reference answers 0. A run that was killed goes on from its last checkpoint.
-Run with `python -m stages.reward_model`.
+The loss is -logsigmoid(chosen - rejected) (Bradley-Terry). The adapter is saved with its score head and the bias that
+makes the mean score of reference answers 0. A killed run resumes from its last checkpoint. Run with
+`python -m stages.reward_model`.
 """
 
 import math
@@ -26,7 +26,7 @@ from align.run.stage import BASE, Stage
 
 TRAIN, TEST = Path("data/prepared/preferences/train.jsonl"), Path("data/prepared/preferences/test.jsonl")
 REPORT = Path("data/reward")
-# Chosen replies of the training pairs whose mean score becomes 0: enough for a mean within a tenth of a deviation.
+# Chosen training replies whose mean score becomes 0: enough for a mean within a tenth of a standard deviation.
 CENTERING_ROWS = 128
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     stage.start()
     tokenizer = load_tokenizer(BASE)
     pairs = read_rows(TRAIN, PreferencePair)
-    test_pairs = read_rows(TEST, PreferencePair)  # before training: a bad row costs no hours
+    test_pairs = read_rows(TEST, PreferencePair)  # read before training, so that a bad row costs no hours
     rows = training_rows(pairs, encode_pairs(tokenizer, pairs), settings.use_margin)
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "reward_model.max_length")
 
@@ -51,7 +51,7 @@ def main() -> None:
             copy_tokenizer(BASE, temporary)
             write_model_card(temporary, stage, {"base": BASE}, {"preferences": TRAIN})
             del trainer
-            # What follows measures what was written, not what was in memory.
+            # Measure what was written, not what was in memory.
             stack = AdapterStack(BASE, stage.runtime)
             stack.add("reward", temporary)
             references = [row["chosen_ids"] for row in rows[:CENTERING_ROWS]]

@@ -1,6 +1,6 @@
-"""Supervised fine-tuning: models/base learns to judge (EFT), then to follow instructions (IFT) -> models/m0.
+"""Fine-tune models/base to judge (EFT), then to follow instructions (IFT) -> models/m0.
 
-A run that was killed goes on from its last checkpoint. Run with `python -m stages.sft`.
+A killed run resumes from its last checkpoint. Run with `python -m stages.sft`.
 """
 
 import random
@@ -35,7 +35,7 @@ class EFTSettings(TrainingSettings):
 
 
 def judge_replies(judgements: Sequence[Judgement], instructions: int, share: float, seed: int) -> list[Judgement]:
-    """Return judgements, drawn at random, that make up `share` of the rows beside `instructions` others (or all)."""
+    """Return random judgements, at most `share` of the rows when joined with `instructions` others."""
     wanted = round(share / (1 - share) * instructions)
     return random.Random(seed).sample(list(judgements), min(wanted, len(judgements)))
 

@@ -1,4 +1,4 @@
-"""Put every model side by side: data/eval, data/diff, stage metrics and histories -> data/summary/.
+"""Compare all models: data/eval, data/diff, stage metrics and histories -> data/summary/.
 
 Writes metrics.json (headline numbers), models.csv, loop.csv and scores.csv (for `dvc plots`) and report.md.
 Run with `python -m stages.summary`.
@@ -32,6 +32,7 @@ from align.report.statistics import bootstrap_interval, mean, win_rate
 from align.run.release import drop_recorded
 
 R = TypeVar("R", Answer, AnchorScore)
+DATA = Path("data")
 SAMPLE_PROMPTS = 5
 COUNTS: dict[str, type[Measures]] = {"prompts": PromptCounts, "scores": ScoreCounts, "preferences": PairCounts}
 CALIBRATION = ("predicted", "observed", "pairs")
@@ -41,17 +42,17 @@ HISTORY = ("update", "mean_reward", "mean_score", "kl", "eos_rate", "response_to
 def read_same(
     folder: Path, models: Sequence[str], ending: str, row_type: type[R], key: Sequence[str]
 ) -> dict[str, list[R]]:
-    """Read a file of each model; they are compared row by row, so that all must be on the same things in one order."""
+    """Read a file of each model; all must have the same keys in the same order, to be compared row by row."""
     rows = {name: read_rows(folder / f"{name}{ending}", row_type, unique=key) for name in models}
     keys = {name: [tuple(getattr(row, field) for field in key) for row in own] for name, own in rows.items()}
     for name in models:
         if keys[name] != keys["m0"]:
-            raise InputError(f"{folder / name}{ending}: other rows than m0's, by {', '.join(key)}; {REBUILD}")
+            raise InputError(f"{folder / name}{ending}: its rows differ from m0's, by {', '.join(key)}; {REBUILD}")
     return rows
 
 
 def trend(history: Sequence[Mapping[str, float]], key: str) -> tuple[float | None, float | None]:
-    """Return the means of a quantity over the first and the last third of the updates."""
+    """Return the means of a column over the first and the last third of the updates."""
     third = max(1, len(history) // 3)
     return mean([row[key] for row in history[:third]]), mean([row[key] for row in history[-third:]])
 
@@ -59,10 +60,7 @@ def trend(history: Sequence[Mapping[str, float]], key: str) -> tuple[float | Non
 def compare(answers: Mapping[str, Sequence[Answer]], model: str, baseline: str, key: str) -> dict[str, Any]:
     """Return the win rate of `model` against `baseline` by `key`, with a 95% bootstrap interval over prompts.
 
-    Args:
-        answers: every model's answers to the same prompts, in the same order.
-        model, baseline: whose answers are compared.
-        key: `judge_score` or `reward`; prompts where either has none (a failed judgement) take no part.
+    `key` is `judge_score` or `reward`; prompts where either model has none (a failed judgement) are left out.
     """
     pairs = [
         (getattr(ours, key), getattr(theirs, key))
@@ -80,7 +78,7 @@ def model_row(
     answers: Mapping[str, Sequence[Answer]],
     anchors: Mapping[str, Sequence[AnchorScore]],
 ) -> dict[str, Any]:
-    """Return a model's row of models.csv; the win rates are against m0, and so is its drift as a judge."""
+    """Return a model's row of models.csv; win rates and drift as a judge are against m0."""
     judge, moved = metrics["as_judge"], drift(anchors["m0"], anchors[name])
     by_judge, by_reward = (compare(answers, name, "m0", key) for key in ("judge_score", "reward"))
     own = ("judge_score", "reward", "reward_of_ended", "response_tokens", "ended_share", "distinct_2", "kl_to_base")
@@ -97,14 +95,11 @@ def model_row(
     }
 
 
-DATA = Path("data")
-
-
 @click.command(help=__doc__)
 def main() -> None:
     params = Params.read()
     iterations = list(params.iterations)
-    # The list of models comes from the params, never from what lies in data/: files of a removed iteration may remain.
+    # Take the models from the params, since data/ may have files of a removed iteration.
     models = ["base", "m0", *iterations, "ppo"]
     metrics = {name: read_measures(DATA / "eval" / f"{name}.json", ModelMeasures) for name in models}
     answers = read_same(DATA / "eval", models, ".jsonl", Answer, ["id", "turn"])
@@ -166,7 +161,7 @@ def main() -> None:
         samples=samples,
     )
     write_text(out / "report.md", report + "\n")
-    drop_recorded()  # the last long stage is recorded by now
+    drop_recorded()  # the last long stage has been recorded
     click.echo(f"summary: {', '.join(models)} -> {out / 'report.md'}")
 
 

@@ -1,7 +1,7 @@
-"""What changed between two JSONL files: a full outer join of their rows by key.
+"""Compare two JSONL files by a full outer join of their rows by key.
 
-DuckDB reads, joins and counts, in a bounded amount of memory (what does not fit goes to a temporary folder), and no row
-is held as a Python object. benchmarks/diff.py has what that takes beside pandas and Oxen.
+DuckDB reads, joins and counts within a memory limit (the rest goes to a temporary folder), without a Python object per
+row. benchmarks/diff.py compares its cost with that of pandas and Oxen.
 """
 
 import glob
@@ -23,10 +23,10 @@ from align.core.jsonl import read_objects
 
 Kind = Literal["added", "removed", "changed"]
 KINDS: tuple[Kind, ...] = ("added", "removed", "changed")
-MEMORY_LIMIT = "800MB"  # of DuckDB; the process itself takes some 100 MB more
+MEMORY_LIMIT = "800MB"  # of DuckDB; the process needs about 100 MB more
 BINS = 10
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
-TYPES = {  # what a JSON value is to SQL
+TYPES = {  # JSON type -> SQL type
     "VARCHAR": "VARCHAR",
     "BOOLEAN": "BOOLEAN",
     "BIGINT": "BIGINT",
@@ -39,7 +39,7 @@ WORDS = {"VARCHAR": "text", "BOOLEAN": "boolean", "BIGINT": "integer", "DOUBLE":
 
 
 class RowChange(NamedTuple):
-    """A row that differs; a side that lacks it is None."""
+    """A row that differs; None on a side that lacks it."""
 
     kind: Kind
     a: Mapping[str, Any] | None
@@ -48,11 +48,11 @@ class RowChange(NamedTuple):
 
 @dataclass(frozen=True)
 class Side:
-    """A number column on one side: over all of its rows that have a number."""
+    """A number column on one side, over its rows that have a number."""
 
     count: int
     mean: float | None
-    quantiles: list[float]  # minimum, quartiles, maximum; none of no number
+    quantiles: list[float]  # minimum, quartiles, maximum; empty without numbers
     histogram: list[int]  # rows in each of `NumberColumn.edges`' bins
 
 
@@ -62,25 +62,25 @@ class NumberColumn:
 
     a: Side
     b: Side
-    edges: list[float]  # of equally wide bins over both sides
-    higher: int  # rows in common where B has the higher number
+    edges: list[float]  # of equal bins over both sides
+    higher: int  # common rows where B has the higher number
     lower: int
     equal: int  # within the tolerance
-    mean_difference: float | None  # B - A over the rows in common
+    mean_difference: float | None  # B - A over the common rows
 
 
 @dataclass(frozen=True)
 class Preferences:
-    """What became of the pairs in common."""
+    """Changes of the common preference pairs."""
 
-    swapped: int  # chosen and rejected have changed places
+    swapped: int  # chosen and rejected have swapped
     new_chosen: int  # another chosen reply, and no swap
     new_rejected: int
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Keys that stand more than once on a side; their rows are matched in the order in which they stand."""
+    """Keys that occur more than once on a side; their rows are matched in order."""
 
     keys: int = 0
     rows: int = 0
@@ -89,7 +89,7 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class Diff:
-    """The outcome of `compare`; B is the new side. `changes` reads rows for as long as `compare` is open."""
+    """The result of `compare`; B is the new side. `changes` works only while `compare` is open."""
 
     key: list[str]
     rows_a: int
@@ -98,7 +98,7 @@ class Diff:
     removed: int
     changed: int
     unchanged: int
-    changed_columns: dict[str, int]  # rows in which a column differs, of columns that both sides have
+    changed_columns: dict[str, int]  # number of rows in which a common column differs
     numbers: dict[str, NumberColumn]
     preferences: Preferences | None
     columns_added: dict[str, str]  # name -> type
@@ -110,16 +110,16 @@ class Diff:
 
     @property
     def same(self) -> bool:
-        """Whether both sides hold the same rows, in any order."""
+        """Whether both sides have the same rows, in any order."""
         return not (self.added or self.removed or self.changed or self.columns_added or self.columns_removed)
 
     def changes(self, kinds: Sequence[Kind] = KINDS, limit: int | None = None) -> Iterator[RowChange]:
-        """Yield up to `limit` rows of each kind, in the order of their file (that of B if they are in both)."""
+        """Yield up to `limit` rows of each kind, in the order of their file (B's for changed rows)."""
         for kind in kinds:
             yield from self._comparison.changes(kind, limit)
 
     def as_dict(self, limit: int | None = 0, kinds: Sequence[Kind] = KINDS) -> dict[str, Any]:
-        """Return what JSON holds, with up to `limit` rows of each kind."""
+        """Return the JSON form, with up to `limit` rows of each kind."""
         value = {name: _plain(value) for name, value in vars(self).items() if name != "_comparison"}
         rows = {kind: [change._asdict() for change in self.changes([kind], limit)] for kind in kinds} if limit else {}
         return {"same": self.same, **value} | ({"rows": rows} if rows else {})
@@ -135,22 +135,19 @@ def _plain(value: Any) -> Any:
 def compare(
     a: Path, b: Path, key: Sequence[str] = ("id",), tolerance: float = 0.0, threads: int | None = None
 ) -> Iterator[Diff]:
-    """Join two JSONL files by `key` and tell added, removed, changed and unchanged rows apart.
+    """Join two JSONL files by `key` and count added, removed, changed and unchanged rows.
 
-    A key that is missing in a row is a null; so is any other column.
+    A column that a row lacks is null.
 
     Args:
-        a: the old side; UTF-8, one JSON object a line (a name that ends in .gz or .zst is decompressed).
+        a: the old side; UTF-8, one JSON object per line (.gz and .zst files are decompressed).
         b: the new side.
-        key: columns whose values together tell the rows of one file apart.
+        key: columns whose values together identify a row.
         tolerance: numbers that differ by no more are equal.
-        threads: default: all cores. With one the last bit of a mean does not depend on the machine's timing.
-
-    Raises:
-        InputError: a file is missing or broken, or a row has no key.
+        threads: default: all cores. One thread makes the last bit of a mean independent of timing.
     """
     if not key:
-        raise InputError("no key column is named; name one")
+        raise InputError("no key column given; name one")
     with TemporaryDirectory(prefix="align-diff-") as folder:
         config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": MEMORY_LIMIT,
@@ -163,20 +160,20 @@ def compare(
 
 
 class _Comparison:
-    """Both sides as tables `a` and `b`, and `pairs`: the rows of the join, with what differs in them."""
+    """Both sides as tables `a` and `b`, and `pairs`, the rows of the join with their differences."""
 
     def __init__(
         self, connection: duckdb.DuckDBPyConnection, paths: Mapping[str, Path], key: list[str], tolerance: float
     ) -> None:
         self.sql, self.paths, self.key, self.tolerance = connection, paths, key, tolerance
-        self.found = {side: _columns(connection, path) for side, path in paths.items()}
-        both = [column for column in self.found["a"] if column in self.found["b"]]
-        self.types = {side: dict(columns) for side, columns in self.found.items()}
+        self.columns = {side: _columns(connection, path) for side, path in paths.items()}
+        both = [column for column in self.columns["a"] if column in self.columns["b"]]
+        self.types = {side: dict(columns) for side, columns in self.columns.items()}
         for column in both:
-            common = _common({self.found["a"][column], self.found["b"][column]})
+            common = _common({self.columns["a"][column], self.columns["b"][column]})
             self.types["a"][column] = self.types["b"][column] = common
         self.shared = [column for column in both if column not in key]
-        # Columns get names of our own: any name may stand in a file, `rowid` too.
+        # Our own column names, since a file may have any, even `rowid`.
         self.names = {name: f"v{i}" for i, name in enumerate(dict.fromkeys([*key, *self.types["a"], *self.types["b"]]))}
         self.duplicates = {side: self._load(side) for side in paths}
         self.numbers = [column for column in self.shared if self.types["a"][column] in ("BIGINT", "DOUBLE")]
@@ -190,11 +187,11 @@ class _Comparison:
         return row
 
     def _load(self, side: str) -> Duplicates:
-        """Read a file into a table of its typed columns, and `occurrence`: how often the key stood before."""
+        """Read a file into a table of its typed columns and `occurrence`, the number of earlier rows with the key."""
         path, types = self.paths[side], self.types[side]
         if missing := [column for column in self.key if column not in types and types]:
             raise InputError(f"{path}: no row has the key column {missing[0]}; name columns of all rows")
-        # A file without rows has no columns: it gets those of the other side.
+        # A file without rows has no columns and gets those of the other side.
         types = types or self.types["b" if side == "a" else "a"] or dict.fromkeys(self.key, "VARCHAR")
         self.types[side] = types
         columns = ", ".join(f"{_text(name)}: {_text(kind or 'VARCHAR')}" for name, kind in types.items())
@@ -226,7 +223,7 @@ class _Comparison:
         return Duplicates(keys, int(rows), [list(example) for example in examples])
 
     def _join(self) -> None:
-        """Make `pairs`: row numbers, `c<i>` (column i differs), `d<i>` (difference of number i), `swapped`."""
+        """Create `pairs`: row numbers, `c<i>` (column i differs), `d<i>` (difference of number i), `swapped`."""
         wanted = ["a.rowid AS a_row", "b.rowid AS b_row"]
         for i, column in enumerate(self.shared):
             old, new = f"a.{self.names[column]}", f"b.{self.names[column]}"
@@ -253,12 +250,12 @@ class _Comparison:
         self.where["changed"] = f"{self.where['common']} AND ({changed})"
 
     def diff(self) -> Diff:
-        """Count."""
+        """Count the rows and measure the number columns."""
         kinds = [f"count(*) FILTER ({self.where[kind]})" for kind in (*KINDS, "common")]
-        columns = [f"count(*) FILTER ({self.where['common']} AND c{i})" for i in range(len(self.shared))]
-        added, removed, changed, common, *differing = self.one(f"SELECT {', '.join([*kinds, *columns])} FROM pairs")
-        found_a, found_b = self.found["a"], self.found["b"]
-        empty = not found_a or not found_b
+        differences = [f"count(*) FILTER ({self.where['common']} AND c{i})" for i in range(len(self.shared))]
+        added, removed, changed, common, *differing = self.one(f"SELECT {', '.join([*kinds, *differences])} FROM pairs")
+        old, new = self.columns["a"], self.columns["b"]
+        empty = not old or not new
         return Diff(
             key=self.key,
             rows_a=common + removed,
@@ -270,12 +267,12 @@ class _Comparison:
             changed_columns={name: n for name, n in zip(self.shared, differing, strict=True) if n},
             numbers={column: self._number(column) for column in self.numbers},
             preferences=self._preferences() if self.is_preferences else None,
-            columns_added={name: WORDS[kind] for name, kind in found_b.items() if name not in found_a and not empty},
-            columns_removed={name: WORDS[kind] for name, kind in found_a.items() if name not in found_b and not empty},
+            columns_added={name: WORDS[kind] for name, kind in new.items() if name not in old and not empty},
+            columns_removed={name: WORDS[kind] for name, kind in old.items() if name not in new and not empty},
             columns_retyped={
-                name: (WORDS[found_a[name]], WORDS[found_b[name]])
-                for name in found_a
-                if None not in (found_a[name], found_b.get(name)) and found_a[name] != found_b[name]
+                name: (WORDS[kind], WORDS[new[name]])
+                for name, kind in old.items()
+                if None not in (kind, new.get(name)) and kind != new[name]
             },
             duplicates_a=self.duplicates["a"],
             duplicates_b=self.duplicates["b"],
@@ -322,7 +319,7 @@ class _Comparison:
         rows = f"SELECT * FROM pairs WHERE {self.where[kind]} ORDER BY {order}"
         if limit is not None:
             rows += f" LIMIT {limit}"
-        # A cursor of its own: a caller may ask for something else between two rows.
+        # A separate cursor, since the caller may run another query between two rows.
         cursor = self.sql.cursor().execute(
             f"SELECT {', '.join(wanted)} FROM ({rows}) AS p LEFT JOIN a ON a.rowid = a_row "
             f"LEFT JOIN b ON b.rowid = b_row ORDER BY {order}"
@@ -337,38 +334,37 @@ class _Comparison:
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str | None]:
-    """Return the columns of a file in order of appearance, each with its SQL type; None where all are null."""
+    """Return a file's columns in order of appearance with their SQL types, None where all values are null."""
     check_regular(path, "check the path, or run `dvc repro` or `dvc pull`")
     read = f"read_ndjson_objects({_path(path)})"
     first = _run(connection, path, f"SELECT json_keys(json) FROM {read} LIMIT 100")
     names = list(dict.fromkeys(name for (keys,) in first for name in keys))
     while True:
         pointers = [_text("/" + name.replace("~", "~0").replace("/", "~1")) for name in names]
-        # One pass over the file; keys that the first rows lack take another.
-        found = _run(
+        # One pass over the file, and another if it has keys that the first rows lack.
+        shapes = _run(
             connection,
             path,
             f"SELECT json_type(json), json_keys(json), json_type(json, [{', '.join(pointers)}]::VARCHAR[]) "
             f"FROM {read} GROUP BY ALL",
         )
-        later = dict.fromkeys(name for _, keys, _ in found for name in sorted(keys) if name not in names)
+        later = dict.fromkeys(name for _, keys, _ in shapes for name in sorted(keys) if name not in names)
         if not later:
             break
         names += later
     if not names and path.stat().st_size:
-        _find_the_broken_line(path)  # of a file of one byte DuckDB reads none
+        _find_the_broken_line(path)  # DuckDB reads nothing from a file of one byte
     folded = [name.casefold() for name in names]
     if len(set(folded)) < len(folded):
         twice = [name for name in names if folded.count(name.casefold()) > 1]
-        raise InputError(f"{path}: columns {twice[0]} and {twice[1]} differ in case alone; rename one")
-    if any(kind != "OBJECT" or len(set(keys)) < len(keys) for kind, keys, _ in found):
+        raise InputError(f"{path}: columns {twice[0]} and {twice[1]} differ only in case; rename one")
+    if any(kind != "OBJECT" or len(set(keys)) < len(keys) for kind, keys, _ in shapes):
         _find_the_broken_line(path)
-    kinds: list[set[str | None]] = [{TYPES.get(types[i] or "NULL") for _, _, types in found} for i in range(len(names))]
-    return {name: _common(kind) for name, kind in zip(names, kinds, strict=True)}
+    return {name: _common({TYPES.get(types[i] or "NULL") for _, _, types in shapes}) for i, name in enumerate(names)}
 
 
 def _common(kinds: set[str | None]) -> str | None:
-    """Return the type that holds values of all of these."""
+    """Return the type that fits values of all these types."""
     kinds = kinds - {None}
     if kinds == {"BIGINT", "DOUBLE"}:
         return "DOUBLE"
@@ -380,18 +376,18 @@ def _run(connection: duckdb.DuckDBPyConnection, path: Path, query: str) -> list[
         return connection.execute(query).fetchall()
     except duckdb.Error as error:
         _find_the_broken_line(path)
-        # Our reader finds nothing wrong with it.
-        raise InputError(f"{path}: cannot compare it: {quoted(str(error))}; check the file and the free disk") from None
+        # Our reader finds nothing wrong with the file.
+        raise InputError(f"{path}: cannot compare: {quoted(str(error))}; check the file and the free disk") from None
 
 
 def _find_the_broken_line(path: Path) -> None:
-    """Read the file strictly, row by row, which is slow and says exactly where it is broken."""
+    """Read the file strictly, row by row: slow, but the error names the line."""
     for _ in read_objects(path):
         pass
 
 
 def _finite(value: float | None) -> float | None:
-    """Return None for a mean whose sum no float holds."""
+    """Return None for a mean whose sum overflows."""
     return value if value is not None and math.isfinite(value) else None
 
 

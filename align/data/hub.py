@@ -1,4 +1,4 @@
-"""The Hugging Face hub: what goes wrong with it as one line that says what to do. No token is ever repeated."""
+"""Errors of the Hugging Face hub as one line that says how to fix them. Messages never repeat a token."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,17 +24,22 @@ from align.core.errors import InputError, quoted
 RepositoryType = Literal["model", "dataset"]
 TIMEOUT = 20.0  # seconds for an answer
 MAX_NAMES = 10
+# The errors of the hub's libraries, the most telling first.
+KINDS: tuple[tuple[type[BaseException], ...], ...] = (
+    (OfflineModeIsEnabled,),
+    (GatedRepoError,),
+    (RevisionNotFoundError,),
+    (RepositoryNotFoundError,),
+    (HfHubHTTPError,),
+    (ConnectionError, TransportError, EntryNotFoundError, HFValidationError),
+)
 
 
 @contextmanager
 def hub_errors(what: str, repo_id: str, repo_type: RepositoryType, revision: str | None = None) -> Iterator[None]:
-    """Turn what the hub's libraries raise into an `InputError` that begins with `what`; all else goes through.
+    """Turn errors of the hub's libraries into an `InputError`, and pass on all others.
 
-    Args:
-        what: the place of the setting, such as `params.yaml: base_model.source`.
-        repo_id: owner/name.
-        repo_type: what kind of repository it is.
-        revision: of the repository, as the user set it.
+    Its message begins with `what`, the place of the setting, such as `params.yaml: base_model.source`.
     """
     try:
         yield
@@ -48,9 +53,9 @@ def hub_errors(what: str, repo_id: str, repo_type: RepositoryType, revision: str
 
 
 def download(what: str, repo_id: str, revision: str, files: str | None) -> Path:
-    """Return the folder of a dataset repository at a revision in the hub's cache; what is not there is downloaded.
+    """Return the cached folder of a dataset repository at a revision; download what it lacks.
 
-    What was downloaded is used again, also without a network: of this very revision, never another.
+    Only that revision's cache is used, with or without a network.
     """
     with hub_errors(what, repo_id, "dataset", revision):
         return Path(
@@ -61,16 +66,11 @@ def download(what: str, repo_id: str, revision: str, files: str | None) -> Path:
 
 
 def commit_of(what: str, repo_id: str, revision: str) -> str:
-    """Return the commit of a revision of a dataset repository, from the hub."""
+    """Ask the hub for the commit of a dataset repository's revision."""
     with hub_errors(what, repo_id, "dataset", revision):
         commit = HfApi().dataset_info(repo_id, revision=revision, timeout=TIMEOUT).sha
     assert commit is not None
     return commit
-
-
-def is_offline() -> bool:
-    """Return whether HF_HUB_OFFLINE is set."""
-    return bool(constants.HF_HUB_OFFLINE)
 
 
 def page_of(repo_id: str, repo_type: RepositoryType) -> str:
@@ -79,23 +79,20 @@ def page_of(repo_id: str, repo_type: RepositoryType) -> str:
 
 
 def _problem(error: BaseException, repo_id: str, repo_type: RepositoryType, revision: str | None) -> str | None:
-    """Return what is wrong and what to do, from the first error of the chain that the hub's libraries raised."""
+    """Return what is wrong and how to fix it, or None if no error of the chain is the hub's."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
-    for kind in (OfflineModeIsEnabled, GatedRepoError, RevisionNotFoundError, RepositoryNotFoundError, HfHubHTTPError):
+    for kinds in KINDS:
         for one in chain:
-            if isinstance(one, kind):
-                return _told(one, repo_id, repo_type, revision)
-    for one in chain:
-        if isinstance(one, ConnectionError | TransportError | EntryNotFoundError | HFValidationError):
-            return _told(one, repo_id, repo_type, revision)
+            if isinstance(one, kinds):
+                return _message(one, repo_id, repo_type, revision)
     return None
 
 
-def _told(error: BaseException, repo_id: str, repo_type: RepositoryType, revision: str | None) -> str:
+def _message(error: BaseException, repo_id: str, repo_type: RepositoryType, revision: str | None) -> str:
     page = page_of(repo_id, repo_type)
     login = "log in with `hf auth login`, or set HF_TOKEN"
     has_token = get_token() is not None
@@ -103,45 +100,43 @@ def _told(error: BaseException, repo_id: str, repo_type: RepositoryType, revisio
     at = f" --revision {revision}" if revision else ""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     match error:
-        case OfflineModeIsEnabled() | LocalEntryNotFoundError() | ConnectionError() if is_offline():
+        case OfflineModeIsEnabled() | LocalEntryNotFoundError() | ConnectionError() if constants.HF_HUB_OFFLINE:
             return (
-                f"{repo_id} is not whole in the cache, and HF_HUB_OFFLINE is set; unset it, or run `hf download "
-                f"{repo_id}{kind}{at}` where the hub can be reached, and bring {constants.HF_HUB_CACHE}"
+                f"{repo_id} is not complete in the cache, and HF_HUB_OFFLINE is set; unset it, or run `hf download "
+                f"{repo_id}{kind}{at}` where the hub can be reached, and copy {constants.HF_HUB_CACHE} here"
             )
         case GatedRepoError():
-            wanted = "use a token of an account that has access" if has_token else login
-            return f"{repo_id} is gated: its owner wants terms accepted; do so at {page}, then {wanted}"
+            then = "use a token of an account that has access" if has_token else login
+            return f"{repo_id} is gated; accept its terms at {page}, then {then}"
         case DisabledRepoError():
-            return f"{repo_id} is disabled on the hub; take another"
+            return f"{repo_id} is disabled on the hub; use another"
         case RevisionNotFoundError():
             return f"{repo_id} has no revision {quoted(revision)}; it has {_revisions(repo_id, repo_type)} and commits"
         case _ if has_token and status == 401:
-            return f"the hub refuses the token (HF_TOKEN, or that of `hf auth login`) for {repo_id}; make another"
+            return f"the hub refuses the token (HF_TOKEN, or that of `hf auth login`) for {repo_id}; create a new one"
         case RepositoryNotFoundError():
             which = "this token sees" if has_token else "is public"
             way = "check its name" if has_token else f"check its name; if it is private or gated, {login}"
             return f"the hub has no {repo_type} {repo_id} that {which}; {way}"
         case EntryNotFoundError() if not isinstance(error, LocalEntryNotFoundError):
-            return f"{repo_id} lacks a file that it should have; look at {page}"
+            return f"{repo_id} lacks a required file; check {page}"
         case _ if status in (401, 403):
-            return f"the hub gives no access to {repo_id} ({status}); {login}, of an account that has access"
+            return f"the hub denies access to {repo_id} ({status}); {login}, of an account that has access"
         case _ if status == 429:
-            return f"the hub gets too many requests from here (429); wait, or {login}"
+            return f"too many requests to the hub from here (429); wait, or {login}"
         case HFValidationError():
-            return f"{quoted(repo_id)} is no name of a repository; expected owner/name"
+            return f"{quoted(repo_id)} is not a repository id; expected owner/name"
         case HfHubHTTPError():
-            return f"the hub fails ({status}) on {repo_id}; try again later"
-    name = (
-        type(error.__cause__ or error).__name__ if isinstance(error, LocalEntryNotFoundError) else type(error).__name__
-    )
+            return f"the hub failed ({status}) on {repo_id}; try again later"
+    cause = (isinstance(error, LocalEntryNotFoundError) and error.__cause__) or error
     return (
-        f"cannot reach the hub at {constants.ENDPOINT} ({name}); check the network, HTTPS_PROXY and HF_ENDPOINT, or "
-        f"run `hf download {repo_id}{kind}{at}` elsewhere and bring {constants.HF_HUB_CACHE}"
+        f"cannot reach the hub at {constants.ENDPOINT} ({type(cause).__name__}); check the network, HTTPS_PROXY and "
+        f"HF_ENDPOINT, or run `hf download {repo_id}{kind}{at}` elsewhere and copy {constants.HF_HUB_CACHE} here"
     )
 
 
 def _revisions(repo_id: str, repo_type: RepositoryType) -> str:
-    """Return the names of the branches and tags of a repository, as far as the hub tells."""
+    """Return the names of a repository's branches and tags, or those two words if the hub does not answer."""
     try:
         refs = HfApi().list_repo_refs(repo_id, repo_type=repo_type)
     except (HTTPError, OSError, ValueError):

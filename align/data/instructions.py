@@ -1,4 +1,4 @@
-"""Instructions to learn from (IFT), out of the formats that they come in: the best, and none that is held out."""
+"""Instruction data (IFT), read from four formats, without held-out prompts."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -12,18 +12,18 @@ from align.core.rows import Instruction, Message, Text, read_numbered_rows
 from align.data.message_trees import ForeignRow, MessageTree, ranked_replies, read_trees
 
 InstructionsFormat = Literal["instructions", "prompt_completion", "messages", "message_trees"]
-CATEGORY = "source"  # of instructions whose source has no categories
+CATEGORY = "source"  # for formats without categories
 
 
 class Completed(ForeignRow):
-    """A prompt and its completion, by TRL's names."""
+    """A prompt and its completion, named as in TRL."""
 
     prompt: Text
     completion: Text
 
 
 class Conversation(ForeignRow):
-    """A conversation, by TRL's names: its first turn and the reply to it are an instruction."""
+    """A conversation, named as in TRL; its first turn and reply become an instruction."""
 
     messages: list[Message] = Field(min_length=2)
 
@@ -31,39 +31,40 @@ class Conversation(ForeignRow):
 def read_instructions(
     path: Path, file_format: InstructionsFormat, language: str | None
 ) -> tuple[list[Instruction], Counter[str]]:
-    """Read the instructions of a file, in its order; what gives none is counted by reason.
+    """Return a file's instructions, in its order, and the count of unusable rows by reason.
 
-    The id is the row's own in format `instructions`, the tree's in `message_trees`, and the line's number elsewhere.
+    Ids are the rows' own in format `instructions`, the trees' in `message_trees`, and line numbers otherwise.
     """
     if file_format == "instructions":
         return [row for _, row in read_numbered_rows(path, Instruction, unique=["id"])], Counter()
     left_out = Counter[str]()
     if file_format == "prompt_completion":
-        found: Iterable[Instruction | str] = (
+        results: Iterable[Instruction | str] = (
             _instruction(f"row-{number:06d}", row.prompt, row.completion)
             for number, row in read_numbered_rows(path, Completed)
         )
     elif file_format == "messages":
-        found = (of_conversation(number, row.messages) for number, row in read_numbered_rows(path, Conversation))
+        results = (of_conversation(number, row.messages) for number, row in read_numbered_rows(path, Conversation))
     else:
         trees, left_out = read_trees(path)
-        # Those whose best reply was ranked above most others come first: `first_rows` takes from the front.
-        found = [of_tree(tree, language) for tree in sorted(trees, key=_rivals(language), reverse=True)]
+        # `take` keeps the front: put first the trees whose best reply beat most others.
+        trees = sorted(trees, key=lambda tree: _rivals(tree, language), reverse=True)
+        results = [of_tree(tree, language) for tree in trees]
     rows = []
-    for row in found:
-        if isinstance(row, str):
-            left_out[row] += 1
+    for result in results:
+        if isinstance(result, str):
+            left_out[result] += 1
         else:
-            rows.append(row)
+            rows.append(result)
     if not rows:
-        raise InputError(f"{path}: no instruction in it ({_told(left_out)}); check prepare_data.instructions_format")
+        raise InputError(f"{path}: has no instruction ({_counts(left_out)}); check prepare_data.instructions_format")
     return rows, left_out
 
 
 def of_conversation(number: int, messages: Sequence[Message]) -> Instruction | str:
-    """Return the first turn of a conversation and the reply to it, or the reason why it has none.
+    """Return a conversation's first turn with its reply, or the reason why it is unusable.
 
-    An instruction holds no system message, and without it the reply may be to something else.
+    An instruction has no system message, and the reply may depend on one.
     """
     prompt, reply = messages[:2]
     if prompt.role == "system":
@@ -74,7 +75,7 @@ def of_conversation(number: int, messages: Sequence[Message]) -> Instruction | s
 
 
 def of_tree(tree: MessageTree, language: str | None) -> Instruction | str:
-    """Return a tree's prompt with its reply of rank 0, or the reason why it has none."""
+    """Return a tree's prompt with its reply of rank 0, or the reason why it is unusable."""
     ranked = ranked_replies(tree, language=language)
     if isinstance(ranked, str):
         return ranked
@@ -89,12 +90,9 @@ def of_tree(tree: MessageTree, language: str | None) -> Instruction | str:
 def take(
     rows: Sequence[Instruction], held_out: Callable[[str], str | None], limit: int | None
 ) -> tuple[list[Instruction], Counter[str]]:
-    """Return the first `limit` rows whose prompt is not held out, and the number of the others by reason.
+    """Return the first `limit` rows (None: all) whose prompt is not held out, and the count of others by reason.
 
-    Args:
-        rows: the rows, best first.
-        held_out: gives the reason why a prompt must not be trained on, or None.
-        limit: how many rows to take at most, or None for all.
+    `held_out` returns the reason why a prompt must not be trained on, or None.
     """
     left_out = Counter[str]()
     kept: list[Instruction] = []
@@ -106,21 +104,18 @@ def take(
         else:
             kept.append(row)
     if not kept:
-        raise InputError(f"prepare_data.instructions: no row is left ({_told(left_out)}); add instructions")
+        raise InputError(f"prepare_data.instructions: no row is left ({_counts(left_out)}); add instructions")
     return kept, left_out
 
 
-def _rivals(language: str | None) -> Callable[[MessageTree], int]:
-    def count(tree: MessageTree) -> int:
-        ranked = ranked_replies(tree, language=language)
-        return 0 if isinstance(ranked, str) else len(ranked)
-
-    return count
+def _rivals(tree: MessageTree, language: str | None) -> int:
+    ranked = ranked_replies(tree, language=language)
+    return 0 if isinstance(ranked, str) else len(ranked)
 
 
 def _instruction(row_id: str, prompt: str, completion: str) -> Instruction:
     return Instruction(id=row_id, category=CATEGORY, prompt=prompt.strip(), completion=completion.strip())
 
 
-def _told(left_out: Counter[str]) -> str:
+def _counts(left_out: Counter[str]) -> str:
     return ", ".join(f"{count} {quoted(reason)}" for reason, count in sorted(left_out.items())) or "0 rows"

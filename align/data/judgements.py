@@ -1,6 +1,6 @@
-"""Judge training data (EFT) as in arXiv 2401.10020, section 3.1: from ranked human data, filtered and balanced.
+"""Judge training data (EFT) from ranked human data, filtered and balanced (arXiv 2401.10020, section 3.1).
 
-Which rows are taken follows from hashes of the seed and the row's own texts, never from its place in the file.
+Rows are drawn by hashes of the seed and their texts, not by their place in the file.
 """
 
 from collections import Counter
@@ -17,18 +17,13 @@ BEST_SCORE = 5
 
 
 def judgements_of_tree(tree: MessageTree, *, language: str | None) -> list[Judgement] | str:
-    """Return the ranked replies to a tree's prompt as judgements, best first, or the reason why it gives none.
+    """Return a tree's `ranked_replies` as judgements, best first, or the reason why it is unusable.
 
-    Replies that are deleted, blank, without a rank or not an assistant's are left out. The scores are the ranks of the
-    others spread evenly from 5 to 0, halves rounded up: a ranking tells an order and not a grade, so the best of some
-    bad replies gets a 5 all the same. The ranking part of the judge's loss takes the order alone.
+    The scores are the ranks spread evenly from 5 to 0, halves rounded up. A ranking is an order and not a grade, so the
+    best of some bad replies also gets a 5; the ranking part of the judge's loss uses only the order.
 
-    Replies of one rank or one text make the whole tree unusable. Which of them is better is unknown, and equal scores
-    would say that neither is, while to leave one out is to choose.
-
-    Args:
-        tree: the tree.
-        language: the code that the prompt's language must have, or None for any.
+    Replies with equal rank or text make the tree unusable: which is better is unknown, equal scores would say that
+    neither is, and leaving one out would choose.
     """
     ranked = ranked_replies(tree, language=language)
     if isinstance(ranked, str):
@@ -39,46 +34,38 @@ def judgements_of_tree(tree: MessageTree, *, language: str | None) -> list[Judge
         return "replies with equal text"
     if len({rank for rank, _ in ranked}) < len(ranked):
         return "tied ranks"
+    steps = len(ranked) - 1
     return [
         Judgement(
             question_id=tree.message_tree_id,
             category="ranked",
             prompt=tree.prompt.text.strip(),
             response=text,
-            score=_score_of_position(position, len(ranked)),
+            score=(2 * BEST_SCORE * (steps - position) + steps) // (2 * steps),  # in integers, where a half is exact
             rank=rank,
         )
         for position, (rank, text) in enumerate(ranked)
     ]
 
 
-def _score_of_position(position: int, count: int) -> int:
-    steps = count - 1
-    return (2 * BEST_SCORE * (steps - position) + steps) // (2 * steps)  # in whole numbers, where a half is exact
-
-
 def contradicts_ranking(rows: Sequence[Judgement]) -> bool:
-    """Say whether some row of a question is ranked better than another and scored lower.
+    """Return whether any row of a question is ranked better than another but scored lower.
 
-    Equal scores contradict no ranking: the scale has six values. Rows without a rank take no part.
+    Equal scores contradict no ranking: the scale has six values. Rows without a rank are ignored.
     """
     ranked = sorted((row.rank, -row.score) for row in rows if row.rank is not None)
-    # Rows of one rank stand by falling score, so only a step to a worse rank can go up.
+    # Scores fall within a rank, so only a step to a worse rank can raise them.
     return any(better > worse for (_, better), (_, worse) in pairwise(ranked))
 
 
 def keep_consistent(rows: Sequence[Judgement]) -> tuple[list[Judgement], int]:
-    """Return the rows, in order, of the questions whose scores agree with the ranking, and how many do not."""
+    """Return the rows of questions whose scores agree with the ranking, and the number of other questions."""
     wrong = {question for question, own in by_question(rows).items() if contradicts_ranking(own)}
     return [row for row in rows if row.question_id not in wrong], len(wrong)
 
 
 def first_questions(rows: Sequence[Judgement], limit: int) -> tuple[list[Judgement], int]:
-    """Return the rows of the first questions, whole, that are `limit` rows at most, and how many questions are not.
-
-    Raises:
-        InputError: the first question alone has more rows than that.
-    """
+    """Return the rows of the first whole questions, at most `limit` rows, and the number of other questions."""
     taken, total = set(), 0
     questions = by_question(rows)
     for question, own in questions.items():
@@ -95,20 +82,15 @@ def first_questions(rows: Sequence[Judgement], limit: int) -> tuple[list[Judgeme
 
 
 def cap_scores(rows: Sequence[Judgement], max_share: float, seed: int) -> tuple[list[Judgement], int]:
-    """Drop as few rows as it takes for no score to have more than `max_share` of the rows that are left.
+    """Drop as few rows as needed for no score to exceed `max_share` of the rest; return the rest and the drop count.
 
-    Which rows of a score go follows from the hash of (seed, question, response): rows added later move few others.
-
-    Returns:
-        The rows that are left, in order, with every score that was there; and how many were dropped.
-
-    Raises:
-        InputError: there are too few different scores for any share to be that small.
+    The hash of (seed, question, response) picks the rows to drop, so that rows added later move few others. Every score
+    keeps at least one row.
     """
     if not rows:
         return [], 0
     counts = Counter(row.score for row in rows)
-    # The share of the most frequent score grows with the cap, hence the last cap that fits is the largest.
+    # The share of the most frequent score grows with the cap, so the last cap that fits is the largest.
     cap = 0
     while cap < max(counts.values()) and _share_under_cap(counts, cap + 1) <= max_share:
         cap += 1

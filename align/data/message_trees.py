@@ -1,11 +1,10 @@
-"""OpenAssistant's message trees: a prompt and the replies that people ranked.
+"""OpenAssistant's message trees: prompts with replies that people ranked.
 
-They come as trees (the export, one a line) or flat (the hub's tables, one message a row with its parent's id); both are
-read into the same `MessageTree`, as far as the first replies.
+The export has one tree per line, the hub's tables one message per row. Both become `MessageTree`, up to the first
+replies.
 """
 
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -16,13 +15,13 @@ from align.core.rows import Row, Text, read_rows
 
 
 class ForeignRow(Row):
-    """Base of a row in a format of others: the keys that are used here are strict, all others are let pass."""
+    """Base of a row in a foreign format: strict about the keys used here; other keys are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 class TreeReply(ForeignRow):
-    """A reply to a tree's root. The export leaves out keys without a value, or writes them as null."""
+    """A reply to a tree's root. The export omits keys without a value, or writes null."""
 
     text: str
     role: Literal["prompter", "assistant"]
@@ -31,7 +30,7 @@ class TreeReply(ForeignRow):
 
 
 class TreeRoot(ForeignRow):
-    """The prompt that a tree starts with, and the replies to it."""
+    """A tree's prompt and the replies to it."""
 
     text: str
     role: Literal["prompter"]
@@ -41,7 +40,7 @@ class TreeRoot(ForeignRow):
 
 
 class MessageTree(ForeignRow):
-    """A conversation tree in OpenAssistant's export format, as far as its first replies."""
+    """A conversation tree in OpenAssistant's export format, up to its first replies."""
 
     message_tree_id: Text
     tree_state: str | None = None
@@ -49,7 +48,7 @@ class MessageTree(ForeignRow):
 
 
 class FlatMessage(TreeReply):
-    """A message of a tree as the hub's tables have it: one a row, `parent_id` null for a tree's prompt."""
+    """A message in the hub's tables; `parent_id` is null for a tree's prompt."""
 
     message_id: Text
     parent_id: str | None
@@ -59,15 +58,11 @@ class FlatMessage(TreeReply):
 
 
 def read_trees(path: Path) -> tuple[list[MessageTree], Counter[str]]:
-    """Read trees of either form, in the file's order; in the flat one, what belongs to no tree is counted."""
-    first = next(islice(read_objects(path), 1), None)
+    """Return a file's trees, in its order, and (flat form only) the count of messages outside any tree by reason."""
+    first = next(read_objects(path), None)
     if first is None or "parent_id" not in first[1]:
         return read_rows(path, MessageTree, unique=["message_tree_id"]), Counter()
-    return trees_of_messages(read_rows(path, FlatMessage, unique=["message_id"]))
-
-
-def trees_of_messages(messages: list[FlatMessage]) -> tuple[list[MessageTree], Counter[str]]:
-    """Put prompts and the replies to them together, whatever their order; later turns are left alone."""
+    messages = read_rows(path, FlatMessage, unique=["message_id"])
     known = {message.message_id for message in messages}
     children: dict[str, list[FlatMessage]] = {}
     for message in messages:
@@ -77,16 +72,7 @@ def trees_of_messages(messages: list[FlatMessage]) -> tuple[list[MessageTree], C
         MessageTree(
             message_tree_id=root.message_tree_id,
             tree_state=root.tree_state,
-            prompt=TreeRoot(
-                text=root.text,
-                role="prompter",
-                lang=root.lang,
-                deleted=root.deleted,
-                replies=[
-                    TreeReply(text=reply.text, role=reply.role, rank=reply.rank, deleted=reply.deleted)
-                    for reply in children.get(root.message_id, [])
-                ],
-            ),
+            prompt=TreeRoot.model_validate({**vars(root), "replies": children.get(root.message_id, [])}),
         )
         for root in messages
         if root.parent_id is None and root.role == "prompter"
@@ -101,19 +87,16 @@ def trees_of_messages(messages: list[FlatMessage]) -> tuple[list[MessageTree], C
 
 
 def ranked_replies(tree: MessageTree, *, language: str | None) -> list[tuple[int, str]] | str:
-    """Return (rank, text) of the ranked replies to a tree's prompt, best first, or the reason why it has none to use.
+    """Return (rank, text) of the replies to a tree's prompt, best first, or the reason why the tree is unusable.
 
-    Replies that are deleted, blank, without a rank or not an assistant's are left out.
-
-    Args:
-        tree: the tree.
-        language: the code that the prompt's language must have, or None for any.
+    Replies that are deleted, blank, unranked or not an assistant's are left out. `language` is the code required of the
+    prompt, None for any.
     """
     root = tree.prompt
     if root.deleted:
         return "deleted"
     if tree.tree_state not in (None, "ready_for_export"):
-        return "not ready for export"  # halted by a moderator, of low grade, or still growing
+        return "not ready for export"  # halted by a moderator, of low grade, or unfinished
     if language is not None and root.lang != language:
         return "another language"
     if not root.text.strip():

@@ -5,19 +5,19 @@ from collections.abc import Iterator, Sequence
 
 from align.core.rows import Judgement
 
-GOOD_SCORE = 4  # from this score on the rubric calls a response helpful
+GOOD_SCORE = 4  # the lowest score that the rubric calls helpful
 OFF_TOPIC = "Answers another question."
 
 
 def off_topic_rows(rows: Sequence[Judgement], per_question: int, seed: int) -> list[Judgement]:
-    """Return new rows with score 0 for each question: the best responses of others, for it to tell what is relevant.
+    """Return new rows with score 0 for each question: the best responses to other questions, to teach relevance.
 
-    The others have another prompt, and a best score of at least 4 as long as there are any; none of their responses is
-    one of the question's own. They are those that follow the question in the order of the hashes of (seed, question):
-    each is taken about equally often, and no row's place in the file matters. A question gets fewer rows where there
-    are not enough others.
+    The other questions have another prompt; those whose best score is at least 4 go first. None of the question's own
+    responses is used. The others are the questions that follow in the order of the hashes of (seed, question), so each
+    is used about equally often and the order of the file does not matter. A question gets fewer rows if there are too
+    few others.
 
-    Give it one side of a split: what it takes from the held-out side would be trained on.
+    Call it on one side of a split only; otherwise held-out text leaks into training.
     """
     questions = by_question(rows)
     best = {key: min(own, key=lambda row: (-row.score, digest(seed, row.response))) for key, own in questions.items()}
@@ -40,7 +40,7 @@ def off_topic_rows(rows: Sequence[Judgement], per_question: int, seed: int) -> l
 
 
 def _good_first(rows: Sequence[Judgement]) -> Iterator[Judgement]:
-    yield from (row for row in rows if row.score >= GOOD_SCORE)  # lazily: a few of thousands are looked at
+    yield from (row for row in rows if row.score >= GOOD_SCORE)  # lazy: only a few of thousands are read
     yield from (row for row in rows if row.score < GOOD_SCORE)
 
 
@@ -57,5 +57,5 @@ def by_question(rows: Sequence[Judgement]) -> dict[str, list[Judgement]]:
 
 
 def digest(seed: int, *texts: str) -> bytes:
-    """Return a hash of the seed and the texts: rows ordered by it do not depend on their place in the file."""
+    """Return a hash of the seed and the texts, by which to order rows whatever their place in the file."""
     return hashlib.sha256("\x1f".join((str(seed), *texts)).encode()).digest()

@@ -1,7 +1,7 @@
-"""Sources of data: a dataset on the Hugging Face hub, a folder laid out as one, or a file -> rows, as they are.
+"""Read the rows of a source, unchanged: a dataset on the Hugging Face hub, a folder laid out as one, or a file.
 
-Lines of JSON are read here, strictly and to the letter; library `datasets` finds the files of configurations and
-splits, and reads CSV, Parquet and the rest. It would turn JSON texts that look like dates into dates, and 1 into 1.0.
+JSON is read here, strictly. Library `datasets` finds the files of configurations and splits, and reads CSV, Parquet and
+the rest; it would turn JSON texts that look like dates into dates, and 1 into 1.0.
 """
 
 import glob
@@ -23,6 +23,7 @@ from datasets import DatasetBuilder, disable_progress_bars, load_dataset_builder
 from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.csv.csv import Csv, CsvConfig
 from datasets.packaged_modules.json.json import Json
+from huggingface_hub import constants
 from pandas.errors import ParserWarning
 from pyarrow import ArrowException
 from pydantic import Field
@@ -31,30 +32,17 @@ from align.core.errors import InputError, quoted
 from align.core.files import check_regular, parse_json, sha256
 from align.core.jsonl import parse_lines
 from align.core.params import Settings
-from align.data.hub import commit_of, download, hub_errors, is_offline, page_of
+from align.data.hub import commit_of, download, hub_errors, page_of
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 DIGEST = re.compile(r"sha256:[0-9a-f]{12,64}")
 MOVING = ("main", "master")
-# What a file is read as, by the end of its name; all but Parquet may be compressed.
+# Suffix -> builder of `datasets`; all but Parquet may be compressed.
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 COMPRESSED = (".gz", ".bz2", ".xz")
-# What `datasets`, Arrow and pandas raise about files that they did not expect.
-READ_ERRORS = (
-    ArrowException,
-    AttributeError,
-    DatasetsError,
-    EOFError,
-    ImportError,
-    LookupError,
-    NotImplementedError,
-    OSError,
-    ParserWarning,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    ZlibError,
-)
+# What `datasets`, Arrow and pandas raise on files that they cannot read.
+LIBRARY_ERRORS = (ArrowException, DatasetsError, ParserWarning, ZlibError)
+BUILTIN_ERRORS = (AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class SourceSettings(Settings):
@@ -72,9 +60,9 @@ class SourceSettings(Settings):
 
 @dataclass(frozen=True)
 class Source:
-    """A source that was found: while `fingerprint` stays the same, so do its rows.
+    """A located source; equal fingerprints mean equal rows.
 
-    `location` is a file, a folder, or (streamed) the repository's id with its commit in `revision`.
+    `location` is a file, a folder, or (streamed) a repository id, with the commit in `revision`.
     """
 
     name: str
@@ -85,28 +73,24 @@ class Source:
 
     @property
     def key(self) -> str:
-        """The place of the entry, for messages."""
+        """The entry's place in params.yaml, for messages."""
         return f"params.yaml: sources.{self.name}"
 
 
 def find(name: str, settings: SourceSettings) -> Source:
-    """Find a source, and download it unless it is local or streamed.
-
-    Raises:
-        InputError: it is not there, not pinned, not what it was pinned to, or the hub does not give it.
-    """
+    """Locate a source, and download it unless it is local or streamed; check that it is pinned and unchanged."""
     key = f"params.yaml: sources.{name}"
     path = Path(settings.dataset).expanduser()
     if path.is_dir() or _builder_of(path) or not HUB_ID.fullmatch(settings.dataset):
         return _find_local(key, name, settings, path)
     if settings.revision is None or settings.revision in MOVING:
-        found = "missing" if settings.revision is None else f"{settings.revision} moves on"
+        problem = "missing" if settings.revision is None else f"{settings.revision} is a moving branch"
         raise InputError(
-            f"{key}.revision: {found}; pin a dataset of the hub to a commit, or a tag, so that every run gets the same "
-            f"rows: `git ls-remote {page_of(settings.dataset, 'dataset')} main` prints the present commit"
+            f"{key}.revision: {problem}; pin a hub dataset to a commit or a tag, so that every run gets the same rows: "
+            f"`git ls-remote {page_of(settings.dataset, 'dataset')} main` prints the current commit"
         )
     if settings.streaming:
-        if is_offline():
+        if constants.HF_HUB_OFFLINE:
             raise InputError(f"{key}.streaming: reads from the hub, but HF_HUB_OFFLINE is set; unset it, or set false")
         commit = commit_of(f"{key}.dataset", settings.dataset, settings.revision)
         return Source(name, settings, settings.dataset, commit, commit)
@@ -124,18 +108,18 @@ def _find_local(key: str, name: str, settings: SourceSettings, path: Path) -> So
             )
         check_regular(path, f"give sources.{name}.dataset a hub id (owner/name), a folder or a file")
         if _builder_of(path) is None:
-            raise InputError(f"{key}.dataset: {path.name} is of no kind that is read here; give {', '.join(BUILDERS)}")
+            raise InputError(f"{key}.dataset: {path.name} has an unsupported type; give {', '.join(BUILDERS)}")
     else:
         _refuse_script(key, path, settings)
     fingerprint = f"sha256:{sha256(path)}"
     revision = settings.revision
     if revision is not None and not DIGEST.fullmatch(revision):
         raise InputError(
-            f"{key}.revision: expected null, or the hash of the data as sha256:HEX, got {quoted(revision)}; "
-            f"now it is {fingerprint}"
+            f"{key}.revision: expected null or the hash of the data as sha256:HEX, got {quoted(revision)}; "
+            f"it is now {fingerprint}"
         )
     if revision is not None and not fingerprint.startswith(revision):
-        raise InputError(f"{key}.revision: {settings.dataset} has changed; now it is {fingerprint}: set that if it may")
+        raise InputError(f"{key}.revision: {settings.dataset} has changed; set {fingerprint} if that is intended")
     return Source(name, settings, str(path.resolve()), fingerprint)
 
 
@@ -147,20 +131,13 @@ def _refuse_script(key: str, folder: Path, settings: SourceSettings) -> None:
 
 def _script_refused(key: str, script: str) -> str:
     return (
-        f"{key}.dataset: its rows come from code that it brings along ({script}), which is never run; name a "
-        "file of it instead (data_files), or as revision the commit of refs/convert/parquet, where it is tables"
+        f"{key}.dataset: its rows come from its own code ({script}), which is never run; name one of its files "
+        "(data_files), or as revision the commit of refs/convert/parquet, which has tables"
     )
 
 
 def read(source: Source) -> Iterator[dict[str, Any]]:
-    """Yield a source's rows in order, as JSON can hold them, with the columns and up to the limit of its settings.
-
-    Dates and times become ISO 8601 texts.
-
-    Raises:
-        InputError: no such configuration, split or column; a file that is not what it should be; a value that JSON
-            cannot hold; no row.
-    """
+    """Yield a source's rows in order as JSON values, with the columns and up to the limit of its settings."""
     settings, seen = source.settings, dict[str, None]()
     number = 0
     for number, row in enumerate(islice(_rows(source), settings.limit), 1):
@@ -190,13 +167,13 @@ def _rows(source: Source) -> Iterator[dict[str, Any]]:
             yield from _json_rows(settings.dataset, source.location)
         return
     with tempfile.TemporaryDirectory() as scratch, _reading(source, settings.dataset):
-        # A cache of its own: from a common one `datasets` takes, without the hub, whatever revision it holds.
+        # A private cache: offline, `datasets` would take any revision from a shared one.
         builder = _builder(source, scratch)
         files = builder.config.data_files or {}
         if settings.split not in files:
             raise InputError(
                 f"{source.key}.split: there is no {quoted(settings.split)}; there are {', '.join(map(quoted, files))}"
-                + ("; take a part with limit" if "[" in settings.split else "")
+                + ("; use limit to take a part" if "[" in settings.split else "")
             )
         if isinstance(builder, Json):
             for file in files[settings.split]:
@@ -205,15 +182,15 @@ def _rows(source: Source) -> Iterator[dict[str, Any]]:
         else:
             if isinstance(builder, Csv):
                 assert isinstance(builder.config, CsvConfig)
-                # pandas takes NA, null, None and more for nothing at all: as texts they are texts.
+                # pandas reads NA, null, None and more as missing; here they are texts.
                 builder.config.keep_default_na, builder.config.na_values = False, [""]
-                if builder.config.index_col is None:  # it would shift rows that are longer than the header
+                if builder.config.index_col is None:  # which shifts rows that are longer than the header
                     builder.config.index_col = False
             yield from builder.as_streaming_dataset(split=settings.split)
 
 
 def _builder(source: Source, scratch: str) -> DatasetBuilder:
-    """Return the builder that knows the files of each split; nothing is read yet."""
+    """Return the builder, which knows the files of each split; it reads no rows yet."""
     settings, path = source.settings, Path(source.location)
     disable_progress_bars()
     if path.is_file():
@@ -240,27 +217,27 @@ def _builder(source: Source, scratch: str) -> DatasetBuilder:
 
 @contextmanager
 def _reading(source: Source, what: str) -> Iterator[None]:
-    """Turn what the libraries raise about a source's files into an `InputError`."""
+    """Turn the libraries' errors about a source's files into an `InputError`."""
     repo_id = source.settings.dataset
     try:
         with (
             warnings.catch_warnings(),
             hub_errors(f"{source.key}.dataset", repo_id, "dataset", source.settings.revision),
         ):
-            warnings.simplefilter("error", ParserWarning)  # of lost cells
+            warnings.simplefilter("error", ParserWarning)  # it lost cells
             yield
     except InputError:
         raise
-    except READ_ERRORS as error:
+    except (*LIBRARY_ERRORS, *BUILTIN_ERRORS) as error:
         cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
         raise InputError(
-            f"{source.key}: cannot read {what}: {_shortened(cause)}; check that its files are whole, and of the kind "
+            f"{source.key}: cannot read {what}: {_shortened(cause)}; check that its files are complete and of the type "
             "that their names say"
         ) from None
 
 
 def _json_rows(name: str, location: str) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file: one a line, or in one list."""
+    """Yield the objects of a file: one per line, or all in one list."""
     with fsspec.open(location, "rb", compression="infer") as stream:
         start = stream.read(1)
         while start.isspace():
@@ -277,24 +254,23 @@ def _json_list(name: str, data: bytes) -> list[dict[str, Any]]:
     try:
         rows = parse_json(data.decode("utf-8"))
     except ValueError as error:
-        raise InputError(f"{name}: not valid JSON ({error}); mend the file") from None
+        raise InputError(f"{name}: not valid JSON ({error}); fix the file") from None
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise InputError(f"{name}: element {number} is no object, but {quoted(row)}; each must be one in braces")
-    rows_: list[dict[str, Any]] = rows
-    return rows_
+            raise InputError(f"{name}: element {number} is {quoted(row)}; each must be an object in braces")
+    return list(rows)
 
 
 class _Unfit(ValueError):
-    """A value that JSON cannot hold; the message says what it is."""
+    """A value that JSON cannot hold; the message names it."""
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it; dates and times as ISO 8601 texts."""
+    """Return a value as JSON; dates and times become ISO 8601 texts."""
     match value:
         case None | bool() | str():
             return value
-        case int() if abs(value) < 10**18:  # what our reader of JSON takes
+        case int() if abs(value) < 10**18:  # the limit of our JSON reader
             return value
         case float() if math.isfinite(value):
             return value
@@ -312,7 +288,7 @@ def _plain(value: Any) -> Any:
 
 
 def _kept(row: dict[str, Any], columns: list[str] | dict[str, str] | None) -> list[tuple[str, Any]]:
-    """Return the wanted columns of a row that it has, under their new names."""
+    """Return those of the wanted columns that a row has, under their new names."""
     if columns is None:
         return list(row.items())
     pairs = columns.items() if isinstance(columns, dict) else zip(columns, columns, strict=True)
@@ -320,7 +296,7 @@ def _kept(row: dict[str, Any], columns: list[str] | dict[str, str] | None) -> li
 
 
 def _builder_of(path: Path) -> str | None:
-    """Return the name of the builder that reads a file, by the end of its name; None for others."""
+    """Return the name of the builder for a file, by its suffix; None if there is none."""
     name = path.with_suffix("") if path.suffix in COMPRESSED else path
     kind = BUILDERS.get(name.suffix)
     return None if kind == "parquet" and name != path else kind

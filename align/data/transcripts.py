@@ -1,4 +1,4 @@
-"""Anthropic's hh-rlhf transcripts: `\\n\\nHuman: ...\\n\\nAssistant: ...`, as text, to conversations."""
+"""Anthropic's hh-rlhf transcripts, `\\n\\nHuman: ...\\n\\nAssistant: ...`, parsed into conversations."""
 
 import re
 
@@ -9,7 +9,7 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 class UnusablePair(ValueError):
-    """A pair of transcripts that compares no two replies; `reason` is one of a few, for counting."""
+    """A pair of transcripts that does not compare two replies; `reason` is a category for counting."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -17,12 +17,9 @@ class UnusablePair(ValueError):
 
 
 def parse_transcript(text: str) -> list[Message]:
-    """Split a transcript into its turns.
+    """Split a transcript into its turns, which alternate and start with a human one.
 
     A turn starts at a blank line followed by `Human:` or `Assistant:`; the same words inside a line are text.
-
-    Raises:
-        UnusablePair: the text does not start with a human turn, turns do not alternate, or a turn is empty.
     """
     head, *parts = _TURN.split(text)
     if head.strip() or not parts or parts[0] != "Human":
@@ -32,23 +29,16 @@ def parse_transcript(text: str) -> list[Message]:
         expected = ("Human", "Assistant")[(number - 1) % 2]
         if speaker != expected:
             raise UnusablePair(
-                "turns do not alternate", f"turn {number} is of {speaker}; turns must alternate, so {expected} is due"
+                "turns do not alternate", f"turn {number} is by {speaker}; turns must alternate, so expected {expected}"
             )
         if not content:
-            last = number == len(contents)
-            raise UnusablePair(
-                "empty last turn" if last else "empty turn before the last", f"turn {number} ({speaker}) is empty"
-            )
+            reason = "empty last turn" if number == len(contents) else "empty turn before the last"
+            raise UnusablePair(reason, f"turn {number} ({speaker}) is empty")
     return [Message(role=_ROLES[s], content=c) for s, c in zip(speakers, contents, strict=True)]  # type: ignore[arg-type]
 
 
 def parse_pair(row_id: str, transcript: Transcript) -> PreferencePair:
-    """Turn a pair of transcripts into a shared conversation and two replies.
-
-    Raises:
-        UnusablePair: a transcript is malformed or ends with a human turn, the conversations before the last reply
-            differ, or the replies are equal.
-    """
+    """Turn a pair of transcripts into a shared conversation and two different replies."""
     sides = {}
     for side in ("chosen", "rejected"):
         try:

@@ -1,7 +1,8 @@
-"""What a judge makes of the held-out judged responses: the same ones for every model, hence anchors of a drift."""
+"""A judge's scores of the held-out judged responses, the same for every model: anchors that show its drift."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import count
 
 from align.core.rows import AnchorScore, Judgement
 from align.judge.request import Verdict
@@ -10,24 +11,21 @@ from align.report.statistics import bootstrap_interval, mean, spearman, win_rate
 
 def anchor_scores(judgements: Sequence[Judgement], verdicts: Sequence[Verdict]) -> list[AnchorScore]:
     """Return a row for each held-out response with the human score and the judge's."""
-    numbers = Counter[str]()
-    rows = []
-    for row, verdict in zip(judgements, verdicts, strict=True):
-        rows.append(
-            AnchorScore(
-                question_id=row.question_id,
-                number=numbers[row.question_id],
-                score=row.score,
-                predicted=verdict.score,
-                failure=verdict.failure,
-            )
+    numbers: defaultdict[str, Iterator[int]] = defaultdict(count)
+    return [
+        AnchorScore(
+            question_id=row.question_id,
+            number=next(numbers[row.question_id]),
+            score=row.score,
+            predicted=verdict.score,
+            failure=verdict.failure,
         )
-        numbers[row.question_id] += 1
-    return rows
+        for row, verdict in zip(judgements, verdicts, strict=True)
+    ]
 
 
 def drift(before: Sequence[AnchorScore], after: Sequence[AnchorScore]) -> dict[str, float | None]:
-    """Compare two judges on the anchors: `shift` is the mean change of a score, `spearman` how far they order alike."""
+    """Compare two judges: `shift` is the mean change of a score, `spearman` the correlation of their orders."""
     pairs = [
         (a.predicted, b.predicted)
         for a, b in zip(before, after, strict=True)
@@ -45,13 +43,9 @@ def relevance(
     off_topic: Sequence[Judgement],
     off_topic_verdicts: Sequence[Verdict],
 ) -> dict[str, float | int | None]:
-    """Return how often a judge puts a question's best response above a good one to another question.
+    """Return how often a judge scores a question's best response above a good one to another question.
 
-    The order that looks at the response alone gives 0.5. Questions where a judgement failed take no part.
-
-    Args:
-        judgements, verdicts: the held-out responses, and what the judge makes of them.
-        off_topic, off_topic_verdicts: the responses to other questions, and what it makes of those.
+    A judge that ignores the question gets 0.5. Questions with a failed judgement are left out.
     """
     best: dict[str, tuple[int, float | None]] = {}
     for row, verdict in zip(judgements, verdicts, strict=True):

@@ -1,4 +1,4 @@
-"""The judge is asked: a causal LM scores responses, or a checker in its place does."""
+"""Score responses with a causal LM or a checker."""
 
 from collections.abc import Sequence
 
@@ -45,7 +45,7 @@ def judge_responses(
         except ValueError as error:
             raise InputError(f"params.yaml: judge.mode: {error}; use `sample`") from None
         logprobs = generator.next_token_logprobs([ids for ids, _ in encoded], encoded[0][1], description=description)
-        found = [verdict_of_digits(row, settings.min_digit_mass) for row in logprobs]
+        answers = [verdict_of_digits(row, settings.min_digit_mass) for row in logprobs]
     else:
         completions = generator.generate(
             [encode_user(generator.tokenizer, request) for request in requests],
@@ -54,7 +54,7 @@ def judge_responses(
             n=settings.samples,
             description=description,
         )
-        found = [verdict_of_replies([completion.text for completion in samples]) for samples in completions]
-    for i, verdict in zip(asked, found, strict=True):
+        answers = [verdict_of_replies([completion.text for completion in samples]) for samples in completions]
+    for i, verdict in zip(asked, answers, strict=True):
         verdicts[i] = verdict
     return verdicts

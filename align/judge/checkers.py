@@ -1,17 +1,17 @@
-"""Judges for tasks with a right answer, for `judge.mode: checker`: (prompt, response) -> 0 to 5, None if not theirs."""
+"""Judges for tasks with a right answer (`judge.mode: checker`): (prompt, response) -> 0 to 5, None if not theirs."""
 
 import re
 
 _QUOTED = re.compile(r'"([a-z]+)"')
-_SENTENCE = re.compile(r'[A-Z][^.!?"\n]*[.!?]')  # one, without a quotation: the prompt's own list is no answer
+_SENTENCE = re.compile(r'[A-Z][^.!?"\n]*[.!?]')  # no quotes: the prompt's own list is not an answer
 MAX_WORDS = 30
 
 
 def sentence_with_words(prompt: str, response: str) -> float | None:
-    """Score one sentence that shall hold the words that the prompt names in quotes: 5 times the share that it holds.
+    """Score a sentence by 5 times the share that it has of the words that the prompt quotes.
 
-    Anything else than one sentence of at most 30 words scores 0. A prompt that does not ask for a sentence with two or
-    more different words is not this checker's: None.
+    Anything but one sentence of at most 30 words scores 0. Prompts that do not ask for a sentence with at least two
+    different words get None.
     """
     wanted = set(_QUOTED.findall(prompt))
     if "sentence" not in prompt.lower() or len(wanted) < 2:

@@ -1,4 +1,4 @@
-"""The judge, apart from any model: its request, the parser of its replies, and the score of a digit distribution.
+"""The judge without its model: the request, the parser of replies, and the score of a digit distribution.
 
 The rubric is the additive 5-point scale of Self-Rewarding Language Models (arXiv 2401.10020, figure 2), shortened.
 """
@@ -19,7 +19,7 @@ from align.core.templates import render
 
 SCORE_PREFIX = "score: "
 DIGITS = ("0", "1", "2", "3", "4", "5")
-# A whole number alone after `score:` at the start of a line; "score: 10", "4.5" and "4/5" are no match.
+# Only an integer may follow `score:` at the start of a line; "score: 10", "4.5" and "4/5" are no score.
 _SCORE = re.compile(r"^[^\S\n]*score:[ \t]*(\d+)(?![\d./])", re.IGNORECASE | re.MULTILINE)
 
 
@@ -38,23 +38,23 @@ class JudgeSettings(Settings):
     @classmethod
     def _checker_has_not_moved(cls, value: str | None) -> str | None:
         if value is not None and value.startswith("stages.lib."):
-            raise ValueError(f"{value.replace('stages.lib', 'align.judge', 1)} (the checkers are in align/judge now)")
+            raise ValueError(f"{value.replace('stages.lib', 'align.judge', 1)} (the checkers are now in align/judge)")
         return value
 
     @model_validator(mode="after")
     def _checker_is_named(self) -> Self:
         if (self.mode == "checker") != (self.checker is not None):
-            raise ValueError("a checker (package.module:function) where mode is checker, and null elsewhere")
+            raise ValueError("a checker (package.module:function) where mode is checker, and null otherwise")
         return self
 
 
-# What a task with a right answer is judged by: (prompt, response) -> score from 0 to 5, None if it cannot tell.
+# (prompt, response) -> score from 0 to 5, or None if it cannot judge the prompt.
 Checker = Callable[[str, str], float | None]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of one judgement: a score from 0 to 5, or None and the reason in `failure`."""
+    """The outcome of one judgement: a score from 0 to 5, or None with the reason in `failure`."""
 
     score: float | None
     failure: str | None = None
@@ -64,19 +64,19 @@ class Verdict:
 
 
 def judge_request(question: str, response: str) -> str:
-    """Return what the judge is asked, with question and response between tags that no text in them can write."""
+    """Return the judge's request, with question and response between tags that their text cannot forge."""
     return render("judge.jinja", question=_defuse(question), response=_defuse(response))
 
 
 def judge_reply(score: int, justification: str | None) -> str:
-    """Return the whole reply to learn (EFT): the score first, where both judge modes look for it, then any reason."""
+    """Return the reply to learn (EFT): the score first, where both judge modes read it, then any reason."""
     return f"{SCORE_PREFIX}{score}" + (f"\n{justification}" if justification else "")
 
 
 def parse_score(reply: str) -> int | None:
-    """Return the score in a judge's reply (generated text alone, never the prompt), or None if it holds none.
+    """Return the score in a judge's reply (without the prompt), or None if it has none.
 
-    The last line that starts with `score: N` counts, where N is a whole number from 0 to 5.
+    The last line that starts with `score: N` counts, where N is an integer from 0 to 5.
     """
     matches = _SCORE.findall(reply)
     return int(matches[-1]) if matches and matches[-1] in DIGITS else None
@@ -86,8 +86,8 @@ def verdict_of_digits(logprobs: Sequence[float], min_digit_mass: float) -> Verdi
     """Score by the expected value over the digits 0-5 after `score: `, as in G-Eval (arXiv 2303.16634, equation 1).
 
     Args:
-        logprobs: log-probability of each of the digits 0-5, in order, in nats, over the whole vocabulary.
-        min_digit_mass: below this total probability the judge did not answer with a score: a failure.
+        logprobs: log-probabilities of the digits 0-5, in nats, over the whole vocabulary.
+        min_digit_mass: the total probability of the digits below which the judgement fails.
     """
     masses = [math.exp(value) for value in logprobs]
     digit_mass = math.fsum(masses)
@@ -99,7 +99,7 @@ def verdict_of_digits(logprobs: Sequence[float], min_digit_mass: float) -> Verdi
 
 
 def verdict_of_replies(replies: Sequence[str]) -> Verdict:
-    """Average the scores of sampled replies; a failure unless more than half of them hold a score."""
+    """Average the scores of sampled replies; the judgement fails unless more than half of them have one."""
     scores = [score for reply in replies if (score := parse_score(reply)) is not None]
     judgements = tuple(replies)
     if 2 * len(scores) <= len(replies):
@@ -108,17 +108,13 @@ def verdict_of_replies(replies: Sequence[str]) -> Verdict:
 
 
 def load_checker(name: str) -> Checker:
-    """Return the function that `package.module:function` names.
-
-    Raises:
-        InputError: there is no such function.
-    """
+    """Import the function that `package.module:function` names."""
     module, _, function = name.partition(":")
     try:
         checker: Checker = getattr(import_module(module), function)
-    except (Exception, SystemExit) as error:  # whatever a module of the user's raises while it is imported
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise InputError(
-            f"params.yaml: judge.checker: {_told(error)}; expected package.module:function, importable from here"
+            f"params.yaml: judge.checker: {_located(error)}; expected package.module:function, importable from here"
         ) from None
     if not callable(checker):
         raise InputError(f"params.yaml: judge.checker: {quoted(name)} is no function; name one of (prompt, response)")
@@ -126,17 +122,13 @@ def load_checker(name: str) -> Checker:
 
 
 def verdict_of_checker(checker: Checker, prompt: str, response: str) -> Verdict:
-    """Score by a checker; what is not a number from 0 to 5 is an error of the checker, never a score.
-
-    Raises:
-        InputError: the checker returned something else than None or a number on the scale.
-    """
+    """Score by a checker; raise `InputError` unless it returns None or a number from 0 to 5."""
     try:
         score = checker(prompt, response)
-    except (Exception, SystemExit) as error:  # code of the user's, which may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InputError(
-            f"params.yaml: judge.checker: raised {_told(error)} on the prompt {quoted(prompt)}; mend it, or "
-            "return None for what it cannot judge"
+            f"params.yaml: judge.checker: raised {_located(error)} on the prompt {quoted(prompt)}; fix it, or "
+            "return None for prompts that it cannot judge"
         ) from None
     if score is None:
         return Verdict(None, "the checker does not know this prompt")
@@ -147,14 +139,14 @@ def verdict_of_checker(checker: Checker, prompt: str, response: str) -> Verdict:
     return Verdict(float(score))
 
 
-def _told(error: BaseException) -> str:
+def _located(error: BaseException) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
 
 
 _SCORE_LABEL = re.compile(r"(score)(\s*:)", re.IGNORECASE)
-# What can only mean to pass for the request or for a judgement of it: a control token (and the role after it), a tag of
-# the request, a line that holds a score and nothing else.
+# What can only imitate the request or a judgement: a control token (and the role after it), a tag of the request, or a
+# line with nothing but a score.
 _FORGED = re.compile(
     r"<\|[^<>|]*\|>(?:(?:system|user|assistant)\b)?|</?\s*(?:question|response)\s*>"
     r"|^[^\w\n]*+score[^\w\n:]*+:[^\w\n]*+\d++[^\w\n]*+(?:\d++[^\w\n]*+)?$",  # possessive: linear in a text's length
@@ -163,18 +155,18 @@ _FORGED = re.compile(
 
 
 def without_forgery(text: str) -> str:
-    """Return a text without what can only mean to pass for the judge's request or reply, until nothing of it is left.
+    """Remove every imitation of the judge's request or reply from a text, also those that a removal creates.
 
-    A response with `</response>`, `<|im_end|>` or a line `score: 5` put around it is thus judged as if they were not
-    there: they cannot move its score.
+    A response is judged as if any `</response>`, `<|im_end|>` or line `score: 5` around it were absent, so that they
+    cannot change its score.
     """
-    found = 1
-    while found:
-        text, found = _FORGED.subn("", text)
+    removed = 1
+    while removed:
+        text, removed = _FORGED.subn("", text)
     return text.strip()
 
 
 def _defuse(text: str) -> str:
-    # No tag and no special token (`</s>`) can stand in what has a space after each `<`, and what a sampled judgement
-    # may quote is no `score: N` line: `score :` is not what the parser looks for.
+    # With a space after each `<` no tag or special token (`</s>`) is left, and a sampled judgement that quotes
+    # `score :` has no line that the parser reads.
     return _SCORE_LABEL.sub(r"\1 \2", without_forgery(text).replace("<", "< "))

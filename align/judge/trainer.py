@@ -1,7 +1,7 @@
-"""Training of the judge (EFT): the score of each response of a question, and their order.
+"""Train the judge (EFT) to score the responses to a question, and to rank them.
 
-The responses of a question share the rubric and the question: they are packed into one sequence, where each response
-sees the shared part and itself. It costs less than half of what the rows cost one by one, and gives the same logits.
+The responses share the rubric and the question, so they are packed into one sequence, where each sees the shared part
+and itself. This gives the logits of separate rows at less than half their cost.
 """
 
 from collections.abc import Sequence
@@ -28,16 +28,16 @@ from align.training.trainer import Resumable
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows of token ids as one sequence of T tokens: what they share once, then the rest of each row."""
+    """Rows of token ids as one sequence of T tokens: the shared prefix once, then the rest of each row."""
 
     input_ids: Tensor  # (1, T)
-    position_ids: Tensor  # (1, T), those that the tokens have in their own rows
+    position_ids: Tensor  # (1, T), as in the tokens' own rows
     visible: Tensor  # (1, 1, T, T) True where a token may attend to another
     last: Tensor  # (N,) where each row ends
 
 
 def pack(rows: Sequence[list[int]]) -> Packed:
-    """Pack rows that begin alike; each token sees exactly what it sees in its own row."""
+    """Pack rows with a common prefix; each token sees exactly what it sees in its own row."""
     shared = common_prefix(rows)
     tokens, positions, branches = rows[0][:shared], list(range(shared)), [-1] * shared
     last = []
@@ -55,8 +55,7 @@ def pack(rows: Sequence[list[int]]) -> Packed:
 def judged_questions(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Judgement]) -> list[dict[str, Any]]:
     """Return a training example for each question: the requests for all of its responses, and their scores.
 
-    Raises:
-        InputError: the tokenizer does not write each digit as one token.
+    Each digit must be one token.
     """
     questions: dict[str, dict[str, Any]] = {}
     for row in rows:
@@ -72,15 +71,15 @@ def judged_questions(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Judgemen
 
 
 def judge_loss(logprobs: Tensor, scores: Tensor, ranking_coef: float) -> Tensor:
-    """Return a question's loss: cross-entropy of the scores, plus `ranking_coef` times how badly they are ordered.
+    """Return a question's loss: cross-entropy of the scores plus `ranking_coef` times a ranking loss.
 
-    The ranking part is RankNet's (Burges et al., 2005), -log sigmoid(e_i - e_j) for each pair with score i > score j,
-    where e is what the judge reports: the expected digit.
+    The ranking loss is RankNet's (Burges et al., 2005): the mean of -log sigmoid(e_i - e_j) over pairs with score i >
+    score j, where e is the expected digit, which the judge reports. It is 0 if all scores are equal.
 
     Args:
         logprobs: (N, 6), log-probability of each digit for each of the N responses, over the whole vocabulary.
         scores: (N,), the right ones, from 0 to 5.
-        ranking_coef: weight of the mean over the pairs; without a pair of different scores that part is 0.
+        ranking_coef: weight of the ranking loss.
     """
     cross_entropy = -logprobs.gather(-1, scores.unsqueeze(-1)).mean()
     expected = logprobs.softmax(-1) @ torch.arange(logprobs.shape[-1], dtype=logprobs.dtype, device=logprobs.device)
@@ -91,7 +90,7 @@ def judge_loss(logprobs: Tensor, scores: Tensor, ranking_coef: float) -> Tensor:
 
 
 class JudgeTrainer(Resumable):
-    """Trains a causal LM to put the right digit after `score: `, and to rank the responses of a question.
+    """Trains a causal LM to predict the digit after `score: `, and to rank the responses to a question.
 
     Examples come from `judged_questions`; `per_device_train_batch_size` counts questions. The adapter's B matrices,
     which start at zero, learn at `loraplus_lr_ratio` times the rate of its A matrices (LoRA+, arXiv 2402.12354).
@@ -105,11 +104,9 @@ class JudgeTrainer(Resumable):
         ranking_coef: float,
         loraplus_lr_ratio: float,
     ):
-        super().__init__(
-            model=model, args=args, train_dataset=Dataset.from_list(questions), data_collator=_keep_questions
-        )
-        self.ranking_coef = ranking_coef
-        self.loraplus_lr_ratio = loraplus_lr_ratio
+        rows = Dataset.from_list(questions)
+        super().__init__(model=model, args=args, train_dataset=rows, data_collator=lambda batch: {"questions": batch})
+        self.ranking_coef, self.loraplus_lr_ratio = ranking_coef, loraplus_lr_ratio
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
         """Return AdamW (`runtime.optim`) with the two rates."""
@@ -125,8 +122,7 @@ class JudgeTrainer(Resumable):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """Return the mean over the questions of `judge_loss`."""
-        losses = [self._question_loss(model, question) for question in inputs["questions"]]
-        return torch.stack(losses).mean()
+        return torch.stack([self._question_loss(model, question) for question in inputs["questions"]]).mean()
 
     def _question_loss(self, model: Any, question: dict[str, Any]) -> Tensor:
         packed = pack(question["requests"])
@@ -141,7 +137,3 @@ class JudgeTrainer(Resumable):
         ).logits[0]
         logprobs = logits.float().log_softmax(-1)[:, question["digits"]]
         return judge_loss(logprobs, torch.tensor(question["scores"], device=device), self.ranking_coef)
-
-
-def _keep_questions(questions: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"questions": questions}

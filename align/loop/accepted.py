@@ -1,4 +1,4 @@
-"""The IFT data of the next iteration: the parent's, and the responses that the judge found good enough."""
+"""The IFT data of the next iteration: the parent's rows and the responses with a high score."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from align.report.statistics import words
 
 
 def good_rows(rows: Iterable[ScoredResponse], accept_score: float, iteration: str, judge: str) -> list[Instruction]:
-    """Return the best finished response of each prompt as an IFT row, where its score reaches `accept_score`."""
+    """Return as IFT rows the best finished response of each prompt with a score of at least `accept_score`."""
     best: dict[str, tuple[float, ScoredResponse]] = {}
     for row in rows:
         if row.score is None or row.score < accept_score or row.finish_reason != "stop" or not row.response.strip():
@@ -31,22 +31,20 @@ def good_rows(rows: Iterable[ScoredResponse], accept_score: float, iteration: st
 
 
 def grow(
-    pool: Sequence[Instruction], found: Iterable[Instruction], max_generated_share: float
+    pool: Sequence[Instruction], candidates: Iterable[Instruction], max_generated_share: float
 ) -> tuple[list[Instruction], Counter[str]]:
-    """Return `pool` with the rows of `found` that it lacks, the best scored first to come in, and what became of each.
+    """Return `pool` with new candidates, best score first, and the number of candidates by outcome.
 
-    A row whose prompt the pool has, in other capitals or punctuation, is a duplicate. Generated rows, those of earlier
-    iterations included, stay within `max_generated_share` of the result: a model fed on its own text alone narrows.
-
-    Returns:
-        The rows, and the number of those of `found` by outcome: `accepted`, `duplicate`, `over the share`.
+    A candidate is a duplicate if the pool has its prompt, up to case and punctuation. Generated rows, also those of
+    earlier iterations, stay within `max_generated_share` of the result: a model trained on its own text alone loses
+    diversity.
     """
     known = {tuple(words(row.prompt)) for row in pool}
     seeds = sum(row.source == "seed" for row in pool)
     generated = len(pool) - seeds
     outcomes = Counter[str]()
     accepted = []
-    for row in sorted(found, key=lambda row: (-(row.score or 0.0), row.id)):
+    for row in sorted(candidates, key=lambda row: (-(row.score or 0.0), row.id)):
         key = tuple(words(row.prompt))
         if key in known:
             outcomes["duplicate"] += 1

@@ -1,4 +1,4 @@
-"""Where the loop stops: a judge that says the same of everything, fails or guesses would teach the next model noise."""
+"""Gates that stop the loop: a judge with uniform scores, failures or guesses would teach the next model noise."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,21 +19,16 @@ class GateSettings(Settings):
 
 
 def judge_problems(gates: GateSettings, scores: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with a judge and how to mend it, a text for each gate that it does not pass.
-
-    Args:
-        gates: the thresholds.
-        scores: what stage judge counted (data/metrics/<model>/scores.json).
-    """
+    """Return a message for each gate that the judge fails, from data/metrics/<model>/scores.json."""
     problems = []
     judge = scores["as_judge"]  # None if the judge is a checker
     if scores["failure_rate"] > gates.max_failure_rate:
         if judge is None:
-            advice = "the checker (judge.checker) must know what generate_prompts writes; mend it or the seed prompts"
+            advice = "the checker (judge.checker) must know the prompts of generate_prompts; fix it or the seed prompts"
         else:
             advice = (
-                "lower judge.min_digit_mass or raise judge.max_new_tokens, whichever the reasons name, or train the "
-                "judge longer (eft.num_train_epochs; for judge.mode sample on its replies too, sft.eft_share)"
+                "lower judge.min_digit_mass or raise judge.max_new_tokens, as the reasons suggest, or train the judge "
+                "longer (eft.num_train_epochs; for judge.mode sample also on its replies, sft.eft_share)"
             )
         problems.append(
             f"{scores['failure_rate']:.2f} of the judgements failed ({scores['failures']}), over "
@@ -42,7 +37,7 @@ def judge_problems(gates: GateSettings, scores: Mapping[str, Any]) -> list[str]:
     if scores["mode_share"] is not None and scores["mode_share"] > gates.max_mode_share:
         problems.append(
             f"{scores['mode_share']:.2f} of the responses have the same score, over gates.max_mode_share "
-            f"{gates.max_mode_share}: train the judge longer (eft.num_train_epochs), on scores that are spread "
+            f"{gates.max_mode_share}: train the judge longer (eft.num_train_epochs), on more varied scores "
             "(prepare_data.max_score_share)"
         )
     if scores["std"] is not None and scores["std"] < gates.min_score_std:
@@ -61,7 +56,7 @@ def judge_problems(gates: GateSettings, scores: Mapping[str, Any]) -> list[str]:
 
 
 def yield_problems(gates: GateSettings, pairs: int, dropped: Mapping[str, int]) -> list[str]:
-    """Return what is wrong with the yield of pairs: too few prompts have made one."""
+    """Return a message if too few prompts have given a pair."""
     prompts = pairs + sum(dropped.values())
     if pairs and pairs / prompts >= gates.min_pair_yield:
         return []

@@ -1,4 +1,4 @@
-"""New prompts that are new: ROUGE-L between texts, exact search by it, and a filter with a reason for each drop."""
+"""The filter of new prompts: ROUGE-L between texts, an exact search by it, and a reason for each drop."""
 
 import math
 from collections import Counter, defaultdict
@@ -12,8 +12,8 @@ from rapidfuzz.distance import LCSseq
 from align.core.errors import InputError
 from align.report.statistics import words
 
-_ROUNDING = 1e-9  # far above the error of a float product of a threshold and lengths, far below one word
-_SHARED = 2  # rare words that a text must share to be compared: faster than 1 or 3 by benchmarks/novelty.py
+_ROUNDING = 1e-9  # far above the rounding error of threshold * length, far below one word
+_SHARED = 2  # rare words that a text must share to be compared; benchmarks/novelty.py: faster than 1 or 3
 
 
 def rouge_l(a: list[str], b: list[str]) -> float:
@@ -24,30 +24,26 @@ def rouge_l(a: list[str], b: list[str]) -> float:
 
 
 def nearest_similarity(texts: Sequence[list[str]], others: Sequence[list[str]]) -> float | None:
-    """Return the mean over `texts` of the highest ROUGE-L to any of `others`, None of nothing; quadratic."""
+    """Return the mean over `texts` of the highest ROUGE-L to any of `others`, or None if either is empty."""
     if not texts or not others:
         return None
     return sum(max(rouge_l(text, other) for other in others) for text in texts) / len(texts)
 
 
 def language_of(text: str) -> str | None:
-    """Return the ISO 639 code of a text's language as py3langid sees it; None when it has none, such as `12 * 12`."""
+    """Return the ISO 639 code of a text's language by py3langid; None if it has none, such as `12 * 12`."""
     language, log_probability = py3langid.classify(text)
-    # Without any feature every language scores the floor and the first in the alphabet wins; zxx is "no language".
+    # Without any feature all languages score the floor, and the first in the alphabet wins; zxx is "no language".
     return None if log_probability <= RAW_FLOOR or language == "zxx" else str(language)
 
 
 class RougeIndex:
-    """Texts, as word lists, in which those near another text by ROUGE-L are found without comparing with all.
-
-    Args:
-        texts: the first texts of the index.
-    """
+    """An index of texts (word lists) that finds the nearest by ROUGE-L without comparing with all."""
 
     def __init__(self, texts: Iterable[list[str]] = ()) -> None:
         self._by_length: dict[int, defaultdict[str, list[int]]] = {}  # number of words -> word -> texts
         self._texts: list[list[str]] = []
-        self._frequency = Counter[str]()  # word -> number of texts that hold it
+        self._frequency = Counter[str]()  # word -> number of texts with it
         for tokens in texts:
             self.add(tokens)
 
@@ -60,12 +56,12 @@ class RougeIndex:
         self._texts.append(tokens)
 
     def nearest(self, tokens: list[str], at_least: float) -> float | None:
-        """Return the highest ROUGE-L of `tokens` to any text, or None if it is below `at_least`, which is in (0, 1].
+        """Return the highest ROUGE-L of `tokens` to any text, or None if it is below `at_least`, in (0, 1].
 
-        The answer is that of comparing with every text. ROUGE-L >= t takes an LCS of c = t / 2 * (len(a) + len(b))
-        words. Whichever c words of `a` those are, at most len(a) - c of its words are not in `b`: of any
-        len(a) - c + k words of `a`, at least k are. So the rarest that many are looked up, for each length of `b`, and
-        only texts with k of them are compared (the prefix filter of Bayardo et al., 2007, on words with repetition).
+        The search is exact. ROUGE-L >= t needs an LCS of c = t / 2 * (len(a) + len(b)) words, so at most len(a) - c
+        words of `a` are not in `b`, and of any len(a) - c + k words of `a` at least k are. For each length of `b`, look
+        up that many of the rarest words and compare only texts with k of them (the prefix filter of Bayardo et al.,
+        2007, on words with repetition).
         """
         if not 0 < at_least <= 1:
             raise ValueError(f"at_least: expected a number above 0 and at most 1, got {at_least}")
@@ -84,37 +80,18 @@ class RougeIndex:
         return best if best >= at_least else None
 
 
-class _Sequences:
-    """Word sequences that are found inside texts by their first `opening` words; shorter ones are left out."""
-
-    def __init__(self, sequences: Iterable[list[str]], opening: int) -> None:
-        self._opening = opening
-        self._by_opening = defaultdict[tuple[str, ...], list[list[str]]](list)
-        for sequence in sequences:
-            if len(sequence) >= opening:
-                self._by_opening[tuple(sequence[:opening])].append(sequence)
-
-    def occur_in(self, tokens: list[str]) -> bool:
-        """Whether any of the sequences is in `tokens`, without a gap."""
-        return any(
-            tokens[start : start + len(sequence)] == sequence
-            for start in range(len(tokens) - self._opening + 1)
-            for sequence in self._by_opening.get(tuple(tokens[start : start + self._opening]), ())
-        )
-
-
 class PromptFilter:
-    """Accepts a prompt when it is well formed, wanted, and unlike everything known or accepted before.
+    """Accepts prompts that are well formed, wanted, and unlike everything known or accepted before.
 
     Args:
-        known: the texts that a new prompt must not resemble, by what the reasons call one ("an evaluation prompt").
+        known: the texts that a new prompt must not resemble, by their name in the reasons ("an evaluation prompt").
         min_words, max_words: length limits.
-        max_rouge_l: a prompt at or above this ROUGE-L to any known text is not new (Self-Instruct uses 0.7); at 1 only
-            duplicates are dropped.
-        language: ISO 639 code of the language that prompts must be in, None for any.
-        blocked_words: words, or sequences of words, that a prompt must not hold, as whole words in any case.
-        contained: the keys of `known` whose texts of five words or more must not be inside a new prompt either, which
-            ROUGE-L does not see when the prompt is much longer.
+        max_rouge_l: drop prompts at or above this ROUGE-L to a known text (0.7 in Self-Instruct); 1 drops duplicates
+            only.
+        language: required ISO 639 code, None for any.
+        blocked_words: words or word sequences that a prompt must not contain, in any case.
+        contained: keys of `known` whose texts of five words or more must not be inside a new prompt either; ROUGE-L
+            misses them in a much longer prompt.
     """
 
     def __init__(
@@ -129,17 +106,17 @@ class PromptFilter:
         contained: Collection[str] = (),
     ) -> None:
         if language is not None and language not in dict(py3langid.rank("")):
-            raise InputError(f'language: py3langid knows no {language!r}; write an ISO 639 code such as "en"')
+            raise InputError(f'language: py3langid does not know {language!r}; write an ISO 639 code such as "en"')
         texts = {source: [words(text) for text in source_texts] for source, source_texts in known.items()}
         self._accepted = RougeIndex()
         self._sources = [(source, RougeIndex(tokens)) for source, tokens in texts.items()]
         self._sources.append(("one of this run", self._accepted))
-        self._contained = {source: _Sequences(texts[source], opening=5) for source in contained}
-        self._blocked = _Sequences(map(words, blocked_words), opening=1)
+        self._contained = {source: [_spaced(text) for text in texts[source] if len(text) >= 5] for source in contained}
+        self._blocked = [_spaced(tokens) for text in blocked_words if (tokens := words(text))]
         self._limits, self._max_rouge_l, self._language = (min_words, max_words), max_rouge_l, language
 
     def reason_to_drop(self, text: str) -> str | None:
-        """Return why `text` is not accepted, or None; what is accepted is known from then on."""
+        """Return why `text` is dropped, or None; accepted texts count as known from then on."""
         tokens = words(text)
         reason = self._reason_by_itself(text, tokens) or self._reason_by_others(tokens)
         if reason is None:
@@ -154,7 +131,7 @@ class PromptFilter:
             return "too long"
         if len(set(tokens)) < len(tokens) / 2:
             return "repeats itself"
-        if self._blocked.occur_in(tokens):
+        if any(blocked in _spaced(tokens) for blocked in self._blocked):
             return "blocked word"
         if self._language is not None and language_of(text) not in (self._language, None):
             return "another language"
@@ -164,8 +141,13 @@ class PromptFilter:
         for source, index in self._sources:
             similarity = index.nearest(tokens, self._max_rouge_l)
             if similarity is not None:
-                # ROUGE-L is 1 of equal texts alone.
+                # Only equal texts have ROUGE-L 1.
                 return f"duplicate of {source}" if similarity == 1 else f"near {source}"
-            if source in self._contained and self._contained[source].occur_in(tokens):
+            if any(text in _spaced(tokens) for text in self._contained.get(source, ())):
                 return f"contains {source}"
         return None
+
+
+def _spaced(tokens: list[str]) -> str:
+    """Return words with a space before and after each: one text contains another if its string does."""
+    return f" {' '.join(tokens)} "

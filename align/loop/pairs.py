@@ -1,4 +1,4 @@
-"""Scored responses to preference pairs: best against worst of each prompt."""
+"""Preference pairs from scored responses: best against worst of each prompt."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,10 +11,10 @@ def best_and_worst(
 ) -> tuple[ScoredResponse, ScoredResponse] | str:
     """Return the chosen and the rejected of one prompt's responses, or why they make no pair.
 
-    Failed judgements and empty responses take no part. Rejected is the lowest scored, chosen the shortest of those
-    within `length_rho` of the highest score (Meta-Rewarding, arXiv 2407.19594: it keeps replies from growing with each
-    iteration; 0 is the highest scored, whatever its length). Between equal ones the lower sample number wins, but a
-    pair whose scores are closer than `min_margin`, or equal, is never made.
+    Failed judgements and empty responses are ignored. The lowest score is rejected. The shortest response within
+    `length_rho` of the highest score is chosen (Meta-Rewarding, arXiv 2407.19594: replies then do not grow with each
+    iteration); at 0 the highest score is chosen, whatever its length. Ties go to the lower sample number. Scores that
+    are equal or closer than `min_margin` make no pair.
     """
     valid = [(sample.score, sample) for sample in samples if sample.score is not None and sample.response.strip()]
     if len(valid) < 2:
@@ -35,7 +35,7 @@ def best_and_worst(
 
 
 def margin_of(chosen: ScoredResponse, rejected: ScoredResponse) -> float:
-    """Return by how much the judge prefers one response to another, both of which it has scored."""
+    """Return the difference of two responses' scores."""
     assert chosen.score is not None
     assert rejected.score is not None
     return chosen.score - rejected.score
@@ -44,11 +44,7 @@ def margin_of(chosen: ScoredResponse, rejected: ScoredResponse) -> float:
 def build_pairs(
     rows: Iterable[ScoredResponse], min_margin: float, length_rho: float = 0.0
 ) -> tuple[list[PreferencePair], Counter[str]]:
-    """Pair a best with a worst response of each prompt (see `best_and_worst`), in order of first appearance.
-
-    Returns:
-        The pairs, and for the prompts without a pair how many there are by reason: pairs + reasons = prompts.
-    """
+    """Pair the best with the worst response of each prompt; return the pairs and the other prompts' count by reason."""
     by_prompt: dict[str, list[ScoredResponse]] = {}
     for row in rows:
         by_prompt.setdefault(row.id, []).append(row)

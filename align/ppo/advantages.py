@@ -1,6 +1,6 @@
-"""Rewards a token and advantages for PPO: tensors in, tensors out.
+"""Per-token rewards and advantages for PPO, on plain tensors.
 
-`mask` is bool, True on real response tokens (the EOS included), everywhere; what stands at other places never counts.
+`mask` is bool, True on real response tokens, including the EOS. Values elsewhere are ignored.
 """
 
 import torch
@@ -17,12 +17,12 @@ def last_token_index(mask: Tensor) -> Tensor:
 def token_rewards(logprobs: Tensor, ref_logprobs: Tensor, scores: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
     """Return the reward of each token: -kl_coef * (log pi - log pi_ref), plus the score at the last real token.
 
-    The log-ratio is the k1 estimator: inside the reward it alone gives the gradient of the KL divergence. It is cut at
-    +-`LOG_RATIO_LIMIT`, so that a token that one of the two finds impossible leaves a finite reward.
+    The log-ratio is the k1 estimator, the only one whose gradient inside the reward is that of the KL divergence. It is
+    clamped to +-`LOG_RATIO_LIMIT`, so that a token that one of the two finds impossible leaves a finite reward.
 
     Args:
         logprobs, ref_logprobs: (B, R), of the sampled tokens under policy and reference, in nats.
-        scores: (B,), one a response.
+        scores: (B,), one per response.
         mask: (B, R).
         kl_coef: weight of the KL penalty.
     """
@@ -36,8 +36,7 @@ def token_rewards(logprobs: Tensor, ref_logprobs: Tensor, scores: Tensor, mask: 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Return (advantages, returns), both (B, R): generalized advantage estimation (arXiv 1506.02438, equation 16).
 
-    The value after the last real token is 0, since the episode has ended there. Returns are advantages + values,
-    before any whitening.
+    The value after the last real token is 0: the episode has ended. Returns are advantages + values, before whitening.
     """
     values = torch.where(mask, values, 0.0)
     rewards = torch.where(mask, rewards, 0.0)
@@ -52,6 +51,6 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
 
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
-    """Return x with mean 0 and standard deviation 1 over the real tokens of the whole batch, and 0 elsewhere."""
+    """Return x with mean 0 and standard deviation 1 over the batch's real tokens, and 0 elsewhere."""
     real = x[mask]
     return torch.where(mask, (x - real.mean()) / (real.std(correction=0) + 1e-8), 0.0)

@@ -1,4 +1,4 @@
-"""The losses of PPO: tensors in, tensors out. `mask` is True on real response tokens."""
+"""The losses of PPO, on plain tensors. `mask` is True on real response tokens."""
 
 import torch
 from torch import Tensor
@@ -8,19 +8,16 @@ LOG_RATIO_LIMIT = 20.0
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    """Return log-probabilities of `tokens`, (B, R), at the temperature of sampling, in float32.
+    """Return float32 log-probabilities (B, R) of `tokens` (B, R) under softmax(logits / temperature).
 
-    Args:
-        logits: (B, R, V), those that predict each of the tokens.
-        tokens: (B, R).
-        temperature: rollouts are drawn from softmax(logits / temperature), so every log-probability is of that.
+    Rollouts are drawn from that distribution. `logits`, (B, R, V), are those that predict each token.
     """
     scaled = _scaled(logits, temperature)
     return scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
 
 
 def token_entropies(logits: Tensor, temperature: float) -> Tensor:
-    """Return the entropy of softmax(logits / temperature) in nats, (B, R), of logits (B, R, V), in float32."""
+    """Return the float32 entropy (B, R), in nats, of softmax(logits / temperature) for logits (B, R, V)."""
     logprobs = _scaled(logits, temperature).log_softmax(-1)
     return -(logprobs.exp() * logprobs).sum(-1)
 

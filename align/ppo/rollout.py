@@ -1,4 +1,4 @@
-"""What PPO trains on: sampled responses with everything known about them at the time of sampling."""
+"""PPO's training batch: sampled responses and everything measured on them when they were sampled."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -12,15 +12,15 @@ from align.models.batching import PaddedBatch
 
 @dataclass(frozen=True, kw_only=True)
 class Batch(PaddedBatch):
-    """Prompts and responses, with the states at which forwards begin if not at the embeddings: see `PPOTrainer`."""
+    """Prompts and responses, with the states at which forwards begin (None: at the embeddings); see `PPOTrainer`."""
 
     policy_states: Tensor | None = None  # (B, Q+R, H)
     value_states: Tensor | None = None  # (B, Q+R, H)
 
     def rows(self, index: Tensor) -> Self:
-        """Return the rows at `index`, without the columns at both ends where all of them are padding."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        values = {name: value[index] for name, value in found.items() if value is not None}
+        """Return the rows at `index`, without columns at both ends that are padding in all of them."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {name: tensor[index] for name, tensor in tensors.items() if tensor is not None}
         whole, part = self.attention_mask.shape[1], self.response_mask.shape[1]
         real = values["attention_mask"].any(0).nonzero().squeeze(-1)
         first, end = int(real[0]), int(real[-1]) + 1
@@ -32,9 +32,9 @@ class Batch(PaddedBatch):
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout(Batch):
-    """A batch with its evaluation under policy, reference, value and reward model, all without gradient."""
+    """A batch evaluated under policy, reference, value and reward model, without gradient."""
 
-    logprobs: Tensor  # (B, R) log pi_old(a|s), by the trainer's own forward
+    logprobs: Tensor  # (B, R) log pi_old(a|s), by the trainer's forward
     entropies: Tensor  # (B, R) of pi_old(.|s), in nats
     ref_logprobs: Tensor  # (B, R) log pi_ref(a|s)
     values: Tensor  # (B, R) V_old(s)
@@ -45,7 +45,7 @@ class Rollout(Batch):
 
 
 def place(rows: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
-    """Return states (T, H) of each row's real tokens as one block (B, Q+R, H), 0 where there is padding."""
+    """Return the states (T, H) of each row's real tokens as one block (B, Q+R, H), 0 at padding."""
     block = rows[0].new_zeros(*attention_mask.shape, rows[0].shape[-1])
     block[attention_mask] = torch.cat(list(rows))
     return block

@@ -1,13 +1,13 @@
 """Proximal policy optimization (arXiv 1707.06347) with a KL penalty against a reference, on LoRA adapters.
 
-Policy, reference, reward and value are four adapters over one base. One update: sample responses at full vocabulary;
-recompute their log-probabilities with the forward that training uses; score them; reward = -kl_coef * log-ratio, plus
-the score at the last token; GAE; whiten; then epochs of clipped updates, where a loss is a mean over the tokens of the
-whole mini-batch, however it is cut into micro-batches.
+Policy, reference, reward and value are four adapters over one base. One update: sample responses over the full
+vocabulary; recompute their log-probabilities with training's forward; score them; reward = -kl_coef * log-ratio, plus
+the score at the last token; GAE; whiten; then epochs of clipped updates. A loss is a mean over the tokens of the whole
+mini-batch, however it is cut into micro-batches.
 
-What does not change in an update is computed once for it: the layers below the lowest one that policy, reference or
-reward model adapt, and those of the reward model below the ones that the value function trains (`value_layers`). The
-states that leave them are kept from the forward that scores the responses, and every other forward begins there.
+An update computes its constant layers once: those below the lowest layer that policy, reference or reward model adapt,
+and those of the reward model below the ones that the value function trains (`value_layers`). The forward that scores
+the responses keeps their output states, where every other forward begins.
 """
 
 import random
@@ -32,13 +32,13 @@ from align.reward.scoring import score_and_record
 from align.run.runtime import row_seed
 from align.training.optimizers import adamw
 
-# Nats a token, in the mean. Far above what rounding does on SmolLM2 (2e-7 in float32, 4e-3 in bfloat16, where a single
-# token may be off by 0.4) and below what a mistake does (0.3 for a wrong mask, 0.02 for a LoRA dropout of 0.05).
+# Mean nats per token. Far above the rounding error on SmolLM2 (2e-7 in float32, 4e-3 in bfloat16, where a single token
+# may be off by 0.4) and below that of a mistake (0.3 for a wrong mask, 0.02 for a LoRA dropout of 0.05).
 SELF_TEST_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1.5e-2}
 
 
 class PPOSettings(Settings):
-    """Section `ppo` of params.yaml, in TRL's words."""
+    """Section `ppo` of params.yaml, named as in TRL."""
 
     init: str = Field(pattern=f"^{MODEL_NAME.pattern}$")
     num_updates: int = Field(ge=1)
@@ -69,32 +69,28 @@ class PPOSettings(Settings):
     @classmethod
     def _init_has_an_adapter(cls, value: str) -> str:
         if value == "base":
-            raise ValueError("a model with an adapter to train on, such as m0, which the base has not")
+            raise ValueError("a model with an adapter, such as m0; the base has none")
         return value
 
     @model_validator(mode="after")
-    def _sizes_divide(self) -> "PPOSettings":
+    def _settings_fit(self) -> "PPOSettings":
         if self.rollout_batch_size % self.mini_batch_size or self.mini_batch_size % self.per_device_train_batch_size:
             raise ValueError(
                 "sizes where rollout_batch_size / mini_batch_size / per_device_train_batch_size divide evenly"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _one_treatment_of_missing_eos(self) -> "PPOSettings":
         if self.missing_eos_score is not None and self.missing_eos_penalty:
-            raise ValueError("missing_eos_penalty 0 where missing_eos_score replaces the score, or that null")
+            raise ValueError("missing_eos_penalty 0, or missing_eos_score null: one replaces what the other lowers")
         return self
 
 
 class PPOTrainer:
-    """Trains adapter `policy` of a stack that also holds `reference`, `reward` and `value` (with the reward's head).
+    """Trains adapter `policy` of a stack that also has `reference`, `reward` and `value` (with the reward's head).
 
     Args:
         stack: the four adapters; policy and reference must be equal, which the first rollout checks.
-        prompts: token ids of the conversations to answer; drawn in shuffled passes over all of them.
+        prompts: token ids of the conversations to answer, drawn in shuffled passes.
         settings: section `ppo`.
-        seed: of the run.
+        seed: that of the run.
         batch_size: rows decoded or scored together.
     """
 
@@ -106,12 +102,12 @@ class PPOTrainer:
         value_layers = depth if settings.value_layers is None else settings.value_layers
         if value_layers > depth:
             raise InputError(f"params.yaml: ppo.value_layers is {value_layers}, the base has {depth} layers; lower it")
-        # Where forwards begin: below, the four are one model, and value and reward model are.
+        # Where forwards begin: below, all four models are equal, or value and reward model are.
         self.policy_layer = min(stack.first_layer(name) for name in ("policy", "reference", "reward"))
         self.value_layer = max(stack.first_layer("value"), depth - value_layers)
-        # The value function has the reward model's features and a constant for a start, see `rollout`. With the reward
-        # model's own head, which means nothing before the EOS, or with 0, each last token would look much worse (or
-        # better) than those before it, and the policy would unlearn (or overdo) ending its replies.
+        # The value function starts as a constant on the reward model's features, see `rollout`. With the reward model's
+        # head, which is meaningless before the EOS, or with 0, last tokens would look much worse (or better) than those
+        # before, and the policy would unlearn (or overdo) ending its replies.
         self.value_head = nn.Parameter(torch.zeros_like(stack.heads["reward"].weight))
         self.value_bias = nn.Parameter(torch.zeros(1, device=stack.device))
         self.policy_parameters = stack.parameters("policy")
@@ -131,29 +127,26 @@ class PPOTrainer:
         self.kl_coef = settings.kl_coef
 
     def step(self) -> dict[str, float]:
-        """Do one update and return its row of the history."""
+        """Run one update and return its row of the history."""
         settings = self.settings
-        remaining = 1 - self.updates_done / settings.num_updates  # both rates fall to 0 in a straight line
+        remaining = 1 - self.updates_done / settings.num_updates  # both rates fall linearly to 0
         self.optimizers["policy"].param_groups[0]["lr"] = settings.learning_rate * remaining
         self.optimizers["value"].param_groups[0]["lr"] = settings.value_learning_rate * remaining
-        rollout = self.rollout(sorted(self._next_prompts(), key=len))  # like lengths need little padding
+        rollout = self.rollout(sorted(self._next_prompts(), key=len))  # similar lengths need little padding
         if self.updates_done == 0:
             self._check_reference(rollout)
         metrics = {"update": self.updates_done + 1.0} | self._describe(rollout) | self._optimize(rollout)
         metrics["learning_rate"] = settings.learning_rate * remaining
         if settings.adaptive_kl_target is not None:
-            self.kl_coef *= kl_coef_factor(
-                metrics["kl"],
-                settings.adaptive_kl_target,
-                settings.rollout_batch_size / settings.adaptive_kl_horizon,
-            )
+            share = settings.rollout_batch_size / settings.adaptive_kl_horizon
+            self.kl_coef *= kl_coef_factor(metrics["kl"], settings.adaptive_kl_target, share)
         self.updates_done += 1
         return metrics
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return tensors and plain values from which `load_state_dict` goes on to the same bytes.
+        """Return the tensors and plain values with which `load_state_dict` resumes to the same bytes.
 
-        No random state is among them: each seed and each prompt follows from the run's seed and the update's number.
+        There is no random state: seeds and prompts follow from the run's seed and the update's number.
         """
         tensors: dict[str, Tensor] = {}
         for name, parameters in self._parameters().items():
@@ -161,13 +154,13 @@ class PPOTrainer:
             for i, parameter in enumerate(parameters):
                 tensors[f"{name}.{i}"] = parameter
                 for key, value in optimizer.state[parameter].items():
-                    # The maps of 8-bit states are one for all parameters; safetensors wants tensors that share nothing.
+                    # All parameters share the maps of 8-bit states, and safetensors refuses shared tensors.
                     tensors[f"{name}.{i}.{key}"] = value.clone() if key.startswith("qmap") else torch.as_tensor(value)
         return tensors, {"updates_done": self.updates_done, "kl_coef": self.kl_coef}
 
     @torch.no_grad()
     def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` has returned."""
+        """Restore what `state_dict` returned."""
         moments: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             parameter_name, _, part = key.rpartition(".")
@@ -176,11 +169,11 @@ class PPOTrainer:
             optimizer = self.optimizers[name]
             for i, parameter in enumerate(parameters):
                 parameter.copy_(tensors[f"{name}.{i}"])
-                found = moments[f"{name}.{i}"]
-                step = found.pop("step")  # a tensor on the CPU in torch's AdamW, a number in that of bitsandbytes
+                state_of = moments[f"{name}.{i}"]
+                step = state_of.pop("step")  # a CPU tensor in torch's AdamW, a number in that of bitsandbytes
                 optimizer.state[parameter] = {
                     "step": step if isinstance(optimizer, torch.optim.AdamW) else int(step),
-                    **{part: tensor.to(parameter.device) for part, tensor in found.items()},
+                    **{part: tensor.to(parameter.device) for part, tensor in state_of.items()},
                 }
         self.updates_done, self.kl_coef = state["updates_done"], state["kl_coef"]
 
@@ -198,14 +191,14 @@ class PPOTrainer:
         responses = [completion.token_ids for completion in completions]
         batch = Batch.collate(prompts, responses, int(tokenizer.pad_token_id or 0), self.stack.device)
         tokens = [prompt + completion.token_ids for prompt, completion in zip(prompts, completions, strict=True)]
-        found, states = score_and_record(
+        rewards, states = score_and_record(
             self.stack,
             "reward",
             tokens,
             {self.policy_layer, self.value_layer},
             batch_size=settings.per_device_train_batch_size,
         )
-        scores = torch.tensor(found, device=self.stack.device)
+        scores = torch.tensor(rewards, device=self.stack.device)
         batch = replace(
             batch,
             policy_states=place(states[self.policy_layer], batch.attention_mask),
@@ -216,11 +209,11 @@ class PPOTrainer:
         ended = torch.tensor([c.finish_reason == "stop" for c in completions], device=self.stack.device)
         mask = batch.response_mask
         penalized = self._penalized(scores, ended)
-        if self.updates_done == 0:  # the best guess before any training: the mean reward
+        if self.updates_done == 0:  # before training, the mean reward is the best guess
             self.value_bias.fill_(penalized.mean())
         values = self._map_rows(batch, self._values)
-        rewards = token_rewards(logprobs, ref_logprobs, penalized, mask, self.kl_coef)
-        advantages, returns = gae(rewards, values, mask, settings.gamma, settings.lam)
+        per_token = token_rewards(logprobs, ref_logprobs, penalized, mask, self.kl_coef)
+        advantages, returns = gae(per_token, values, mask, settings.gamma, settings.lam)
         return Rollout(
             **vars(batch),
             logprobs=logprobs,
@@ -242,7 +235,7 @@ class PPOTrainer:
             order = torch.randperm(settings.rollout_batch_size, generator=generator).to(self.stack.device)
             for rows in order.split(settings.mini_batch_size):
                 metrics = self._mini_batch(rollout, rows, check=self.updates_done == 0 and steps == 0)
-                # The policy has moved far enough from the one that wrote these responses: they say little about it now.
+                # The policy is now too far from the one that wrote these responses.
                 stopped = settings.target_kl is not None and metrics["approx_kl"] > 1.5 * settings.target_kl
                 if not stopped:
                     for name, parameters in self._parameters().items():
@@ -276,8 +269,8 @@ class PPOTrainer:
         log_ratio = torch.where(mask, logprobs.detach() - part.logprobs, 0.0)
         if check and not (gap := float(log_ratio[mask].abs().mean())) <= self.tolerance:
             raise InputError(
-                f"ppo: before the first update the ratio is not 1 (log-ratios of {gap:.3g} nats in the mean): two "
-                "forwards of the same policy differ; is dropout on, or another mask or temperature used?"
+                f"ppo: before the first update the ratio is not 1 (log-ratios of {gap:.3g} nats on average): two "
+                "forwards of the same policy differ; check for dropout, another mask or another temperature"
             )
         loss = policy_loss(logprobs, part.logprobs, part.advantages, mask, settings.cliprange).sum() / tokens
         loss.backward()
@@ -292,7 +285,7 @@ class PPOTrainer:
             "value_loss": float(error.detach()),
             "ratio": float(torch.where(mask, ratio, 0.0).sum() / tokens),
             "clip_fraction": float(clipped.sum() / tokens),
-            # k3 = ratio - 1 - log(ratio): never negative, for display alone
+            # k3 = ratio - 1 - log(ratio): never negative, for display only
             "approx_kl": float(torch.where(mask, ratio - 1 - log_ratio, 0.0).sum() / tokens),
         }
 
@@ -316,10 +309,10 @@ class PPOTrainer:
         }
 
     def _penalized(self, scores: Tensor, ended: Tensor) -> Tensor:
-        """Return the reward of each response, which is its score if it ends by itself.
+        """Return the reward of each response: its score, replaced or lowered if it does not end with an EOS.
 
-        The score of one that does not is replaced (`missing_eos_score`: the reward model has learned from ended replies
-        alone, arXiv 2403.17031) or lowered (`missing_eos_penalty`).
+        `missing_eos_score` replaces it, since the reward model was trained on ended replies only (arXiv 2403.17031);
+        `missing_eos_penalty` lowers it.
         """
         if self.settings.missing_eos_score is not None:
             return torch.where(ended, scores, self.settings.missing_eos_score)
@@ -329,8 +322,8 @@ class PPOTrainer:
         gap = float((rollout.logprobs - rollout.ref_logprobs)[rollout.response_mask].abs().mean())
         if not gap <= self.tolerance:
             raise InputError(
-                f"ppo: before the first update the KL to the reference is not 0 (log-ratios of {gap:.3g} nats in the "
-                "mean): policy and reference must start from the same adapter, ppo.init"
+                f"ppo: before the first update the KL to the reference is not 0 (log-ratios of {gap:.3g} nats on "
+                "average): policy and reference must start from the same adapter, ppo.init"
             )
 
     def _logprobs(self, name: str, batch: Batch) -> Tensor:
@@ -347,7 +340,7 @@ class PPOTrainer:
     def _logits(self, name: str, batch: Batch) -> Tensor:
         """Return the logits that predict the response tokens, (B, R, V)."""
         states, width = batch.policy_states, batch.input_ids.shape[1]
-        # An index, not a number: of a slice the head would make a batched product, with a copy of its weights a row.
+        # An index, not a number: on a slice the head would do a batched product, with a copy of its weights per row.
         before_each = torch.arange(width - batch.response_mask.shape[1] - 1, width - 1, device=self.stack.device)
         begin = nullcontext() if states is None else self.stack.entering(self.policy_layer, states)
         with self.stack.using(name) as model, begin:
@@ -378,13 +371,13 @@ class PPOTrainer:
         return self.stack.checkpointing() if self.settings.gradient_checkpointing else nullcontext()
 
     def _micro_batches(self, batch: Batch, rows: Tensor) -> tuple[Tensor, ...]:
-        """Cut `rows` of the batch into micro-batches, those with responses of like lengths together."""
-        rows = rows.sort().values  # like prompts, where the lengths of the responses are equal
+        """Cut `rows` of the batch into micro-batches of responses with similar lengths."""
+        rows = rows.sort().values  # similar prompts, where responses have equal lengths
         rows = rows[batch.response_mask[rows].sum(1).argsort(stable=True)]
         return torch.split(rows, self.settings.per_device_train_batch_size)
 
     def _map_rows(self, batch: Batch, function: Callable[[Batch], Tensor]) -> Tensor:
-        """Apply `function` to micro-batches and put the results (b, r, ...) together: (B, R, ...), 0 in padding."""
+        """Apply `function` to micro-batches and join the results (b, r, ...) to (B, R, ...), 0 at padding."""
         parts = self._micro_batches(batch, torch.arange(len(batch.input_ids), device=self.stack.device))
         results = [function(batch.rows(part)) for part in parts]
         together = results[0].new_zeros(*batch.response_mask.shape, *results[0].shape[2:])
@@ -413,8 +406,8 @@ def kl_coef_factor(kl: float, target: float, share: float) -> float:
     """Return the factor of the adaptive KL coefficient (Ziegler et al., 2019, section 2.2).
 
     Args:
-        kl: of the last rollout, in nats a response.
-        target: what it should be.
+        kl: of the last rollout, in nats per response.
+        target: the desired KL.
         share: responses of the rollout over the horizon.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)

@@ -1,4 +1,4 @@
-"""The self-rewarding loop in tables: what each iteration wrote, judged and paired, and how scores are spread."""
+"""Tables of the self-rewarding loop: the counts of each iteration and the distribution of scores."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ SCORE_EDGES = [i / 2 for i in range(11)]  # bins of half a point from 0 to 5
 def loop_row(
     model: str, parent: str, prompts: Mapping[str, Any], scores: Mapping[str, Any], pairs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return an iteration's row of loop.csv, from the counts of its stages (data/metrics/<model>/*.json)."""
+    """Return an iteration's row of loop.csv from data/metrics/<model>/*.json."""
     judge = scores["as_judge"] or {}
     return {
         "model": model,
@@ -41,24 +41,24 @@ def loop_row(
 
 
 def bin_label(low: float) -> str:
-    """Return the name of the bin that begins at `low`."""
+    """Return the name of the bin that starts at `low`."""
     return f"{low:.1f}-{low + 0.5:.1f}"
 
 
 def score_histogram(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:
-    """Return, for each bin of judge scores, its label and the share of each model's judged answers in it."""
+    """Return, for each bin of judge scores, its label and each model's share of judged answers."""
     counts = {
         name: histogram([row.judge_score for row in rows if row.judge_score is not None], SCORE_EDGES)
         for name, rows in answers.items()
     }
     return [
-        {"score": bin_label(low)} | {name: found[i] / (sum(found) or 1) for name, found in counts.items()}
+        {"score": bin_label(low)} | {name: bins[i] / (sum(bins) or 1) for name, bins in counts.items()}
         for i, low in enumerate(SCORE_EDGES[:-1])
     ]
 
 
 def score_rows(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:
-    """Return the model and the score's bin of each judged answer, for a heat map that counts rows."""
+    """Return model and score bin of each judged answer, for a heat map that counts rows."""
     return [
         {"model": name, "score": bin_label(min(int(row.judge_score * 2), 9) / 2)}
         for name, rows in answers.items()

@@ -1,4 +1,4 @@
-"""The counts and measures that stages write as JSON and others read: what a reader relies on, checked at reading."""
+"""The JSON files that stages exchange: the keys that readers rely on, checked when read."""
 
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 from align.core.errors import InputError, quoted
 from align.core.files import REBUILD, read_json
 
-Measure = float | None  # None: of nothing, such as a mean of no rows
+Measure = float | None  # None: undefined, such as the mean of no rows
 
 
 class Measures(BaseModel):
-    """Base of the files' contents: what is listed must be there; more may be."""
+    """Base of a file's content: listed keys are required, others allowed."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -31,7 +31,7 @@ class Agreement(Measures):
 
 
 class Relevance(Measures):
-    """How often a judge knows an answer from an answer to something else."""
+    """How often a judge prefers an answer to the question over one to another question."""
 
     accuracy: Measure
 
@@ -62,7 +62,7 @@ class PromptCounts(Measures):
 
 
 class ScoreCounts(Measures):
-    """data/metrics/<model>/scores.json, of stage judge; `as_judge` is None where a checker was the judge."""
+    """data/metrics/<model>/scores.json, of stage judge; `as_judge` is None if a checker judged."""
 
     rows: int
     mean_score: Measure
@@ -122,13 +122,13 @@ class Changes(RootModel[dict[str, DataSetChange]]):
 
 
 def read_measures(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
-    """Read a stage's JSON file and return it as it stands, once sure that it holds what `kind` lists."""
+    """Read a stage's JSON file, check it against `kind` and return it unchanged."""
     values = read_json(path)
     try:
         kind.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        found = "is missing" if first["type"] == "missing" else f"cannot be {quoted(first['input'])}"
-        raise InputError(f"{path}: {key} {found}; {REBUILD}") from None
+        problem = "is missing" if first["type"] == "missing" else f"cannot be {quoted(first['input'])}"
+        raise InputError(f"{path}: {key} {problem}; {REBUILD}") from None
     return values

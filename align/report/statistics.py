@@ -1,4 +1,4 @@
-"""Statistics of the report, on plain lists; and what counts as a word."""
+"""Statistics of the report, on plain lists, and the definition of a word."""
 
 import math
 import re
@@ -17,27 +17,27 @@ def words(text: str) -> list[str]:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Return the mean, or None of nothing."""
+    """Return the mean, None of no values."""
     return math.fsum(values) / len(values) if values else None
 
 
 def standard_deviation(values: Sequence[float]) -> float | None:
-    """Return the population's standard deviation, or None of nothing."""
+    """Return the population standard deviation, None of no values."""
     return float(np.std(values)) if values else None
 
 
 def mode_share(values: Sequence[float], digits: int = 1) -> float | None:
-    """Return the share of the most frequent value, rounded to `digits` decimals; None of nothing."""
+    """Return the share of the most frequent value, rounded to `digits` decimals; None of no values."""
     return Counter(round(value, digits) for value in values).most_common(1)[0][1] / len(values) if values else None
 
 
 def histogram(values: Sequence[float], edges: Sequence[float]) -> list[int]:
-    """Return how many values are in each bin [edges[i], edges[i + 1]); the last bin holds its upper edge, too."""
+    """Return the number of values in each bin [edges[i], edges[i + 1]); the last bin includes its upper edge."""
     return [int(count) for count in np.histogram(values, edges)[0]]
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Return Spearman's rank correlation, or None where one side is constant (or has fewer than two values)."""
+    """Return Spearman's rank correlation, or None if a side is constant (or has fewer than two values)."""
     if len(set(x)) < 2 or len(set(y)) < 2:
         return None
     ranks = np.column_stack((_ranks(x), _ranks(y)))
@@ -51,7 +51,7 @@ def _ranks(values: Sequence[float]) -> np.ndarray:
 
 
 def kendall(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Return Kendall's rank correlation (tau-b, which allows for ties), or None where one side is constant."""
+    """Return Kendall's rank correlation (tau-b, which allows for ties), or None if a side is constant."""
     if len(set(x)) < 2 or len(set(y)) < 2:
         return None
     above_x, above_y = (np.sign(np.subtract.outer(values, values)) for values in (x, y))
@@ -61,7 +61,7 @@ def kendall(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 
 def wilson_interval(successes: float, total: int, z: float = 1.959964) -> tuple[float, float] | None:
-    """Return the 95% Wilson score interval of a proportion (Wilson, 1927), or None of nothing."""
+    """Return the 95% Wilson score interval of a proportion (Wilson, 1927), None if `total` is 0."""
     if total == 0:
         return None
     share = successes / total
@@ -74,10 +74,10 @@ def wilson_interval(successes: float, total: int, z: float = 1.959964) -> tuple[
 def bootstrap_interval(
     groups: Sequence[Sequence[float]], seed: int = 0, resamples: int = 2000
 ) -> tuple[float, float] | None:
-    """Return the 95% percentile bootstrap interval of the mean of all values, or None of nothing.
+    """Return the 95% percentile bootstrap interval of the mean of all values, None of no values.
 
-    Whole groups are drawn, with replacement, since values of one group (the pairs of one question) depend on each
-    other; put each value into a group of its own where they do not.
+    Whole groups are drawn, with replacement, since values of one group (the pairs of one question) are dependent. Give
+    independent values a group each.
     """
     sums = np.array([math.fsum(group) for group in groups])
     sizes = np.array([len(group) for group in groups])
@@ -91,25 +91,20 @@ def bootstrap_interval(
 
 
 def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Return 1 for each prompt that `ours` scores higher on, 0.5 for a tie, 0 for a loss; the mean is the win rate."""
+    """Return 1 for each prompt where `ours` scores higher, 0.5 for a tie, 0 for a loss; the mean is the win rate."""
     return [0.5 if a == b else float(a > b) for a, b in zip(ours, theirs, strict=True)]
 
 
 def distinct_2(texts: Sequence[Sequence[str]]) -> float | None:
     """Return the mean share of distinct word pairs within a text (Li et al., 2016): 1 = no pair occurs twice.
 
-    Texts of fewer than two words hold no pair and do not count.
+    Texts of fewer than two words do not count.
     """
-    shares = []
-    for text in texts:
-        pairs = list(pairwise(text))
-        if pairs:
-            shares.append(len(set(pairs)) / len(pairs))
-    return mean(shares)
+    return mean([share for text in texts if (share := corpus_distinct_2([text])) is not None])
 
 
 def corpus_distinct_2(texts: Sequence[Sequence[str]]) -> float | None:
-    """Return the share of distinct word pairs among those of all texts: 1 = no two texts share one, None of none."""
+    """Return the share of distinct word pairs in all texts together: 1 = no pair occurs twice, None of no pairs."""
     pairs = [pair for text in texts for pair in pairwise(text)]
     return len(set(pairs)) / len(pairs) if pairs else None
 
@@ -117,13 +112,13 @@ def corpus_distinct_2(texts: Sequence[Sequence[str]]) -> float | None:
 def agreement(
     predicted: Sequence[float | None], human: Sequence[int], groups: Sequence[str]
 ) -> dict[str, float | int | None]:
-    """Measure how a judge's scores agree with the human ones: the measures of arXiv 2401.10020, section 3.2.
+    """Measure how a judge's scores agree with the human ones, as in arXiv 2401.10020, section 3.2.
 
-    `exact_match` rounds the prediction. `five_best` is the share of the responses with a rounded prediction of 5 whose
-    human score is the highest of their group (None where the judge gives no 5). `pairwise_accuracy` is over pairs
-    within a group (question) whose human scores differ, where an equal prediction counts one half; its interval draws
-    whole groups. Spearman and Kendall (tau-b) are means over groups, and a group in which all predictions are equal
-    counts 0. Failed judgements (None) take no part and are counted.
+    `exact_match` rounds the prediction. `five_best` is, among responses with a rounded prediction of 5, the share whose
+    human score is the highest of their group (None if there is no 5). `pairwise_accuracy` is over pairs within a group
+    (question) whose human scores differ, where equal predictions count one half; its interval draws whole groups.
+    Spearman and Kendall (tau-b) are means over groups; a group with equal predictions counts 0. Failed judgements
+    (None) are counted and otherwise ignored.
     """
     rows = [(p, h, g) for p, h, g in zip(predicted, human, groups, strict=True) if p is not None]
     by_group: dict[str, list[tuple[float, int]]] = {}

@@ -1,43 +1,38 @@
-"""What a reward model is worth on held-out pairs: accuracy, by length too, and whether its probabilities hold."""
+"""A reward model's accuracy on held-out pairs, also by length, and its calibration."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from align.core.rows import ScoredPair
-from align.report.statistics import mean, spearman, wilson_interval
+from align.report.statistics import mean, spearman, wilson_interval, win_rate
 
-# By how much longer the chosen reply is, as a share of the longer of the two.
-LENGTH_BUCKETS = {"chosen shorter": (-1.0, -0.2), "like lengths": (-0.2, 0.2), "chosen longer": (0.2, 1.0)}
+# Upper bounds of (chosen - rejected) / longer, in tokens.
+LENGTH_BUCKETS = {"chosen shorter": -0.2, "like lengths": 0.2, "chosen longer": 1.0}
 CALIBRATION_BINS = 5
 
 
 def accuracy(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
-    """Return the share of pairs whose chosen reply scores higher, a tie counting one half, with a 95% interval."""
-    wins = [
-        0.5 if pair.chosen_score == pair.rejected_score else float(pair.chosen_score > pair.rejected_score)
-        for pair in pairs
-    ]
+    """Return the share of pairs whose chosen reply scores higher (ties count one half), with a 95% interval."""
+    wins = win_rate([pair.chosen_score for pair in pairs], [pair.rejected_score for pair in pairs])
     low, high = wilson_interval(math.fsum(wins), len(wins)) or (None, None)
     return {"pairs": len(pairs), "accuracy": mean(wins), "accuracy_low": low, "accuracy_high": high}
 
 
 def by_length(pairs: Sequence[ScoredPair]) -> dict[str, dict[str, Any]]:
-    """Return the accuracy of each of `LENGTH_BUCKETS`: a model that only likes long replies fails in the first."""
+    """Return the accuracy in each of `LENGTH_BUCKETS`; a model that merely prefers long replies fails in the first."""
     buckets: dict[str, list[ScoredPair]] = {name: [] for name in LENGTH_BUCKETS}
     for pair in pairs:
-        longer = max(pair.chosen_tokens, pair.rejected_tokens)
-        share = (pair.chosen_tokens - pair.rejected_tokens) / longer
-        name = next(name for name, (_, high) in LENGTH_BUCKETS.items() if share < high)
-        buckets[name].append(pair)
+        share = (pair.chosen_tokens - pair.rejected_tokens) / max(pair.chosen_tokens, pair.rejected_tokens)
+        buckets[next(name for name, high in LENGTH_BUCKETS.items() if share < high)].append(pair)
     return {name: accuracy(members) for name, members in buckets.items()}
 
 
 def calibration(pairs: Sequence[ScoredPair]) -> list[dict[str, Any]]:
-    """Return, for each bin of predicted win rates from 0.5 to 1, how often the reply that scores higher is the chosen.
+    """Return, for each bin of predicted win rates from 0.5 to 1, how often the higher-scored reply is the chosen one.
 
-    The predicted win rate of that reply is sigmoid(|score difference|), by the Bradley-Terry model of the loss. Pairs
-    of equal scores are in the first bin and count one half; an empty bin is left out.
+    Its predicted win rate is sigmoid(|score difference|), by the loss's Bradley-Terry model. Pairs with equal scores
+    are in the first bin and count one half. Empty bins are left out.
     """
     bins: list[list[tuple[float, float]]] = [[] for _ in range(CALIBRATION_BINS)]
     for pair in pairs:
@@ -57,14 +52,14 @@ def calibration(pairs: Sequence[ScoredPair]) -> list[dict[str, Any]]:
 
 
 def reward_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
-    """Return every measure of a reward model on held-out pairs.
+    """Return all measures of a reward model on held-out pairs.
 
     `calibration_error` is the mean gap between predicted and observed win rate, weighted by pairs (the expected
-    calibration error of Naeini et al., 2015). `score_length_correlation` is Spearman's, over all replies;
-    `margin_length_correlation` is that of the score difference of a pair with its length difference, which the
-    prompts' own lengths cannot move. A correlation of a constant is null.
+    calibration error of Naeini et al., 2015). `score_length_correlation` is Spearman's over all replies,
+    `margin_length_correlation` that of a pair's score and length differences, which the prompts' lengths do not affect.
+    Correlations of a constant are null.
     """
-    bins = calibration(pairs)
+    gaps_by_bin = [row["pairs"] * abs(row["predicted"] - row["observed"]) for row in calibration(pairs)]
     scores = [score for pair in pairs for score in (pair.chosen_score, pair.rejected_score)]
     lengths = [length for pair in pairs for length in (pair.chosen_tokens, pair.rejected_tokens)]
     margins = [pair.chosen_score - pair.rejected_score for pair in pairs]
@@ -73,8 +68,7 @@ def reward_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
         **accuracy(pairs),
         "mean_margin": mean(margins),
         "by_length": by_length(pairs),
-        "calibration_error": math.fsum(row["pairs"] * abs(row["predicted"] - row["observed"]) for row in bins)
-        / len(pairs),
+        "calibration_error": math.fsum(gaps_by_bin) / len(pairs),
         "score_length_correlation": spearman(scores, lengths),
         "margin_length_correlation": spearman(margins, gaps),
     }

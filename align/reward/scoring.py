@@ -1,4 +1,4 @@
-"""Responses scored by a reward model: its head at the EOS."""
+"""Score responses with a reward model."""
 
 from collections.abc import Collection, Sequence
 
@@ -13,10 +13,10 @@ from align.models.stack import AdapterStack
 def reward_scores(
     stack: AdapterStack, name: str, rows: Sequence[list[int]], *, batch_size: int, description: str | None = None
 ) -> list[float]:
-    """Return the reward model's score of each row of token ids: its head at the EOS, centred.
+    """Return the reward model's centred score, its head's output at the EOS, of each row of token ids.
 
-    The model has learned from ended replies alone, so a row that was cut off is scored as if it ended there: at another
-    token the head's output is on another scale (docs/LOG.md has a PPO run that lived on the difference).
+    The model was trained on ended replies only, and at other tokens its head has another scale (docs/LOG.md has a PPO
+    run that exploited the difference). So a row that was cut off is scored as if it ended there.
     """
     return score_and_record(stack, name, rows, (), batch_size=batch_size, description=description)[0]
 
@@ -31,7 +31,7 @@ def score_and_record(
     batch_size: int,
     description: str | None = None,
 ) -> tuple[list[float], dict[int, list[Tensor]]]:
-    """Return `reward_scores` and, for each of `layers`, the states (T, H) of each row's T tokens that entered it."""
+    """Return `reward_scores` and, for each of `layers`, the input states (T, H) of each row's T tokens."""
     eos = stack.tokenizer.eos_token_id
     lengths = [len(row) for row in rows]
     ended = [row if row[-1] == eos else [*row, eos] for row in rows]
@@ -51,7 +51,7 @@ def score_and_record(
             for position, (i, score) in enumerate(zip(batch, stack.heads[name](hidden[:, -1]).tolist(), strict=True)):
                 scores[i] = score
                 first = ids.shape[1] - len(ended[i])
-                for layer, found in recorded.items():
-                    states[layer][i] = found[position, first : first + lengths[i]]
+                for layer, inputs in recorded.items():
+                    states[layer][i] = inputs[position, first : first + lengths[i]]
             progress.update(len(batch))
     return scores, states

@@ -1,4 +1,4 @@
-"""Training of the reward model, with TRL's trainer on rows that are tokenized already."""
+"""Train the reward model with TRL's trainer on tokenized rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,11 +28,11 @@ class RewardModelSettings(TrainingSettings):
 
 
 class ResumableRewardTrainer(Resumable, RewardTrainer):
-    """TRL's, with checkpoints of our own."""
+    """TRL's trainer with our checkpoints."""
 
 
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair]) -> list[dict[str, list[int]]]:
-    """Return token ids of both sides of each pair, each a whole conversation that ends with EOS."""
+    """Return token ids of both sides of each pair, each a whole conversation with an EOS."""
     rows = []
     for pair in pairs:
         prompt = encode_prompt(tokenizer, pair.messages)
@@ -44,11 +44,7 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferenceP
 def training_rows(
     pairs: Sequence[PreferencePair], encoded: Sequence[dict[str, list[int]]], use_margin: bool
 ) -> list[dict[str, Any]]:
-    """Return rows as TRL takes them; with `use_margin` the loss is -logsigmoid(chosen - rejected - margin).
-
-    Raises:
-        InputError: margins are asked for, and a pair has none.
-    """
+    """Return rows for TRL; with `use_margin` the loss is -logsigmoid(chosen - rejected - margin)."""
     rows: list[dict[str, Any]] = []
     for pair, ids in zip(pairs, encoded, strict=True):
         row = {**ids, "length": max(map(len, ids.values()))}
@@ -72,10 +68,9 @@ def fit(
     work: Work | None = None,
     **arguments: Any,
 ) -> RewardTrainer:
-    """Train an adapter and its head on `training_rows`, write the history, and return the finished trainer.
+    """Train an adapter and its head on `training_rows`, write the history, and return the trainer.
 
-    `folder`, in `work`, is for checkpoints. `arguments` overrule what the settings say, in the words of
-    `trl.RewardConfig`.
+    Checkpoints go to `folder` in `work`. `arguments`, those of `trl.RewardConfig`, override the settings.
     """
     sequence_model = load_base(base, runtime, AutoModelForSequenceClassification, num_labels=1)
     settled = training_arguments(settings, folder, seed, runtime)

@@ -1,4 +1,4 @@
-"""Texts with a label, in the columns of mteb/tweet_sentiment_extraction: checked rows of two splits that share none."""
+"""Labelled texts, with the columns of mteb/tweet_sentiment_extraction, in two disjoint splits."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from align.core.rows import Row, Text, read_numbered_rows
 
 
 class LabelledText(Row):
-    """A text and its label, as a number and in words. The text may be blank in data from elsewhere."""
+    """A text and its label, as a number and in words. Public data sets have blank texts."""
 
     id: Text
     text: str
@@ -20,11 +20,10 @@ class LabelledText(Row):
 
 
 def read_splits(train: Path, test: Path) -> tuple[list[LabelledText], list[LabelledText], dict[str, int]]:
-    """Read the two splits; rows that teach or test nothing are dropped and counted by reason.
+    """Read the two splits; drop blank and repeated texts, and training texts that are test texts, and count them.
 
-    Raises:
-        InputError: a row is wrong, a label's number and words do not go together, `test` has a label that `train` has
-            not, fewer than two labels or no row is left.
+    Raise `InputError` if a label's number and words do not match, `test` has a label that `train` lacks, or fewer than
+    two labels or no rows are left.
     """
     names: dict[int, str] = {}
     dropped = Counter[str]()
@@ -57,7 +56,7 @@ def _read(
         other = next((label for label, text in names.items() if text == row.label_text), row.label)
         if names.setdefault(row.label, row.label_text) != row.label_text or other != row.label:
             known = f"{row.label} is {quoted(names[row.label])}" if other == row.label else f"that is {other}"
-            raise InputError(f"{path}:{number}: label {row.label} says {quoted(row.label_text)}, but {known}; mend it")
+            raise InputError(f"{path}:{number}: label {row.label} says {quoted(row.label_text)}, but {known}; fix it")
         key = _key(row)
         if not key:
             dropped[f"{split}: blank text"] += 1

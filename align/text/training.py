@@ -1,4 +1,4 @@
-"""Labelled texts for a causal language model: one text a row, ended by its label. Token ids, batches, likelihoods."""
+"""Labelled texts for a causal language model, each ended by its label: token ids, batches, likelihoods."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from align.models.tokenization import adds_bos
 from align.run.work import Rows
 from align.text.labelled import LabelledText
 
-IGNORED = -100  # the label that transformers leaves out of the loss
-MAX_TOKENS = 2048  # of a scored batch: its logits have a row of the whole vocabulary for each
+IGNORED = -100  # the label that transformers excludes from the loss
+MAX_TOKENS = 2048  # of a scored batch, whose logits are tokens x vocabulary
 
 
 @dataclass(frozen=True)
 class Choices:
-    """A row's ids up to where its possible labels part, and what is next for each of them; `gold` is the right one."""
+    """A row's ids up to where its possible labels differ, and the rest for each label; `gold` is the right one."""
 
     prefix: list[int]
     tails: list[list[int]]
@@ -29,22 +29,21 @@ class Choices:
 
     @property
     def ids(self) -> list[int]:
-        """The whole row, with its own label."""
+        """The row with its own label."""
         return self.prefix + self.tails[self.gold]
 
     @property
     def longest(self) -> int:
-        """Tokens of the row with the longest label, and an EOS."""
+        """The tokens of the row with the longest label and an EOS."""
         return len(self.prefix) + max(map(len, self.tails)) + 1
 
 
 def encode_choices_of(
     tokenizer: PreTrainedTokenizerBase, template: str, labels: Sequence[str], row: LabelledText
 ) -> Choices:
-    """Encode a row with each label in its place; special tokens in the text are plain text.
+    """Encode a row once with each label; special tokens in the text are plain text.
 
-    Raises:
-        InputError: to this tokenizer a label is the beginning of another, or nothing is before the label.
+    No label may be the prefix of another, and some token must be before the label.
     """
     bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
     texts = [template.format(text=row.text, label_text=label) for label in labels]
@@ -54,22 +53,22 @@ def encode_choices_of(
     tails = [ids[shared:] for ids in encoded]
     begun = any(one == other[: len(one)] for one in tails for other in tails if one is not other)
     if shared == 0 or begun:
-        what = "a label is the beginning of another" if begun else "nothing stands before the label"
+        what = "a label is the prefix of another" if begun else "there is no token before the label"
         raise InputError(
-            f"params.yaml: text.template: {what} to this tokenizer in row {quoted(row.id)}; change it, or the labels"
+            f"params.yaml: text.template: {what} with this tokenizer in row {quoted(row.id)}; change it, or the labels"
         )
     return Choices(encoded[0][:shared], tails, labels.index(row.label_text))
 
 
 def training_row(choices: Choices, loss: Literal["all", "label"], eos_id: int) -> dict[str, Any]:
-    """Return a row for the trainer: ended by one EOS, the loss over all of it, or over the label and the EOS alone."""
+    """Return a row for the trainer, ended by one EOS, with the loss over all of it or over label and EOS only."""
     ids = [*choices.ids, eos_id]
     first = len(choices.prefix) if loss == "label" else 0
     return {"input_ids": ids, "labels": [IGNORED] * first + ids[first:], "length": len(ids)}
 
 
 def collate(rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Tensor]:
-    """Return `input_ids`, `attention_mask` and `labels`, (B, T), padded on the right to the longest row."""
+    """Return `input_ids`, `attention_mask` and `labels`, (B, T), right-padded to the longest row."""
     width = max(len(row["input_ids"]) for row in rows)
 
     def padded(values: list[list[int]], filler: int) -> Tensor:
@@ -84,7 +83,7 @@ def collate(rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Tensor]:
 
 
 def check_positions(model: PreTrainedModel, max_length: int) -> None:
-    """Raise `InputError` if rows of `max_length` tokens are longer than what the model has positions for."""
+    """Raise `InputError` if the model has fewer than `max_length` positions."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and max_length > limit:
         raise InputError(f"params.yaml: text.max_length: {max_length}, but the model takes {limit} tokens; lower it")
@@ -102,7 +101,7 @@ def score_choices(
 ) -> list[dict[str, Any]]:
     """Return for each row `choices`, the log-likelihood of each label's tokens, and `row`, that of the row's tokens.
 
-    The row's first token has none. Where labels are one token each, one forward serves them all.
+    The row's first token has none. Labels of one token each need only one forward.
     """
     lengths = [row.longest for row in rows]
     order = sorted(range(len(rows)), key=lambda i: lengths[i])
@@ -115,7 +114,7 @@ def score_choices(
 
 
 def _score(model: PreTrainedModel, pad_id: int, rows: Sequence[Choices]) -> list[dict[str, Any]]:
-    # The last token of a row is only ever predicted: rows that differ there alone are one input.
+    # The last token is only predicted, so rows that differ only there are one input.
     sequences = [[row.prefix + tail for tail in row.tails] for row in rows]
     inputs = list(dict.fromkeys(tuple(ids[:-1]) for candidates in sequences for ids in candidates))
     places = {ids: i for i, ids in enumerate(inputs)}
@@ -124,11 +123,11 @@ def _score(model: PreTrainedModel, pad_id: int, rows: Sequence[Choices]) -> list
         input_ids=block["input_ids"].to(model.device), attention_mask=block["attention_mask"].to(model.device)
     ).logits
     logprobs = logits.float().log_softmax(-1).cpu()
-    found = []
+    scores = []
     for row, candidates in zip(rows, sequences, strict=True):
         picked = [
             logprobs[places[tuple(ids[:-1])], torch.arange(len(ids) - 1), torch.tensor(ids[1:])] for ids in candidates
         ]
         sums = [float(values[len(row.prefix) - 1 :].double().sum()) for values in picked]
-        found.append({"choices": sums, "row": float(picked[row.gold].double().sum())})
-    return found
+        scores.append({"choices": sums, "row": float(picked[row.gold].double().sum())})
+    return scores

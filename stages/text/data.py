@@ -1,4 +1,4 @@
-"""Check texts with labels, the files that `text.train` and `text.test` name -> data/text/{train,test}.jsonl.
+"""Check labelled texts, the files of `text.train` and `text.test` -> data/text/{train,test}.jsonl.
 
 No text is in both. Run with `python -m stages.text.data`.
 """
@@ -24,8 +24,8 @@ def main() -> None:
     for key, path in (("train", settings.train), ("test", settings.test)):
         if not path.endswith(".jsonl"):
             raise InputError(
-                f"params.yaml: text.{key}: {quoted(path)} is no .jsonl file; name other files in section sources, and "
-                "here the data/sources/NAME.jsonl that comes of it"
+                f"params.yaml: text.{key}: {quoted(path)} is no .jsonl file; add other files to section sources, and "
+                "give the resulting data/sources/NAME.jsonl here"
             )
     train, test, dropped = read_splits(Path(settings.train), Path(settings.test))
     write_rows(DATA / "train.jsonl", train)
@@ -36,12 +36,8 @@ def main() -> None:
         for label in labels_of(train)
     }
     write_json(DATA / "data.json", {"train": len(train), "test": len(test), "labels": counts, "dropped": dropped})
-    told = [
-        f"{len(train)} training rows",
-        f"{len(test)} test rows",
-        *(f"{n} dropped ({r})" for r, n in dropped.items()),
-    ]
-    click.echo("text_data: " + ", ".join(told))
+    reasons = "".join(f", {n} dropped ({reason})" for reason, n in dropped.items())
+    click.echo(f"text_data: {len(train)} training rows, {len(test)} test rows{reasons}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Compare models/base and models/text on held-out labelled texts -> data/text/eval.json and eval.csv.
 
-A model's label is the one whose tokens it finds likeliest after the text. Run with `python -m stages.text.evaluate`.
+A model predicts the label whose tokens are most likely after the text. Run with `python -m stages.text.evaluate`.
 """
 
 import math
@@ -21,22 +21,24 @@ from align.text.labelled import LabelledText, labels_of
 from align.text.settings import TextSettings
 from align.text.training import Choices, check_positions, encode_choices_of, score_choices
 
+DATA = Path("data/text")
+
 
 def predicted_label(score: dict[str, Any]) -> int:
-    """Return the number of the likeliest label; the first of equal ones."""
+    """Return the number of the most likely label; the first one if tied."""
     choices: list[float] = score["choices"]
     return choices.index(max(choices))
 
 
 def measures(rows: Sequence[Choices], scores: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Any]:
-    """Return what a model makes of the test rows.
+    """Return a model's measures on the test rows.
 
-    `accuracy` has its 95% Wilson interval. `perplexity` is per token, over each row's text and its right label (all
-    tokens but the first), without an EOS; `label_perplexity` over the tokens of the right label alone. `confusion`
-    counts rows by right label, then by the model's.
+    `accuracy` has a 95% Wilson interval. `perplexity` is per token, over each row's text and right label (all tokens
+    but the first), without an EOS; `label_perplexity` is over the right label's tokens. `confusion` counts rows by
+    right label, then by predicted label.
     """
     pairs = Counter((row.gold, predicted_label(score)) for row, score in zip(rows, scores, strict=True))
-    right = sum(n for (gold, found), n in pairs.items() if gold == found)
+    right = sum(n for (gold, predicted), n in pairs.items() if gold == predicted)
     low, high = wilson_interval(right, len(rows)) or (0.0, 1.0)
     text = math.fsum(score["row"] for score in scores) / sum(len(row.ids) - 1 for row in rows)
     label = math.fsum(score["choices"][row.gold] for row, score in zip(rows, scores, strict=True))
@@ -46,11 +48,8 @@ def measures(rows: Sequence[Choices], scores: Sequence[dict[str, Any]], labels: 
         "accuracy_high": high,
         "perplexity": math.exp(-text),
         "label_perplexity": math.exp(-label / sum(len(row.tails[row.gold]) for row in rows)),
-        "confusion": {gold: {found: pairs[i, j] for j, found in enumerate(labels)} for i, gold in enumerate(labels)},
+        "confusion": {gold: {label: pairs[i, j] for j, label in enumerate(labels)} for i, gold in enumerate(labels)},
     }
-
-
-DATA = Path("data/text")
 
 
 @click.command(help=__doc__)
@@ -84,7 +83,7 @@ def main() -> None:
             for row, before, after in zip(rows, scores["base"], scores["text"], strict=True)
         ]
         low, high = bootstrap_interval([[gain] for gain in gains]) or (0.0, 0.0)
-        found = {name: measures(rows, scores[name], labels) for name in scores}
+        by_model = {name: measures(rows, scores[name], labels) for name in scores}
         result = {
             "rows": len(rows),
             "dropped_too_long": dropped,
@@ -92,7 +91,7 @@ def main() -> None:
             "accuracy_gain": sum(gains) / len(rows),
             "accuracy_gain_low": low,
             "accuracy_gain_high": high,
-            **found,
+            **by_model,
         }
         table = [
             {
@@ -109,7 +108,7 @@ def main() -> None:
         ]
         write_csv(DATA / "eval.csv", table)
         write_json(DATA / "eval.json", result)
-    for name, values in found.items():
+    for name, values in by_model.items():
         click.echo(
             f"text_evaluate: {name}: accuracy {values['accuracy']:.3f} "
             f"[{values['accuracy_low']:.3f}, {values['accuracy_high']:.3f}], perplexity {values['perplexity']:.1f}"

@@ -1,6 +1,6 @@
-"""Plain fine-tuning of all weights on labelled texts: models/base -> models/text.
+"""Fine-tune all weights on labelled texts: models/base -> models/text.
 
-A run that was killed goes on from its last checkpoint. Run with `python -m stages.text.sft`.
+A killed run resumes from its last checkpoint. Run with `python -m stages.text.sft`.
 """
 
 from functools import partial
@@ -32,8 +32,8 @@ def main() -> None:
     settings = stage.section("text", TextSettings)
     if stage.runtime.quantization != "none":
         raise InputError(
-            f"params.yaml: runtime.quantization: {stage.runtime.quantization}: all weights are trained here, and "
-            "packed ones cannot be; set none"
+            f"params.yaml: runtime.quantization: {stage.runtime.quantization}: packed weights cannot be trained; "
+            "set it to none"
         )
     stage.start()
     tokenizer = load_tokenizer(BASE)
@@ -48,7 +48,7 @@ def main() -> None:
     rows = [training_row(row, settings.loss, eos_id) for row in encoded]
 
     with stage.work([BASE, TRAIN]) as work:
-        # In bfloat16 most steps of the optimizer are too small to change a weight: they are kept in float32.
+        # Weights are float32 in training: in bfloat16 most optimizer steps are too small to change one.
         model = load_base(BASE, stage.runtime.model_copy(update={"dtype": "float32"}))
         check_positions(model, settings.max_length)
         arguments = training_arguments(settings, work.folder, stage.seed, stage.runtime)

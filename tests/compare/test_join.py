@@ -217,7 +217,7 @@ def test_keys_of_several_types_are_told_apart() -> None:
 
 def test_columns_that_differ_in_case_alone_are_an_error() -> None:
     with (
-        pytest.raises(InputError, match="columns A and a differ in case alone"),
+        pytest.raises(InputError, match="columns A and a differ only in case"),
         joined([{"id": 1, "A": 1, "a": 2}], []),
     ):
         pass

@@ -150,7 +150,7 @@ def test_a_folder_in_the_hubs_layout_gives_the_split_of_the_configuration(stream
     assert_one_line(fetch("repo"), "sources.x.config", "big", "small")
     assert_one_line(fetch("repo", config="huge"), "sources.x.config", "huge", "small")
     assert_one_line(fetch("repo", config="big", split="dev"), "sources.x.split: there is no 'dev'", "'train', 'test'")
-    assert_one_line(fetch("repo", config="big", split="train[:2]"), "sources.x.split", "with limit")
+    assert_one_line(fetch("repo", config="big", split="train[:2]"), "sources.x.split", "use limit")
 
 
 def test_a_folder_of_compressed_lines_as_hh_rlhf_ships_them() -> None:
@@ -210,11 +210,11 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "CSV of a header": ("a.csv", b"a,b\n", "has no rows"),
     "no JSON": ("a.jsonl", b'{"a": 1}\n{"a": \n', "a.jsonl:2: not a JSON object"),
     "a list that is cut off": ("a.json", b'[{"a": 1},', "a.json: not valid JSON"),
-    "a list of texts": ("a.json", b'["a"]', "element 1 is no object"),
+    "a list of texts": ("a.json", b'["a"]', "element 1 is 'a'"),
     "no gzip": ("a.jsonl.gz", jsonl(ROWS), "cannot read a.jsonl.gz"),
     "gzip cut off": ("a.jsonl.gz", gzip.compress(jsonl(ROWS) * 50)[:-30], "cannot read a.jsonl.gz"),
     "empty lines": ("a.jsonl", b"\n\n", "has no rows"),
-    "another kind of file": ("a.pdf", b"%PDF", "of no kind that is read"),
+    "another kind of file": ("a.pdf", b"%PDF", "has an unsupported type"),
 }
 
 
@@ -277,7 +277,7 @@ def test_an_unknown_revision_names_those_that_exist(hub: Hub, streaming: bool) -
         (401, "", "hf_secretsecret", "the hub refuses the token"),
         (401, "GatedRepo", None, "owner/data is gated"),
         (403, "GatedRepo", "hf_secretsecret", "use a token of an account that has access"),
-        (403, "", "hf_secretsecret", "the hub gives no access to owner/data (403)"),
+        (403, "", "hf_secretsecret", "the hub denies access to owner/data (403)"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line_without_the_token(

@@ -39,10 +39,10 @@ def test_a_speaker_that_does_not_start_a_paragraph_is_text(text: str) -> None:
         ("Human: one newline is not enough", "must start with"),
         ("preface\n\nHuman: Hi", "must start with"),
         ("\n\nAssistant: Hi", "must start with"),
-        ("\n\nHuman: Hi\n\nHuman: again", "turn 2 is of Human; turns must alternate, so Assistant is due"),
+        ("\n\nHuman: Hi\n\nHuman: again", "turn 2 is by Human; turns must alternate, so expected Assistant"),
         (
             "\n\nHuman: Hi\n\nAssistant: a\n\nAssistant: b",
-            "turn 3 is of Assistant; turns must alternate, so Human is due",
+            "turn 3 is by Assistant; turns must alternate, so expected Human",
         ),
         ("\n\nHuman: \n\nAssistant: a", "turn 1 (Human) is empty"),
         ("\n\nHuman: Hi\n\nAssistant:", "turn 2 (Assistant) is empty"),

@@ -309,7 +309,7 @@ def test_a_checker_of_the_old_layout_is_an_error_that_says_the_new_path() -> Non
     values = dict.fromkeys(("min_digit_mass", "temperature", "top_p"), 0.5) | {"samples": 1, "max_new_tokens": 1}
     values |= {"mode": "checker", "checker": "stages.lib.checkers:sentence_with_words"}
     with pytest.raises(
-        ValidationError, match=r"align\.judge\.checkers:sentence_with_words \(the checkers are in"
+        ValidationError, match=r"align\.judge\.checkers:sentence_with_words \(the checkers are now in"
     ) as error:
         JudgeSettings.model_validate(values)
     assert error.value.errors()[0]["loc"] == ("checker",)

@@ -131,8 +131,8 @@ def test_a_killed_run_goes_on_from_its_last_update_and_ends_in_the_same_bytes(wo
     assert not checkpoints(workspace)
     for i, (name, (_, updates_done)) in enumerate(KILLS.items()):
         told = (folders[name] / f"{2 * i + 2}.log").read_text(encoding="utf-8")
-        assert ("goes on after update" in told) == (updates_done is not None), name
-        assert updates_done is None or f"goes on after update {updates_done}" in told, name
+        assert ("resumes after update" in told) == (updates_done is not None), name
+        assert updates_done is None or f"resumes after update {updates_done}" in told, name
         assert outputs(folders[name]) == outputs(workspace), name
         assert not checkpoints(folders[name])
 
@@ -145,7 +145,7 @@ def test_a_run_with_other_params_does_not_see_the_checkpoint(workspace: Path, ru
     assert len(checkpoints(workspace)) == 1
     shutil.move(workspace / ".align", changed)
     assert run((changed, None), (workspace, None)) == [0, 0]
-    assert "goes on" not in (changed / "0.log").read_text(encoding="utf-8")
+    assert "resumes after" not in (changed / "0.log").read_text(encoding="utf-8")
     assert outputs(changed) != outputs(workspace)
 
 
@@ -192,5 +192,5 @@ def test_a_run_that_finds_a_damaged_checkpoint_starts_anew_and_ends_in_the_same_
     assert run((killed, None)) == [0]
     told = (killed / "0.log").read_text(encoding="utf-8")
     assert "the checkpoint is damaged" in told
-    assert "goes on after update" not in told
+    assert "resumes after update" not in told
     assert outputs(killed) == outputs(plain)

@@ -275,8 +275,8 @@ def test_what_teaches_or_tests_nothing_is_dropped_and_counted(workspace: Callabl
     [
         ("train", {"id": "a", "text": "b", "label": 0}, ["train.jsonl:25", "label_text", "missing"]),
         ("train", {"id": "a", "text": "b", "label": "0", "label_text": "negative"}, ["train.jsonl:25", '"label"']),
-        ("train", row("a", "b", "neutral") | {"label": 0}, ["train.jsonl:25", "neutral", "mend it"]),
-        ("test", row("a", "b", "neutral") | {"label_text": "fine"}, ["test.jsonl:10", "fine", "mend it"]),
+        ("train", row("a", "b", "neutral") | {"label": 0}, ["train.jsonl:25", "neutral", "fix it"]),
+        ("test", row("a", "b", "neutral") | {"label_text": "fine"}, ["test.jsonl:10", "fine", "fix it"]),
         ("test", {"id": "a", "text": "b", "label": 3, "label_text": "odd"}, ["test.jsonl", "label 3", "train.jsonl"]),
     ],
 )
@@ -324,7 +324,7 @@ def test_a_template_holds_the_text_once_and_ends_with_the_label(template: str) -
 
 def test_a_label_that_begins_another_is_an_error(tiny_base: Path) -> None:
     item = LabelledText(id="r", text="hi", label=0, label_text="good")
-    with pytest.raises(InputError, match=r"text\.template: a label is the beginning of another"):
+    with pytest.raises(InputError, match=r"text\.template: a label is the prefix of another"):
         encode_choices_of(load_tokenizer(tiny_base), TEMPLATE, ["good", "good!"], item)
 
 
@@ -341,7 +341,7 @@ def test_packed_weights_are_not_trained_whole(workspace: Callable[..., None], li
     Path("params.yaml").write_text(params.replace("quantization: none", "quantization: nf4"), encoding="utf-8")
     result = run(text_sft.main)
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: params.yaml: runtime.quantization: nf4: all weights are trained here")
+    assert result.stderr.startswith("Error: params.yaml: runtime.quantization: nf4: packed weights cannot")
     assert not Path("models/text").exists()
 
 

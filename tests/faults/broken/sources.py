@@ -25,9 +25,12 @@ SOURCES: dict[str, tuple[Break, str]] = {
     "no such file": (param("sources", {"x": {"dataset": "data/no.csv"}}), "no such file"),
     "no such folder": (param("sources", {"x": {"dataset": "./nowhere"}}), "no such folder"),
     "an empty folder": (_source(path="d/.hidden", dataset="d"), "sources.x"),
-    "a file of another kind": (_source("a.pdf"), "of no kind that is read"),
+    "a file of another kind": (_source("a.pdf"), "has an unsupported type"),
     "not pinned": (param("sources", {"x": {"dataset": "owner/data"}}), "sources.x.revision: missing"),
-    "pinned to main": (param("sources", {"x": {"dataset": "owner/data", "revision": "main"}}), "main moves on"),
+    "pinned to main": (
+        param("sources", {"x": {"dataset": "owner/data", "revision": "main"}}),
+        "a moving branch",
+    ),
     "offline, and not in the cache": (
         param("sources", {"x": {"dataset": "owner/data", "revision": "a" * 40}}),
         "HF_HUB_OFFLINE is set",
@@ -61,7 +64,7 @@ INSTRUCTIONS: dict[str, tuple[Break, str]] = {
     "an unknown role": (_told("messages", {"messages": [{"role": "tool", "content": "a"}] * 2}), '"messages.0.role"'),
     "system messages alone": (
         _told("messages", {"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]}),
-        "no instruction in it (1 'system message first')",
+        "has no instruction (1 'system message first')",
     ),
     "trees of another language": (_told("message_trees", {**FLAT, "lang": "de"}), "1 'another language'"),
     "a message twice": (_told("message_trees", FLAT, FLAT), "told.jsonl:2: message_id 'm' stands already in line 1"),

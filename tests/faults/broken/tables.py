@@ -56,12 +56,15 @@ OTHER_ROWS: dict[str, tuple[Break, str]] = {
     "an answer missing": (_cut("data/eval/m1.jsonl"), "data/eval/m1.jsonl:3: not a JSON object"),
     "answers to fewer prompts": (
         lambda: put("data/eval/m1.jsonl", Path("data/eval/m1.jsonl").read_text().split("\n")[0])(),
-        "data/eval/m1.jsonl: other rows than m0's",
+        "data/eval/m1.jsonl: its rows differ from m0's",
     ),
-    "answers to other prompts": (row("data/eval/ppo.jsonl", 1, id="e9"), "data/eval/ppo.jsonl: other rows than m0's"),
+    "answers to other prompts": (
+        row("data/eval/ppo.jsonl", 1, id="e9"),
+        "ppo.jsonl: its rows differ from m0's",
+    ),
     "anchors of other questions": (
         row("data/eval/base.anchors.jsonl", 1, question_id="q9"),
-        "data/eval/base.anchors.jsonl: other rows than m0's",
+        "data/eval/base.anchors.jsonl: its rows differ from m0's",
     ),
 }
 ROW = '{"id": 1, "text": "x"}\n'
