@@ -97,7 +97,7 @@ class TorchGenerator(Generator):
         # Each row has a copy of the shared part, so the budget counts whole prompts; only the rest is padded.
         max_rows = max(1, min(self.batch_size, self._budget() // len(prompts[order[-1]])))
         batches = cut_batches(order, [len(prompt) - shared for prompt in prompts], max_rows)
-        prefix = self._new_cache()
+        prefix = DynamicCache(config=self.model.config)
 
         def score(batch: list[int]) -> list[list[float]]:
             ids, mask = left_pad([prompts[i][shared:] for i in batch], self.pad_id, self.model.device)
@@ -149,8 +149,8 @@ class TorchGenerator(Generator):
             before = progress.bar.n
             try:
                 values = function(batch)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+            except RuntimeError as error:  # torch.OutOfMemoryError is one; on a CPU torch raises it plain
+                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                     raise
                 if len(batch) == 1:
                     raise InputError(
@@ -187,7 +187,7 @@ class TorchGenerator(Generator):
         """Decode n rows per prompt; return their ids without padding, including the EOS."""
         model, eos = self.model, self.tokenizer.eos_token_id
         ids, mask = left_pad(prompts, self.pad_id, model.device)
-        cache = self._new_cache()
+        cache = DynamicCache(config=model.config)
         logits = model(
             input_ids=ids, attention_mask=mask, position_ids=positions(mask), past_key_values=cache, logits_to_keep=1
         ).logits[:, -1]
@@ -232,9 +232,6 @@ class TorchGenerator(Generator):
                 logits_to_keep=1,
             ).logits[:, -1]
         return rows
-
-    def _new_cache(self) -> DynamicCache:
-        return DynamicCache(config=self.model.config)
 
 
 class BFloat16Generator(TorchGenerator):
@@ -294,8 +291,3 @@ def tokens_in_memory(model: PreTrainedModel) -> int:
         torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else psutil.virtual_memory().available
     )
     return 1 << max(0, int(MEMORY_SHARE * free / size).bit_length() - 1)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # On a CPU torch raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
