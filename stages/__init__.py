@@ -1,13 +1,9 @@
 """The pipeline: one module per stage, run as `python -m stages.<name>`."""
 
 import gc
-import logging
 import os
 
-# peft imports bitsandbytes, which warns at import that an optional CPU kernel is not installed.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
-# bitsandbytes also calls `torch.compile` at import, which takes over a second. No stage compiles anything, and nf4 and
+# bitsandbytes calls `torch.compile` at import, which takes over a second. No stage compiles anything, and nf4 and
 # the paged optimizers never reach those functions.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 

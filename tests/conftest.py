@@ -1,4 +1,4 @@
-"""A tiny random Llama with a small tokenizer, built once a session; nothing here reaches the network."""
+"""Fixtures: tiny random models, built once per session, and a checkout of HEAD. Nothing here reaches the network."""
 
 import os
 import subprocess
@@ -16,11 +16,8 @@ import torch
 from align.models.stack import AdapterStack
 from align.run.runtime import RuntimeSettings
 from stages.base_model import BaseModelSettings, load
-from tests.committed import EDITABLE, archive
-from tests.committed import REPOSITORY as REPOSITORY
-from tests.factories import build_tiny_source as build_tiny_source
-from tests.factories import embeddings
-from tests.factories import write_adapter as write_adapter
+from tests.committed import EDITABLE, REPOSITORY, archive
+from tests.factories import build_tiny_source, embeddings, write_adapter
 
 torch.set_num_threads(1)  # tiny matrices: a second thread only waits
 

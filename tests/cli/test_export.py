@@ -24,7 +24,7 @@ from align.models.card import weights_hash
 from align.models.stack import AdapterStack
 from align.reward.scoring import reward_scores
 from align.run.runtime import RuntimeSettings
-from tests.conftest import write_adapter
+from tests.factories import write_adapter
 
 BIAS = 0.75
 ATTACK = "\x1b[2J\u202e<img src=x>| # x\n---\nlicense: evil\n[a](javascript:b) ``` **b** `c`"

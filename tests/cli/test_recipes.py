@@ -17,7 +17,7 @@ from align.cli.recipes.recipes import Recipe, defaults, merged, render
 from align.cli.recipes.recipes import recipe as find
 from align.core.errors import InputError
 from align.core.params import SECTIONS, Params, parse
-from tests.conftest import REPOSITORY
+from tests.committed import REPOSITORY
 
 NAMES = sorted(path.stem for path in (REPOSITORY / "recipes").glob("*.yaml"))
 every_recipe = pytest.mark.parametrize("name", NAMES)

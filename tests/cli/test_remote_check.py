@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from align.cli.doctor.repository import check_credentials
-from tests.conftest import REPOSITORY
+from tests.committed import REPOSITORY
 from tests.dvc_project import Project, align, error_of, finished_project, project
 from tests.servers.remotes import commands_of
 

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from align.cli.project.cards import source_hash
 from align.core.files import sha256
 from align.models.card import weights_hash
-from tests.conftest import REPOSITORY
+from tests.committed import REPOSITORY
 from tests.dvc_project import Project, align, error_of, finished_project, project
 
 __all__ = ["finished_project", "project"]

@@ -17,7 +17,7 @@ from align.cli.doctor.findings import Finding
 from align.cli.doctor.unfinished import check_unfinished
 from align.core.params import SECTIONS
 from align.run.release import DONE_FILE
-from tests.conftest import REPOSITORY
+from tests.committed import REPOSITORY
 from tests.dvc_project import align
 
 READ = ("seed", "iterations", "runtime", "ppo")

@@ -19,8 +19,8 @@ from tests.dvc_project import Project, finished_project, project
 __all__ = ["finished_project", "project"]  # fixtures
 PROMPTS = REPOSITORY / "prompts"
 CODE = ("align/", "stages/", "prompts/")
-# They set how a process starts (log levels, garbage collection), which changes no output.
-START_UP = {REPOSITORY / "stages/__init__.py"}
+# They set log levels and when garbage is collected, which changes no output.
+START_UP = {REPOSITORY / "align/__init__.py", REPOSITORY / "stages/__init__.py"}
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
