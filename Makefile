@@ -58,7 +58,7 @@ check: $(VENV)/.dev  ## lint, format and type checks
 	ruff format --check .
 	mypy
 
-fix: $(VENV)/.dev  ## let ruff mend what it can
+fix: $(VENV)/.dev  ## let ruff fix what it can
 	ruff check --fix .
 	ruff format .
 

@@ -22,7 +22,7 @@ from align.core.rows import PreferencePair, read_rows
 from align.models.stack import AdapterStack
 from align.models.tokenization import encode_prompt
 from align.ppo.losses import token_logprobs
-from align.ppo.trainer import PPOSettings
+from align.ppo.settings import PPOSettings
 from align.report.statistics import distinct_2, words
 from align.run.runtime import RuntimeSettings, start
 from benchmarks.rlhf import Answers, sample_answers

@@ -45,7 +45,8 @@ from align.models.base import copy_tokenizer, load_base, load_tokenizer
 from align.models.loading import ADAPTER_FILE
 from align.models.stack import SCORE_FILE, AdapterStack
 from align.models.tokenization import encode_prompt
-from align.ppo.trainer import PPOSettings, PPOTrainer
+from align.ppo.settings import PPOSettings
+from align.ppo.trainer import PPOTrainer
 from align.reward.scoring import reward_scores
 from align.run.runtime import RuntimeSettings, row_seed, start
 from benchmarks.workspace import environment

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
+from align.compare.changes import KINDS
 from align.compare.data_sets import ARTIFACTS
-from align.compare.join import KINDS, Diff, compare
+from align.compare.join import Diff, compare
 from align.core.errors import InputError
 from align.core.files import REBUILD, write_csv, write_json
 

@@ -18,7 +18,8 @@ from align.models.base import copy_tokenizer, load_tokenizer
 from align.models.card import write_model_card
 from align.models.stack import AdapterStack
 from align.models.tokenization import drop_too_long, encode_prompt
-from align.ppo.trainer import PPOSettings, PPOTrainer
+from align.ppo.settings import PPOSettings
+from align.ppo.trainer import PPOTrainer
 from align.reward.scoring import reward_scores
 from align.run.runtime import row_seed
 from align.run.stage import BASE, Stage

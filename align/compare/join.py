@@ -1,7 +1,7 @@
 """Compare two JSONL files by a full outer join of their rows by key.
 
 DuckDB reads, joins and counts within a memory limit (the rest goes to a temporary folder), without a Python object per
-row. benchmarks/diff.py compares its cost with that of pandas and Oxen.
+row.
 """
 
 import glob
@@ -13,16 +13,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import duckdb
 
+from align.compare.changes import KINDS, Duplicates, Kind, NumberColumn, Preferences, RowChange, Side
 from align.core.errors import InputError, quoted
 from align.core.files import check_regular
 from align.core.jsonl import read_objects
 
-Kind = Literal["added", "removed", "changed"]
-KINDS: tuple[Kind, ...] = ("added", "removed", "changed")
 MEMORY_LIMIT = "800MB"  # of DuckDB; the process needs about 100 MB more
 BINS = 10
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -36,55 +35,6 @@ TYPES = {  # JSON type -> SQL type
     "OBJECT": "JSON",
 }
 WORDS = {"VARCHAR": "text", "BOOLEAN": "boolean", "BIGINT": "integer", "DOUBLE": "number", "JSON": "JSON", None: "null"}
-
-
-class RowChange(NamedTuple):
-    """A row that differs; None on a side that lacks it."""
-
-    kind: Kind
-    a: Mapping[str, Any] | None
-    b: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Side:
-    """A number column on one side, over its rows that have a number."""
-
-    count: int
-    mean: float | None
-    quantiles: list[float]  # minimum, quartiles, maximum; empty without numbers
-    histogram: list[int]  # rows in each of `NumberColumn.edges`' bins
-
-
-@dataclass(frozen=True)
-class NumberColumn:
-    """A number column of both sides."""
-
-    a: Side
-    b: Side
-    edges: list[float]  # of equal bins over both sides
-    higher: int  # common rows where B has the higher number
-    lower: int
-    equal: int  # within the tolerance
-    mean_difference: float | None  # B - A over the common rows
-
-
-@dataclass(frozen=True)
-class Preferences:
-    """Changes of the common preference pairs."""
-
-    swapped: int  # chosen and rejected have swapped
-    new_chosen: int  # another chosen reply, and no swap
-    new_rejected: int
-
-
-@dataclass(frozen=True)
-class Duplicates:
-    """Keys that occur more than once on a side; their rows are matched in order."""
-
-    keys: int = 0
-    rows: int = 0
-    examples: list[list[Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

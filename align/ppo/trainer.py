@@ -17,17 +17,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from align.core.errors import InputError
-from align.core.params import MODEL_NAME, Settings
 from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
 from align.models.stack import AdapterStack
 from align.ppo.advantages import gae, token_rewards, whiten
 from align.ppo.losses import policy_loss, token_entropies, token_logprobs, value_loss
 from align.ppo.rollout import Batch, Rollout, place
+from align.ppo.settings import PPOSettings
 from align.reward.scoring import score_and_record
 from align.run.runtime import row_seed
 from align.training.optimizers import adamw
@@ -35,52 +34,6 @@ from align.training.optimizers import adamw
 # Mean nats per token. Far above the rounding error on SmolLM2 (2e-7 in float32, 4e-3 in bfloat16, where a single token
 # may be off by 0.4) and below that of a mistake (0.3 for a wrong mask, 0.02 for a LoRA dropout of 0.05).
 SELF_TEST_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1.5e-2}
-
-
-class PPOSettings(Settings):
-    """Section `ppo` of params.yaml, named as in TRL."""
-
-    init: str = Field(pattern=f"^{MODEL_NAME.pattern}$")
-    num_updates: int = Field(ge=1)
-    rollout_batch_size: int = Field(ge=2)
-    mini_batch_size: int = Field(ge=1)
-    per_device_train_batch_size: int = Field(ge=1)
-    num_ppo_epochs: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
-    value_learning_rate: float = Field(gt=0)
-    value_layers: int | None = Field(ge=1)
-    kl_coef: float = Field(ge=0)
-    adaptive_kl_target: float | None = Field(gt=0)
-    adaptive_kl_horizon: int = Field(ge=1)
-    target_kl: float | None = Field(gt=0)
-    cliprange: float = Field(gt=0, lt=1)
-    cliprange_value: float = Field(gt=0)
-    gamma: float = Field(ge=0, le=1)
-    lam: float = Field(ge=0, le=1)
-    max_grad_norm: float = Field(gt=0)
-    gradient_checkpointing: bool
-    missing_eos_penalty: float = Field(ge=0)
-    missing_eos_score: float | None
-    temperature: float = Field(gt=0)
-    max_new_tokens: int = Field(ge=1)
-    max_prompt_length: int = Field(ge=1)
-
-    @field_validator("init")
-    @classmethod
-    def _init_has_an_adapter(cls, value: str) -> str:
-        if value == "base":
-            raise ValueError("a model with an adapter, such as m0; the base has none")
-        return value
-
-    @model_validator(mode="after")
-    def _settings_fit(self) -> "PPOSettings":
-        if self.rollout_batch_size % self.mini_batch_size or self.mini_batch_size % self.per_device_train_batch_size:
-            raise ValueError(
-                "sizes where rollout_batch_size / mini_batch_size / per_device_train_batch_size divide evenly"
-            )
-        if self.missing_eos_score is not None and self.missing_eos_penalty:
-            raise ValueError("missing_eos_penalty 0, or missing_eos_score null: one replaces what the other lowers")
-        return self
 
 
 class PPOTrainer:

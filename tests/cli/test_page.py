@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.cli.page.page import CHUNK_SIZE, Histogram, Section, write_page
-from align.compare.join import RowChange
+from align.compare.changes import RowChange
 from align.core.errors import InputError
 
 HOSTILE = [

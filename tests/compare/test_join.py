@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.compare.join import Diff, RowChange, compare
+from align.compare.changes import RowChange
+from align.compare.join import Diff, compare
 from align.core.errors import InputError
 
 Rows = Sequence[dict[str, Any]]

@@ -11,7 +11,8 @@ from align.core.errors import InputError
 from align.core.params import Params
 from align.models.stack import AdapterStack
 from align.ppo.advantages import gae, token_rewards, whiten
-from align.ppo.trainer import PPOSettings, PPOTrainer
+from align.ppo.settings import PPOSettings
+from align.ppo.trainer import PPOTrainer
 from align.reward.scoring import reward_scores
 from tests.committed import PARAMS_YAML
 from tests.factories import embeddings

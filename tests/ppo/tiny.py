@@ -11,7 +11,8 @@ from align.models.stack import AdapterStack
 from align.models.tokenization import encode_user
 from align.ppo import trainer as ppo_trainer
 from align.ppo.rollout import Rollout
-from align.ppo.trainer import PPOSettings, PPOTrainer
+from align.ppo.settings import PPOSettings
+from align.ppo.trainer import PPOTrainer
 from align.reward.scoring import score_and_record
 
 MakeStack = Callable[..., AdapterStack]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from align.cli.page.page import Histogram, Section, write_page
-from align.compare.join import RowChange
+from align.compare.changes import RowChange
 from tests.servers.browser import DOWN, ENTER, Browser, browser
 
 pytestmark = pytest.mark.browser

@@ -7,8 +7,8 @@ import click
 
 from align.cli.diff.output import FEW, Comparison
 from align.cli.diff.sides import Side, opened
+from align.compare.changes import KINDS, Kind
 from align.compare.data_sets import ARTIFACTS
-from align.compare.join import KINDS, Kind
 from align.core.errors import InputError
 
 

@@ -11,7 +11,8 @@ import click
 from align.cli.diff.report import report, summary
 from align.cli.diff.sides import Side, Sources, data_sets
 from align.cli.page.page import Histogram, Section, write_page
-from align.compare.join import Diff, Kind, compare
+from align.compare.changes import Kind
+from align.compare.join import Diff, compare
 from align.core.errors import InputError, printable
 
 FEW = 3  # rows of each kind in a table of one data set

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from align.compare.join import Diff, Duplicates, Kind, NumberColumn, RowChange
+from align.compare.changes import Duplicates, Kind, NumberColumn, RowChange
+from align.compare.join import Diff
 from align.core.errors import printable
 
 BARS = " ▁▂▃▄▅▆▇█"

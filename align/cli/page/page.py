@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from align.compare.join import RowChange
+from align.compare.changes import RowChange
 from align.core.errors import InputError, printable
 from align.core.files import replacing
 

@@ -1,0 +1,53 @@
+"""Settings of PPO."""
+
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+
+from align.core.params import MODEL_NAME, Settings
+
+
+class PPOSettings(Settings):
+    """Section `ppo` of params.yaml, named as in TRL."""
+
+    init: str = Field(pattern=f"^{MODEL_NAME.pattern}$")
+    num_updates: int = Field(ge=1)
+    rollout_batch_size: int = Field(ge=2)
+    mini_batch_size: int = Field(ge=1)
+    per_device_train_batch_size: int = Field(ge=1)
+    num_ppo_epochs: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    value_learning_rate: float = Field(gt=0)
+    value_layers: int | None = Field(ge=1)
+    kl_coef: float = Field(ge=0)
+    adaptive_kl_target: float | None = Field(gt=0)
+    adaptive_kl_horizon: int = Field(ge=1)
+    target_kl: float | None = Field(gt=0)
+    cliprange: float = Field(gt=0, lt=1)
+    cliprange_value: float = Field(gt=0)
+    gamma: float = Field(ge=0, le=1)
+    lam: float = Field(ge=0, le=1)
+    max_grad_norm: float = Field(gt=0)
+    gradient_checkpointing: bool
+    missing_eos_penalty: float = Field(ge=0)
+    missing_eos_score: float | None
+    temperature: float = Field(gt=0)
+    max_new_tokens: int = Field(ge=1)
+    max_prompt_length: int = Field(ge=1)
+
+    @field_validator("init")
+    @classmethod
+    def _init_has_an_adapter(cls, value: str) -> str:
+        if value == "base":
+            raise ValueError("a model with an adapter, such as m0; the base has none")
+        return value
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> Self:
+        if self.rollout_batch_size % self.mini_batch_size or self.mini_batch_size % self.per_device_train_batch_size:
+            raise ValueError(
+                "sizes where rollout_batch_size / mini_batch_size / per_device_train_batch_size divide evenly"
+            )
+        if self.missing_eos_score is not None and self.missing_eos_penalty:
+            raise ValueError("missing_eos_penalty 0, or missing_eos_score null: one replaces what the other lowers")
+        return self
