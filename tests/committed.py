@@ -62,11 +62,8 @@ def committed_params(changes: Mapping[str, Any] | None = None) -> dict[str, Any]
 
 def write_params(folder: Path, changes: Mapping[str, Any] | None = None) -> Path:
     """Write `committed_params(changes)` to params.yaml in a folder; return the file."""
-    yaml = YAML(typ="safe")
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False
     folder.mkdir(parents=True, exist_ok=True)
-    yaml.dump(committed_params(changes), folder / "params.yaml")
+    YAML().dump(committed_params(changes), folder / "params.yaml")
     return folder / "params.yaml"
 
 

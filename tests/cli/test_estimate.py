@@ -48,7 +48,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.com"]
     for command in (["init", "-q"], ["add", "params.yaml"], ["commit", "-qm", "start"]):
         subprocess.run([*git, *command], check=True)
-    sizes = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536}
+    sizes: dict[str, Any] = {
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 1536,
+    }
     LlamaConfig(hidden_size=576, vocab_size=49152, tie_word_embeddings=True, **sizes).save_pretrained(
         tmp_path / "models/base"
     )

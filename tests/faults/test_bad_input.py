@@ -141,7 +141,7 @@ def test_code_that_a_known_model_brings_along_is_not_run_and_not_needed(workspac
     assert not Path(LEFT).exists()
 
 
-def test_the_page_has_the_table_that_the_corpus_gives(whole: Path, workspace: Path) -> None:
+def test_the_page_has_the_table_that_the_corpus_gives() -> None:
     page = (REPOSITORY / "docs/DATA.md").read_text(encoding="utf-8")
-    assert table(whole, workspace) in page, "put the table of `python -m tests.faults.broken` into docs/DATA.md"
+    assert table() in page, "put the table of `python -m tests.faults.broken` into docs/DATA.md"
     assert f"{len(CASES)} broken inputs" in page

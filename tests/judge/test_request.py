@@ -306,7 +306,10 @@ def test_a_checker_that_is_not_there_is_an_error_that_names_the_param(name: str)
 
 
 def test_a_checker_of_the_old_layout_is_an_error_that_says_the_new_path() -> None:
-    values = dict.fromkeys(("min_digit_mass", "temperature", "top_p"), 0.5) | {"samples": 1, "max_new_tokens": 1}
+    values: dict[str, Any] = dict.fromkeys(("min_digit_mass", "temperature", "top_p"), 0.5) | {
+        "samples": 1,
+        "max_new_tokens": 1,
+    }
     values |= {"mode": "checker", "checker": "stages.lib.checkers:sentence_with_words"}
     with pytest.raises(
         ValidationError, match=r"align\.judge\.checkers:sentence_with_words \(the checkers are now in"

@@ -10,12 +10,13 @@ from transformers import PretrainedConfig
 from align.cli.estimate.costs import Machine, Model, Part
 from align.core.rows import EvalPrompt, read_rows
 from align.core.templates import render
+from align.data.instructions import read_instructions
 from align.judge.request import SCORE_PREFIX, judge_request
 from align.models.batching import MAX_LENGTH_RATIO as PADDING
 from align.text.labelled import LabelledText
 from stages.base_model import EMBEDDED
 from stages.evaluate import KL_BATCH_SIZE
-from stages.prepare_data import read_instructions, read_judgements, read_preferences
+from stages.prepare_data import read_judgements, read_preferences
 from stages.reward_model import CENTERING_ROWS
 
 # What nobody knows before a run. The default run had 0.70 of max_new_tokens, and 1.75 prompts drawn for each kept.
@@ -35,7 +36,7 @@ OTHERS = ("base_model", "fetch_data", "text/dvc.yaml:text_data")  # with torch, 
 class Rows(NamedTuple):
     """Rows of a prompt and a reply: how many rows, how many different prompts, and their mean tokens."""
 
-    count: float
+    total: float
     prompts: float
     prompt: float
     reply: float
@@ -82,14 +83,14 @@ class Plan:
         match stage:
             case "sft":
                 s, judged, rows = self.s.sft, self._split("judgements")[0], self._rows("instructions")
-                each = judged.count / judged.prompts + self.s.prepare_data.off_topic_negatives
+                each = judged.total / judged.prompts + self.s.prepare_data.off_topic_negatives
                 # The responses of a question share rubric and question, in one sequence.
                 packed = self._rubric + judged.prompt + each * (judged.reply + TEMPLATE_TOKENS)
                 length = (rows.prompt + rows.reply + TEMPLATE_TOKENS) * PADDING
-                judges = min(judged.prompts * each, s.eft_share / (1 - s.eft_share) * rows.count)
+                judges = min(judged.prompts * each, s.eft_share / (1 - s.eft_share) * rows.total)
                 return [
                     self._train("eft", judged.prompts, packed, positions=each),
-                    self._train("sft", rows.count, length, positions=rows.reply),
+                    self._train("sft", rows.total, length, positions=rows.reply),
                     self._train("sft", judges, self._rubric + judged.prompt + judged.reply),
                 ]
             case "generate_prompts":
@@ -103,7 +104,7 @@ class Plan:
                 return self._decode(new.prompts, new.prompt, s.max_new_tokens, s.num_responses)
             case "judge":
                 both = self._generated, self._split("judgements")[1]
-                return [part for rows in both for part in self._judge(rows.count, rows.prompt + rows.reply)]
+                return [part for rows in both for part in self._judge(rows.total, rows.prompt + rows.reply)]
             case "dpo":
                 new = self._generated
                 length = (new.prompt + new.reply) * PADDING
@@ -113,8 +114,8 @@ class Plan:
             case "reward_model":
                 pairs, test = self._split("preferences")
                 length = pairs.prompt + pairs.reply + TEMPLATE_TOKENS
-                scores = self._forward(min(CENTERING_ROWS, pairs.count) + 2 * test.count, length)
-                return [self._train("reward_model", pairs.count, length * PADDING, sides=2), scores]
+                scores = self._forward(min(CENTERING_ROWS, pairs.total) + 2 * test.total, length)
+                return [self._train("reward_model", pairs.total, length * PADDING, sides=2), scores]
             case "ppo":
                 s, model = self.s.ppo, self._adapted
                 prompt = min(self._rows("preferences").prompt + TEMPLATE_TOKENS, s.max_prompt_length)
@@ -131,22 +132,22 @@ class Plan:
             case "evaluate" | "evaluate_iteration":
                 s, rows, held_out = self.s.evaluate, self._rows("eval_prompts"), self._split("judgements")[1]
                 prompt, reply = rows.prompt + TEMPLATE_TOKENS, REPLY_SHARE * s.max_new_tokens
-                count, length = rows.count * s.max_turns, prompt + reply
+                count, length = rows.total * s.max_turns, prompt + reply
                 compared = 0 if name == "evaluate@base" else 2 * count  # with the base
                 return [
-                    *self._decode(rows.count, prompt, s.max_new_tokens, times=s.max_turns),
+                    *self._decode(rows.total, prompt, s.max_new_tokens, times=s.max_turns),
                     *self._judge(count, length),
                     self._forward(count, length),
                     self._forward(compared, length * PADDING, KL_BATCH_SIZE, positions=reply),
                     # Its own judgements, and for each question one of an answer to another.
-                    *self._judge(held_out.count + held_out.prompts, held_out.prompt + held_out.reply),
+                    *self._judge(held_out.total + held_out.prompts, held_out.prompt + held_out.reply),
                 ]
             case "text/dvc.yaml:sft":
                 rows = self._rows("train", "text")
-                return [self._train("text", rows.count, rows.prompt, positions=rows.prompt, model=self._whole)]
+                return [self._train("text", rows.total, rows.prompt, positions=rows.prompt, model=self._whole)]
             case "text/dvc.yaml:evaluate":  # base and text
                 rows = self._rows("test", "text")
-                return [self._forward(2 * rows.count, rows.prompt, positions=rows.prompt, model=self._whole)]
+                return [self._forward(2 * rows.total, rows.prompt, positions=rows.prompt, model=self._whole)]
         return [] if stage in (*LIGHT, *OTHERS) else None
 
     def _rows(self, key: str, section: str = "prepare_data") -> Rows:
@@ -157,14 +158,14 @@ class Plan:
             self._known[key] = Rows(len(prompts), len(set(prompts)), _tokens(*prompts), _tokens(*replies))
         elif key not in self._known:
             source = self.s.sources.get(path.stem)
-            count = getattr(settings, f"max_{key}", None) or (source and source.limit) or ASSUMED.count
-            self._known[key] = ASSUMED._replace(count=count, prompts=count * ASSUMED.prompts / ASSUMED.count)
+            count = getattr(settings, f"max_{key}", None) or (source and source.limit) or ASSUMED.total
+            self._known[key] = ASSUMED._replace(total=count, prompts=count * ASSUMED.prompts / ASSUMED.total)
             self.notes.append(f"{section}.{key}: {path} is not here yet; assumed are {count:,.0f} rows")
         return self._known[key]
 
     def _split(self, key: str) -> list[Rows]:  # to train on, to test with
         rows, test = self._rows(key), getattr(self.s.prepare_data, f"{key}_test_fraction")
-        return [rows._replace(count=rows.count * part, prompts=rows.prompts * part) for part in (1 - test, test)]
+        return [rows._replace(total=rows.total * part, prompts=rows.prompts * part) for part in (1 - test, test)]
 
     @property
     def _generated(self) -> Rows:  # by an iteration

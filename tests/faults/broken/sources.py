@@ -67,7 +67,10 @@ INSTRUCTIONS: dict[str, tuple[Break, str]] = {
         "has no instruction (1 'system message first')",
     ),
     "trees of another language": (_told("message_trees", {**FLAT, "lang": "de"}), "1 'another language'"),
-    "a message twice": (_told("message_trees", FLAT, FLAT), "told.jsonl:2: duplicate message_id 'm', first used in line 1"),
+    "a message twice": (
+        _told("message_trees", FLAT, FLAT),
+        "told.jsonl:2: duplicate message_id 'm', first used in line 1",
+    ),
     "a rank that is a text": (_told("message_trees", FLAT, {**FLAT, "message_id": "n", "rank": "0"}), '"rank" should'),
     "max_instructions of 0": (param("prepare_data.max_instructions", 0), "prepare_data.max_instructions: should be"),
     "max_judgements below a question": (param("prepare_data.max_judgements", 3), "of the first question; raise it"),
