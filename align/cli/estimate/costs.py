@@ -22,7 +22,7 @@ CARDS = {
     "H100": (989e12, 67e12, 3.35e12, 80e9),
     "H200": (989e12, 67e12, 4.8e12, 141e9),
 }
-# What eager PyTorch reaches of them with small batches: assumed (docs/ESTIMATE.md).
+# What eager PyTorch reaches of them with small batches: assumed (docs/RUNNING.md).
 UTILISATION = {"forward": 0.4, "decode": 0.4, "train": 0.3}
 BANDWIDTH_SHARE = 0.6
 LAYER_SECONDS = {"forward": 0.7e-3, "decode": 0.7e-3, "train": 2.5e-3}
@@ -31,6 +31,11 @@ NF4_SLOWDOWN = 1.5  # weights are unpacked for each product
 
 class Model:
     """The sizes of a base, built without memory for its weights, and of what is trained: an adapter, or all weights."""
+
+    layers: int
+    lowest: int
+    vocab: int
+    width: int
 
     def __init__(self, config: PretrainedConfig, runtime: RuntimeSettings, lora: LoraSettings | None = None) -> None:
         c = config.get_text_config()
