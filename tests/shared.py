@@ -1,7 +1,6 @@
 """What several test files need and takes minutes to make: made once, also where pytest-xdist runs several processes."""
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +15,14 @@ def shared(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], N
     """
     base = factory.getbasetemp()
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder, done = root / name, root / f"{name}.done"
+    folder, done, failed = root / name, root / f"{name}.done", root / f"{name}.failed"
     with FileLock(root / f"{name}.lock"):
+        if failed.exists():
+            pytest.fail(f"{name} could not be built; an earlier test says why")
         if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+            failed.touch()
             folder.mkdir()
             build(folder)
+            failed.unlink()
             done.touch()
     return folder
