@@ -32,33 +32,32 @@ NF4_SLOWDOWN = 1.5  # weights are unpacked for each product
 class Model:
     """The sizes of a base, built without memory for its weights, and of what is trained: an adapter, or all weights."""
 
-    layers: int
-    lowest: int
-    vocab: int
-    width: int
-
     def __init__(self, config: PretrainedConfig, runtime: RuntimeSettings, lora: LoraSettings | None = None) -> None:
         c = config.get_text_config()
+        heads: int = c.num_attention_heads
+        inner: int = getattr(c, "intermediate_size", None) or 4 * c.hidden_size
+        hidden: int = c.hidden_size
+        self.layers: int = c.num_hidden_layers
+        self.vocab: int = c.vocab_size
+        self.width: int = runtime.torch_dtype.itemsize
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(c)
-        self.weights = self.trained = sum(weight.numel() for weight in model.parameters())
+        self.weights = self.trained = sum(int(weight.numel()) for weight in model.parameters())
         if lora is not None:
             adapted = new_adapter(model, lora, task_type="CAUSAL_LM")
-            self.trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
+            self.trained = sum(int(weight.numel()) for weight in adapted.parameters() if weight.requires_grad)
         self.lowest = min((lora and lora.layers_to_transform) or [0])  # no gradient reaches the layers below
-        self.layers, self.vocab, self.width = c.num_hidden_layers, c.vocab_size, runtime.torch_dtype.itemsize
-        heads, inner = c.num_attention_heads, getattr(c, "intermediate_size", None) or 4 * c.hidden_size
-        head_dim = getattr(c, "head_dim", None) or c.hidden_size // heads
-        keys = (getattr(c, "num_key_value_heads", None) or heads) * head_dim
-        self.queries, self.head = heads * head_dim, c.vocab_size * c.hidden_size
+        head_dim: int = getattr(c, "head_dim", None) or hidden // heads
+        keys: int = (getattr(c, "num_key_value_heads", None) or heads) * head_dim
+        self.queries, self.head = heads * head_dim, self.vocab * hidden
         embeddings = self.head * (1 if c.tie_word_embeddings else 2)
         self.layer = (self.weights - embeddings) / self.layers
         packed = NF4_BYTES if runtime.quantization == "nf4" else self.width
         self.bytes = self.layer * self.layers * packed + embeddings * self.width
         # Per token: keys and values, the activations of a layer, what it hands to the next.
         self.cache_bytes = 2 * self.layers * keys * self.width
-        self.layer_bytes = (8 * c.hidden_size + 4 * inner + 4 * self.queries) * self.width
-        self.state_bytes = c.hidden_size * self.width
+        self.layer_bytes = (8 * hidden + 4 * inner + 4 * self.queries) * self.width
+        self.state_bytes = hidden * self.width
 
 
 @dataclass(frozen=True, kw_only=True)
