@@ -34,30 +34,26 @@ class Model:
 
     def __init__(self, config: PretrainedConfig, runtime: RuntimeSettings, lora: LoraSettings | None = None) -> None:
         c = config.get_text_config()
-        heads: int = c.num_attention_heads
-        inner: int = getattr(c, "intermediate_size", None) or 4 * c.hidden_size
-        hidden: int = c.hidden_size
-        self.layers: int = c.num_hidden_layers
-        self.vocab: int = c.vocab_size
-        self.width: int = runtime.torch_dtype.itemsize
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(c)
-        self.weights = self.trained = sum(int(weight.numel()) for weight in model.parameters())
+        self.weights = self.trained = sum(weight.numel() for weight in model.parameters())
         if lora is not None:
             adapted = new_adapter(model, lora, task_type="CAUSAL_LM")
-            self.trained = sum(int(weight.numel()) for weight in adapted.parameters() if weight.requires_grad)
+            self.trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
         self.lowest = min((lora and lora.layers_to_transform) or [0])  # no gradient reaches the layers below
-        head_dim: int = getattr(c, "head_dim", None) or hidden // heads
-        keys: int = (getattr(c, "num_key_value_heads", None) or heads) * head_dim
-        self.queries, self.head = heads * head_dim, self.vocab * hidden
+        self.layers, self.vocab, self.width = c.num_hidden_layers, c.vocab_size, runtime.torch_dtype.itemsize
+        heads, inner = c.num_attention_heads, getattr(c, "intermediate_size", None) or 4 * c.hidden_size
+        head_dim = getattr(c, "head_dim", None) or c.hidden_size // heads
+        keys = (getattr(c, "num_key_value_heads", None) or heads) * head_dim
+        self.queries, self.head = heads * head_dim, c.vocab_size * c.hidden_size
         embeddings = self.head * (1 if c.tie_word_embeddings else 2)
         self.layer = (self.weights - embeddings) / self.layers
         packed = NF4_BYTES if runtime.quantization == "nf4" else self.width
         self.bytes = self.layer * self.layers * packed + embeddings * self.width
         # Per token: keys and values, the activations of a layer, what it hands to the next.
         self.cache_bytes = 2 * self.layers * keys * self.width
-        self.layer_bytes = (8 * hidden + 4 * inner + 4 * self.queries) * self.width
-        self.state_bytes = hidden * self.width
+        self.layer_bytes = (8 * c.hidden_size + 4 * inner + 4 * self.queries) * self.width
+        self.state_bytes = c.hidden_size * self.width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +83,7 @@ class Part:
             flops += reached * (weights + 2 * attention) + head + self.checkpointing * reached * (weights + attention)
             # An adapter's weights come on top of the base's.
             flops += reached * weights + head if model.trained == model.weights else 6 * tokens * model.trained
-        return flops
+        return float(flops)
 
     @property
     def memory(self) -> float:
@@ -96,10 +92,10 @@ class Part:
         logits, once = self.positions * model.vocab * 8, self.tokens * model.layer_bytes
         cache = (self.context + max(self.tokens, self.steps)) * model.cache_bytes
         if self.kind != "train":
-            return rows * (cache + (model.vocab * 8 if self.kind == "decode" else once + logits))
+            return float(rows * (cache + (model.vocab * 8 if self.kind == "decode" else once + logits)))
         kept = model.state_bytes if self.checkpointing else model.layer_bytes
         kept *= self.tokens * (model.layers - max(model.lowest, self.first))
-        return rows * (kept + once + logits) + model.trained * TRAINED_BYTES
+        return float(rows * (kept + once + logits) + model.trained * TRAINED_BYTES)
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,7 @@ class Machine:
             moved += part.rows * part.tokens * (part.context + part.tokens) * model.cache_bytes
         busy = max(part.flops / self.flops[part.kind], moved / self.bandwidth)
         stepping = train * calls * model.trained * ADAM_BYTES / self.bandwidth
-        return busy + stepping + calls * layers * self.layer_seconds[part.kind]
+        return float(busy + stepping + calls * layers * self.layer_seconds[part.kind])
 
 
 def gpu(name: str, runtime: RuntimeSettings) -> Machine:
