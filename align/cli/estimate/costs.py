@@ -51,9 +51,8 @@ class Model:
         packed = NF4_BYTES if runtime.quantization == "nf4" else self.width
         self.bytes = self.layer * self.layers * packed + embeddings * self.width
         # Per token: keys and values, the activations of a layer, what it hands to the next.
-        self.cache_bytes = 2 * self.layers * keys * self.width
+        self.cache_bytes, self.state_bytes = 2 * self.layers * keys * self.width, c.hidden_size * self.width
         self.layer_bytes = (8 * c.hidden_size + 4 * inner + 4 * self.queries) * self.width
-        self.state_bytes = c.hidden_size * self.width
 
 
 @dataclass(frozen=True, kw_only=True)
