@@ -135,8 +135,8 @@ def _try_iteration(model: str, parent: str, dvc: Dvc) -> None:
     params, lock = PARAMS_FILE.read_bytes(), LOCK_FILE.read_bytes()
     trial = add_iteration(params.decode(), model, parent).encode()
     succeeded = False
+    _write(PARAMS_FILE, trial)
     try:
-        _write(PARAMS_FILE, trial)
         succeeded = dvc("repro")
     finally:  # Ctrl-C too; the stages that finished are in DVC's run cache
         _check_unchanged(trial)
