@@ -1,6 +1,5 @@
-"""Unfinished work in `align doctor`: what killed processes leave, and whether a rerun would use it."""
+"""Unfinished work in `align doctor`: what killed processes leave."""
 
-import json
 import os
 import re
 import shutil
@@ -18,7 +17,6 @@ from align.cli.doctor.unfinished import check_unfinished
 from align.core.params import SECTIONS
 from align.run.release import DONE_FILE
 from tests.committed import REPOSITORY
-from tests.dvc_project import align
 
 READ = ("seed", "iterations", "runtime", "ppo")
 PARAMS = "".join(f"{section}: {{}}\n" for section in SECTIONS if section not in READ)
@@ -89,17 +87,10 @@ def unfinished() -> Finding:
     return finding
 
 
-def why() -> str:
-    """Return why a rerun would not use the work."""
-    finding = unfinished()
-    assert finding.status == "differs"
-    return finding.what.partition("which a rerun would not use: ")[2]
-
-
 def test_the_work_of_a_killed_stage_is_reported_and_the_step_deletes_it(root: Path) -> None:
     finding = unfinished()
     assert finding.status == "ok"
-    assert re.fullmatch(r"judge@m1: [\d.]+ kB, \d+ \w+ old: `dvc repro` resumes from it", finding.what)
+    assert re.fullmatch(r"judge@m1: [\d.]+ kB, \d+ \w+ old: `dvc repro` resumes from it .*", finding.what)
 
     (step,) = finding.steps
     subprocess.run(re.findall("`(.+)`", step)[0], shell=True, check=True)
@@ -117,51 +108,3 @@ def test_work_that_a_process_holds_is_not_offered_for_deletion(root: Path) -> No
 def test_work_that_waits_for_dvc_is_told_from_that_of_a_killed_stage(root: Path) -> None:
     next(root.glob(".align/resume/*/*/")).joinpath(DONE_FILE).write_text("{}")
     assert unfinished().what.endswith("done; kept until DVC has recorded the outputs")
-
-
-def test_what_keeps_it_from_being_used_is_named(root: Path) -> None:
-    changed = PARAMS.replace("kl_coef: 0.05", "kl_coef: 0.02").replace("judge: {}", "judge: {a: 1}")
-    (root / "params.yaml").write_text(changed)
-    assert why() == "params changed: ppo.kl_coef"  # judge is not among what it has read
-    (root / "params.yaml").write_text(PARAMS)
-    (root / "input.txt").write_text("other")
-    assert why() == "inputs changed: input.txt"
-    (root / "input.txt").unlink()
-    assert why() == "inputs changed: input.txt"
-    (root / "input.txt").write_text("input")
-
-    names = ("align/judge/request.py", "align/cli/main.py", "prompts/new.jinja")
-    request, unused, template = map(root.joinpath, names)
-    unused.write_text("# changed\n")
-    assert unfinished().status == "ok"
-    request.write_text("# changed\n")
-    template.write_text("{{ x }}")
-    assert why() == "code changed: align/judge/request.py, prompts/new.jinja"
-
-
-def test_another_version_of_a_library_keeps_it_from_being_used(root: Path) -> None:
-    (path,) = root.rglob("identity.json")
-    identity = json.loads(path.read_text())
-    path.write_text(json.dumps(identity | {"environment": identity["environment"] | {"torch": "0.1"}}))
-    assert why() == "environment changed: torch"
-
-
-@pytest.mark.parametrize("data", [None, b"", b"{}", b'{"params": 1, "inputs": {}, "code": {}, "environment": {}}'])
-def test_work_without_a_whole_identity_would_not_be_used(root: Path, data: bytes | None) -> None:
-    (path,) = root.rglob("identity.json")
-    path.unlink()
-    if data is not None:
-        path.write_bytes(data)
-    assert why() == "it has no readable identity"
-
-
-def test_control_characters_of_an_identity_never_reach_the_terminal(root: Path) -> None:
-    (path,) = root.rglob("identity.json")
-    identity = json.loads(path.read_text())
-    identity["params"]["ppo"]["\x1b[2J"] = "x"
-    identity["inputs"]["\x9b2J"] = "x"
-    path.write_text(json.dumps(identity))
-    for flags in ([], ["--json"]):
-        output = align("doctor", *flags).output
-        assert "\\u001b[2J" in output.replace("\\\\", "\\")
-        assert re.findall(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", output) == []

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from align.cli.doctor.environment import check_environment, check_packages, check_runtime
+from align.cli.doctor.environment import check_environment, check_packages
 from align.cli.doctor.experiment import check_experiment
 from align.cli.doctor.findings import Finding
 from align.cli.doctor.locks import check_locks
@@ -31,7 +31,6 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_storage,
     check_experiment,
     check_environment,
-    check_runtime,
     check_unfinished,
 )
 

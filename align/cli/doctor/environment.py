@@ -1,6 +1,5 @@
 """Checks of `align doctor`: Python, packages, device and backend, against the pins and the recorded results."""
 
-import os
 import platform
 import re
 import sys
@@ -10,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
@@ -46,7 +45,7 @@ def check_packages() -> Iterator[Finding]:
     else:
         yield Finding("python", "ok", python)
     pinned, missing, other = 0, [], []
-    for number, line in enumerate(PINS.read_text(encoding="utf-8").splitlines() if PINS.is_file() else (), 1):
+    for line in PINS.read_text(encoding="utf-8").splitlines() if PINS.is_file() else ():
         text = line.partition("#")[0].strip()
         if not text or text.startswith("-"):
             continue
@@ -54,8 +53,6 @@ def check_packages() -> Iterator[Finding]:
         try:
             wanted = Requirement(text)
             installed = version(wanted.name)
-        except InvalidRequirement as error:
-            raise InputError(f"{PINS}:{number}: not a requirement ({' '.join(str(error).split())})") from None
         except PackageNotFoundError:
             missing.append(wanted.name)
             continue
@@ -73,7 +70,7 @@ def check_packages() -> Iterator[Finding]:
 def check_environment() -> Iterator[Finding]:
     """Compare this environment with the ones that the results record."""
     here = environment_here()
-    yield Finding("here", "ok", ", ".join(f"{key} {value}" for key, value in here.items()))
+    yield Finding("device", "ok", ", ".join(f"{key} {value}" for key, value in here.items()))
     results = ("models/*/model_card.json", "data/metrics/**/*.json", "data/eval/*.json")
     differences: dict[tuple[str, str], list[str]] = {}
     for path in (path for pattern in results for path in sorted(Path().glob(pattern))):
@@ -87,22 +84,3 @@ def check_environment() -> Iterator[Finding]:
         yield Finding("environment", "differs", what, ("rerunning its stages may give other bytes",))
     if not differences:
         yield Finding("environment", "ok", "as the results record it")
-
-
-def check_runtime() -> Iterator[Finding]:
-    """Report the device and its cores, and settings with which nobody can promise the same bytes."""
-    params = Params.read().values
-    runtime, generation = params["runtime"], params["generation"]
-    device, threads, cores = environment_here()["device"], runtime["num_threads"], os.cpu_count() or 1
-    if threads > cores:
-        what = f"runtime.num_threads is {threads}, on {cores} cores: slower than with {cores}"
-        yield Finding("device", "differs", what, ("change it and rerun; results differ in the last bits",))
-    no_cuda = "" if device.startswith("cuda") or runtime["device"] == "cpu" else "; no CUDA device is visible"
-    yield Finding("device", "ok", f"{device}{no_cuda}, {cores} cores")
-    backend, tokens = generation.get("backend"), generation.get("max_batch_tokens")
-    varies = "the load" if backend in ("vllm", "openai") else "free memory" if tokens is None else None
-    if varies:
-        step = "for the same bytes set generation.backend to transformers and max_batch_tokens to a number"
-        yield Finding("backend", "differs", f"{backend}: {varies} decides the batches, and so the last bits", (step,))
-    else:
-        yield Finding("backend", "ok", f"{backend}, batches of {tokens} tokens")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from align.cli.doctor.findings import Finding
-from align.cli.doctor.repository import running_dvc
+from align.cli.doctor.repository import running
 from align.cli.project.git import git
 from align.core.params import PARAMS_FILE
 
@@ -26,7 +26,7 @@ def check_experiment() -> Iterator[Finding]:
     head = git("rev-parse", "-q", "--verify", "HEAD")
     if head is None:
         return
-    if any(" exp run" in command for command in running_dvc().values()):
+    if any(" exp run" in command for command in running().values()):
         yield Finding("experiment", "ok", "`dvc exp run` is running: HEAD is detached until it ends")
         return
     detached = git("symbolic-ref", "-q", "HEAD") is None

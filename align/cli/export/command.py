@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import torch
 
-from align.cli.export.folder import exported_files, listing, new_folder, write_export
+from align.cli.export.folder import exported_files, listing, write_export
 from align.cli.export.merge import find_model
 from align.cli.export.model_card import LICENSE_ID
 from align.core.errors import InputError, printable, quoted
@@ -20,7 +20,7 @@ from align.core.errors import InputError, printable, quoted
     help="Type of the weights, which are merged in float32 and rounded once. Default: that of the base.",
 )
 @click.option("--base", type=click.Path(path_type=Path), metavar="DIR", help="The adapter's base. Default: beside it.")
-@click.option("--license", "license_id", metavar="ID", help="Such as mit. Default: the base's, if it names one.")
+@click.option("--license", "license_id", metavar="ID", help="Such as mit. Default: unknown, except for SmolLM2.")
 def export(name: str, to: Path, dtype: str | None, base: Path | None, license_id: str | None) -> None:
     """Write a merged model with tokenizer, chat template and card, for transformers, vLLM and others.
 
@@ -32,11 +32,9 @@ def export(name: str, to: Path, dtype: str | None, base: Path | None, license_id
     """
     if license_id is not None and not LICENSE_ID.fullmatch(license_id):
         raise InputError(f"--license: expected an identifier such as mit or apache-2.0, got {quoted(license_id)}")
-    target = new_folder(to)
     parts = find_model(name, base)
-    write_export(parts, target, getattr(torch, dtype) if dtype is not None else None, license_id)
-    for line in listing(f"{to}: {name}", exported_files(target)[0]):
-        click.echo(line)
+    write_export(parts, to, getattr(torch, dtype) if dtype is not None else None, license_id)
+    click.echo(listing(f"{to}: {name}", exported_files(to)))
     if parts.score_bias is not None:
         click.echo(f"the pipeline's score is the logit plus score_bias in config.json, {parts.score_bias:.4g}")
     serve = "" if parts.is_reward_model else f"transformers serve {to} (docs/SHARING.md), or "

@@ -1,6 +1,6 @@
 """The exported folder: a merged model with its tokenizer and cards, whole or absent."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,21 +19,15 @@ WRITTEN = ("*.json", "*.jinja", "*.safetensors", README, ".gitattributes")  # th
 SHARD_SIZE = "5GB"
 
 
-def new_folder(to: Path) -> Path:
-    """Return the folder to write, resolved, which must be new or empty."""
-    try:
-        target = to.resolve()
-        entries = sorted(target.iterdir()) if target.exists() else []
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"--to {to}: {reason}; name a new folder") from None
-    if entries:
-        raise InputError(f"--to {to}: holds {entries[0].name} already; name a new folder, or delete this one first")
-    return target
-
-
 def write_export(parts: Parts, to: Path, dtype: torch.dtype | None = None, license_id: str | None = None) -> None:
-    """Merge a model and write it to `to`; see `load_merged` and `model_card_text`."""
+    """Merge a model and write it to `to`, which must be new or empty; see `load_merged` and `model_card_text`."""
+    try:
+        to = to.resolve()
+        entry = min(to.iterdir(), default=None) if to.exists() else None
+    except (OSError, ValueError) as error:
+        raise InputError(f"--to {to}: {error}; name a new folder") from None
+    if entry is not None:
+        raise InputError(f"--to {to}: holds {entry.name} already; name a new folder, or delete this one first")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     model = load_merged(parts, dtype)
@@ -62,16 +56,13 @@ def is_exported(folder: Path) -> bool:
         return False
 
 
-def exported_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """Return the files that belong to an export, and the names of everything else in its folder."""
-    entries = sorted(folder.iterdir())
-    files = [path for path in entries if path.is_file() and any(path.match(pattern) for pattern in WRITTEN)]
-    return files, [path.name for path in entries if path not in files]
+def exported_files(folder: Path) -> list[Path]:
+    """Return the files that belong to an export."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and any(map(path.match, WRITTEN)))
 
 
-def listing(title: str, files: Sequence[Path]) -> Iterator[str]:
-    """Yield a line with the number and size of the files, and one for each of them."""
-    sizes = [file.stat().st_size for file in files]
-    yield printable(f"{title}: {len(files)} files, {show_size(sum(sizes))}")
-    for file, size in zip(files, sizes, strict=True):
-        yield printable(f"  {file.name}  {show_size(size)}")
+def listing(title: str, files: Sequence[Path]) -> str:
+    """Return a line with the number and size of the files, and one for each of them."""
+    sizes = {file.name: file.stat().st_size for file in files}
+    lines = [f"{title}: {len(sizes)} files, {show_size(sum(sizes.values()))}"]
+    return "\n".join(map(printable, lines + [f"  {name}  {show_size(size)}" for name, size in sizes.items()]))

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from align.core.errors import InputError, quoted
+from align.core.errors import InputError
 from align.models.loading import shortened
 
 # Weights of an earlier version: transformers prefers an old model.safetensors to new shards.
@@ -19,19 +18,7 @@ STALE = ["*.safetensors", "*.safetensors.index.json"]
 ADVICE = {
     401: "the hub does not know the token; run `hf auth login` again, or set another HF_TOKEN",
     403: "the token may not write there; use one with write access, or another owner",
-    404: "no such repository, or the token may not see it; check its name",
 }
-
-
-def check_repo_id(repo_id: str) -> None:
-    """Raise `InputError` unless this can be the id of a repository."""
-    try:
-        validate_repo_id(repo_id)
-        valid = "/" in repo_id
-    except HFValidationError:
-        valid = False
-    if not valid:
-        raise InputError(f"{quoted(repo_id)}: not a valid repository id; give OWNER/NAME")
 
 
 def push(folder: Path, files: Sequence[Path], repo_id: str, private: bool) -> str:

@@ -51,10 +51,8 @@ def find_model(name: str, base_dir: Path | None = None) -> Parts:
     if (model_dir / CARD_FILE).exists():
         base = ModelCard.read(model_dir).parents.get("base")
         if base is not None and source_hash(base_dir) != base.sha256:
-            raise InputError(
-                f"{base_dir}: not the base that {model_dir} was trained over (its weights have another SHA-256); name "
-                "the right one with --base DIR, or run `dvc checkout`"
-            )
+            what = f"{base_dir}: not the base that {model_dir} was trained over (another SHA-256)"
+            raise InputError(f"{what}; name the right one with --base DIR, or run `dvc checkout`")
     bias = None
     if load_adapter_config(model_dir).task_type == "SEQ_CLS":
         # A reward model from elsewhere has no bias: its scores are not centred.
@@ -107,11 +105,8 @@ def _merge(model: PreTrainedModel, model_dir: Path, dtype: torch.dtype) -> PreTr
         for name, module in adapted.named_modules():
             if isinstance(module, BaseTunerLayer):
                 if module.get_base_layer().weight is embeddings:
-                    raise InputError(
-                        f"{path}: adapts {name.removeprefix('base_model.model.')}, whose weight the base shares "
-                        "between its first and last layer, and merging would change both; train without it "
-                        "(target_modules)"
-                    )
+                    layer_name = name.removeprefix("base_model.model.")
+                    raise InputError(f"{path}: adapts {layer_name}, whose weight the base shares; train without it")
                 layer: Any = module
                 layer.float()
                 layer.merge(safe_merge=True)

@@ -6,9 +6,10 @@ from tempfile import TemporaryDirectory
 import click
 
 from align.cli.export.folder import exported_files, is_exported, listing, write_export
-from align.cli.export.hub import check_repo_id, push
+from align.cli.export.hub import push
 from align.cli.export.merge import find_model
-from align.core.errors import printable
+from align.cli.export.model_card import HUB_ID
+from align.core.errors import InputError, printable, quoted
 
 
 @click.command()
@@ -24,18 +25,16 @@ def push_to_hub(name: str, repo_id: str, private: bool, dry_run: bool) -> None:
     \b
       align push-to-hub out/m2 OWNER/NAME --private
     """
-    check_repo_id(repo_id)
+    if not HUB_ID.fullmatch(repo_id):
+        raise InputError(f"{quoted(repo_id)}: not a valid repository id; give OWNER/NAME")
     with TemporaryDirectory() as scratch:
         folder = Path(name)
         if not is_exported(folder):
             parts = find_model(name)
             folder = Path(scratch) / parts.name
             write_export(parts, folder)
-        files, others = exported_files(folder)
-        for line in listing(f"{name} -> {repo_id}{' (private)' if private else ''}", files):
-            click.echo(line)
-        if others:
-            click.echo(printable(f"  left out, not part of the export: {', '.join(others)}"))
+        files = exported_files(folder)
+        click.echo(listing(f"{name} -> {repo_id}{' (private)' if private else ''}", files))
         if dry_run:
             click.echo("nothing was sent (--dry-run)")
         else:

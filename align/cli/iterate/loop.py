@@ -23,12 +23,6 @@ Dvc = Callable[[str], bool]  # runs `dvc <command>`, returns whether it succeede
 Say = Callable[[str], None]
 
 
-class Interrupted(InputError):
-    """Ctrl-C, raised once the files are restored; the exit status is the shell's for SIGINT."""
-
-    exit_code = 130
-
-
 def extend_chain(metric: str, limit: int, lower_is_better: bool, say: Say, dvc: Dvc | None = None) -> None:
     """Reproduce the chain, then add up to `limit` iterations, until one is no better than the best before it."""
     dvc = dvc or run_dvc
@@ -37,7 +31,10 @@ def extend_chain(metric: str, limit: int, lower_is_better: bool, say: Say, dvc: 
     next_model(Params.read().iterations)
     if MODELS_FILE.is_file():  # find an unknown metric before hours of work
         read_values(metric, [])
-    _reproduce_chain(dvc)
+    before = PARAMS_FILE.read_bytes()
+    if not dvc("repro"):
+        raise InputError("`dvc repro` failed before any iteration was added: see above")
+    _check_unchanged(before)
     for _ in range(limit):
         iterations = Params.read().iterations
         model, parent = next_model(iterations)
@@ -46,15 +43,11 @@ def extend_chain(metric: str, limit: int, lower_is_better: bool, say: Say, dvc: 
             raise InputError(f"--until: no model of the loop has a value of {metric!r} in {MODELS_FILE}")
         sign = -1 if lower_is_better else 1
         best = max(values, key=lambda name: sign * values[name])
-        _try_iteration(model, parent, dvc, say)
-        value = read_values(metric, [model]).get(model)
-        step = f"{_show(values.get(parent))} -> {_show(value)}"
-        say(f"{model}: {metric} {step} (best {_show(values[best])} of {best})")
-        if value is None or sign * value <= sign * values[best]:
-            say(
-                f"{model} is no better, so the loop ends. The best is {best}. {model} stays in {PARAMS_FILE}; "
-                f"to drop it, delete its line `{model}: {parent}` there and run `dvc repro`"
-            )
+        _try_iteration(model, parent, dvc)
+        value = read_values(metric, [model]).get(model, math.nan)
+        say(f"{model}: {metric} {value:.4g} (best before: {values[best]:.4g} of {best})")
+        if not sign * value > sign * values[best]:
+            say(f"{model} is no better than {best}, so the loop ends; {model} stays in {PARAMS_FILE}")
             return
     say(f"{model} is the best; --max {limit} reached")
 
@@ -113,12 +106,10 @@ def read_values(metric: str, models: Sequence[str]) -> dict[str, float]:
         if model == "m0" and metric == WIN_RATE:
             text = text or "0.5"  # a model ties with itself
         try:
-            value = float(text or "nan")
+            values[model] = float(text or "nan")
         except ValueError:
             raise InputError(f"--until: {metric!r} is not a number: {model} has {text!r} in {MODELS_FILE}") from None
-        if math.isfinite(value):
-            values[model] = value
-    return values
+    return {model: value for model, value in values.items() if math.isfinite(value)}
 
 
 def run_dvc(command: str, program: Sequence[str] = (sys.executable, "-m", "dvc")) -> bool:
@@ -139,65 +130,31 @@ def run_dvc(command: str, program: Sequence[str] = (sys.executable, "-m", "dvc")
     return process.returncode == 0
 
 
-def _reproduce_chain(dvc: Dvc) -> None:
-    before = PARAMS_FILE.read_bytes()
-    try:
-        succeeded = dvc("repro")
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted before any iteration was added; run the command again to resume") from None
-    if not succeeded:
-        raise InputError("`dvc repro` failed before any iteration was added: see above")
-    _check_unchanged(before, "the chain")
-
-
-def _try_iteration(model: str, parent: str, dvc: Dvc, say: Say) -> None:
+def _try_iteration(model: str, parent: str, dvc: Dvc) -> None:
     """Add the iteration and reproduce; if that fails, restore params.yaml and dvc.lock and raise."""
     params, lock = PARAMS_FILE.read_bytes(), LOCK_FILE.read_bytes()
     trial = add_iteration(params.decode(), model, parent).encode()
-
-    def restore() -> None:
-        if PARAMS_FILE.read_bytes() not in (params, trial):
-            raise InputError(
-                f"{PARAMS_FILE}: changed while {model} ran, which did not finish; the change is kept, and so is "
-                f"`{model}: {parent}`: delete that line, or run `dvc repro` to try {model} again"
-            )
-        _write(PARAMS_FILE, params)
-        _write(LOCK_FILE, lock)  # DVC never removes the stages of a removed iteration
-
+    succeeded = False
+    _write(PARAMS_FILE, trial)
     try:
-        _write(PARAMS_FILE, trial)
         succeeded = dvc("repro")
-    except BaseException as error:
-        restore()
-        if not isinstance(error, KeyboardInterrupt):
-            raise
-        raise Interrupted(
-            f"{model}: interrupted, and {PARAMS_FILE} is restored. Run the command again to resume: the stages of "
-            f"{model} that finished are in DVC's run cache"
-        ) from None
-    if succeeded:
-        _check_unchanged(trial, model)
-        return
-    restore()
-    say(f"{model} failed: {PARAMS_FILE} is restored; reproducing the chain without {model}")
-    try:
+    finally:  # Ctrl-C too; the stages that finished are in DVC's run cache
+        _check_unchanged(trial)
+        if not succeeded:
+            _write(PARAMS_FILE, params)
+            _write(LOCK_FILE, lock)  # DVC never removes the stages of a removed iteration
+    if not succeeded:
         # Otherwise summary's lock entry would include what the failed iteration left in the folders it depends on.
         reproduced = dvc("checkout") and dvc("repro")
-    except KeyboardInterrupt:
-        reproduced = False
-    end = "" if reproduced else "; `dvc repro` failed after that: run it again"
-    raise InputError(f"{model} failed, see its stage's error above; {PARAMS_FILE} is restored{end}")
+        end = "" if reproduced else "; `dvc repro` failed after that: run it again"
+        raise InputError(f"{model} failed, see its stage's error above; {PARAMS_FILE} is restored{end}")
 
 
-def _check_unchanged(before: bytes, what: str) -> None:
-    if PARAMS_FILE.read_bytes() != before:
-        raise InputError(f"{PARAMS_FILE}: changed while {what} ran; the change is kept: run the command again")
+def _check_unchanged(expected: bytes) -> None:
+    if PARAMS_FILE.read_bytes() != expected:
+        raise InputError(f"{PARAMS_FILE}: changed while DVC ran; the change is kept: run the command again")
 
 
 def _write(path: Path, data: bytes) -> None:
     with replacing(path) as temporary:
         temporary.write_bytes(data)
-
-
-def _show(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"

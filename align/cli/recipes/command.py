@@ -2,7 +2,6 @@
 
 import click
 
-from align.cli.project.lock_file import LOCK_FILE, Lock, flat
 from align.cli.project.settings import validate_params
 from align.cli.recipes.recipes import merged, recipes, render, unsaved
 from align.cli.recipes.recipes import recipe as find
@@ -36,14 +35,7 @@ def use(name: str, force: bool) -> None:
     one = find(name)
     if not force and (reason := unsaved()):
         raise InputError(f"{PARAMS_FILE}: {reason}, or add --force")
-    values = merged(name)
-    validate_params(Params(values, one.path))
+    validate_params(Params(merged(name), one.path))
     write_text(PARAMS_FILE, render(one))
     click.echo(printable(f"{PARAMS_FILE} has recipe {name} now; `git diff {PARAMS_FILE}` shows the changes"))
-    ran = Lock.read().stages if LOCK_FILE.exists() else {}
-    new = flat(values)
-    stages = [
-        stage.name for stage in ran.values() if any(new.get(key, ...) != stage.params[key] for key in stage.params)
-    ]
-    click.echo(printable(f"stages that last ran with other params: {', '.join(stages) or 'none'}"))
     click.echo(printable(f"next: {one.command}"))

@@ -14,7 +14,7 @@ from typing import Any, Self
 from ruamel.yaml import YAML
 from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
 
-from align.cli.doctor.repository import running_dvc
+from align.cli.doctor.repository import running
 from align.cli.project.git import git
 from align.core.errors import InputError, quoted
 from align.core.files import read_bytes
@@ -92,9 +92,8 @@ def merged(name: str) -> dict[str, Any]:
 
 def unsaved() -> str | None:
     """Return why params.yaml should not be overwritten now, and what to do; None if nothing would be lost."""
-    if running := running_dvc():
-        processes = "; ".join(f"PID {pid}: {command}" for pid, command in running.items())
-        return f"DVC is running ({processes}), and its next stages would read other params; wait for it"
+    if dvc := running("dvc"):
+        return f"DVC is running (PID {min(dvc)}), and its next stages would read other params; wait for it"
     if not PARAMS_FILE.exists() or not git("status", "--porcelain", "--", str(PARAMS_FILE)):
         return None
     text = read_bytes(PARAMS_FILE).decode("utf-8", errors="replace")
