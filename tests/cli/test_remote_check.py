@@ -5,11 +5,13 @@ import json
 import os
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from align.cli.doctor.repository import check_credentials
 from tests.committed import REPOSITORY
 from tests.dvc_project import Project, align, error_of, finished_project, project
 from tests.servers.remotes import commands_of
@@ -238,6 +240,38 @@ def test_the_commands_of_the_docs_run(heading: str, pushed: Project) -> None:
 def test_of_this_project_all_is_pushed_but_the_base() -> None:
     text = (REPOSITORY / "dvc.yaml").read_text(encoding="utf-8")
     assert re.findall(r"- (.*?): \{.*?push: (\w+)", text) == [("models/base", "false")]
+
+
+def credentials() -> list[dict[str, Any]]:
+    """Return the findings of `align doctor` that are about passwords and keys."""
+    return [asdict(finding) for finding in check_credentials()]
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("dvc remote modify store url s3://b/x && dvc remote modify store secret_access_key k3y", "secret_access_key"),
+        ("dvc remote modify store url ssh://h/x && dvc remote modify store password k3y", "password"),
+        ("dvc remote modify store url webdav://u:k3y@h/x", "url"),
+    ],
+)
+def test_a_password_in_the_config_that_git_has_is_reported_by_the_doctor_and_not_shown(
+    pushed: Project, command: str, option: str
+) -> None:
+    assert credentials() == []
+    pushed.run(command)
+    [found] = credentials()
+
+    assert found["status"] == "problem"
+    assert found["what"] == f".dvc/config is in git and holds {option} of remote store"
+    assert "k3y" not in json.dumps(found)
+    reported = [one for one in json.loads(align("doctor", "--json").output) if one["check"] == "credentials"]
+    assert reported == [found | {"steps": list(found["steps"])}]
+
+
+def test_a_local_config_that_git_has_is_reported(pushed: Project) -> None:
+    pushed.run("dvc remote modify --local store verify true && git add -f .dvc/config.local")
+    assert credentials()[0]["what"] == ".dvc/config.local is in git"
 
 
 def test_no_remote_and_an_unknown_one_are_one_line(project: Project) -> None:

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
@@ -53,6 +53,8 @@ def check_packages() -> Iterator[Finding]:
         try:
             wanted = Requirement(text)
             installed = version(wanted.name)
+        except InvalidRequirement:
+            raise InputError(f"{PINS}: {text!r} is not a requirement; restore the file with `git checkout`") from None
         except PackageNotFoundError:
             missing.append(wanted.name)
             continue

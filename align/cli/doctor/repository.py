@@ -1,17 +1,24 @@
-"""Checks of `align doctor`: the git and DVC repository, and its processes."""
+"""Checks of `align doctor`: the git and DVC repository, its processes, and passwords that git would publish."""
 
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
 from align.cli.doctor.findings import Finding
 from align.cli.project.git import git
 
+CONFIG = Path(".dvc/config")
+LOCAL_CONFIG = Path(".dvc/config.local")
+# Options of DVC's remotes that hold a secret itself, not the name of a file or the wish to be asked (ask_password).
+SECRET = re.compile(r"(?!ask_)\w*(password|passphrase|secret|token|_key|connection_string)")
+
 
 def check_repository() -> Iterator[Finding]:
-    """Check that this is the root of a git repository with DVC in it."""
+    """Check that this is the root of a git repository with DVC in it, and that git has no password of a remote."""
     if git("--version") is None:
         yield Finding("repository", "problem", "git is not installed, and DVC needs it", ("install git",))
         return
@@ -25,6 +32,20 @@ def check_repository() -> Iterator[Finding]:
         yield Finding("repository", "problem", f"no {' and no '.join(missing)} here", ("`git checkout -- .`",))
     else:
         yield Finding("repository", "ok", root)
+        yield from check_credentials()
+
+
+def check_credentials() -> Iterator[Finding]:
+    """Check that no file in git holds a password or key of a remote; its value is not shown."""
+    change = "change the password at the server: git keeps what was committed"
+    if git("ls-files", "--error-unmatch", str(LOCAL_CONFIG)) is not None:
+        steps = (f"`git rm --cached {LOCAL_CONFIG}`", change)
+        yield Finding("credentials", "problem", f"{LOCAL_CONFIG} is in git", steps)
+    for remote, option in _secrets():
+        unset = f"`dvc remote modify --unset {remote} {option}`, and set it again with --local"
+        unset = f"`dvc remote modify {remote} url URL` without the password" if option == "url" else unset
+        what = f"{CONFIG} is in git and holds {option} of remote {remote}"
+        yield Finding("credentials", "problem", what, (unset, f"if it was ever committed, {change}"))
 
 
 def running(program: str = "dvc") -> dict[int, str]:
@@ -37,3 +58,15 @@ def running(program: str = "dvc") -> dict[int, str]:
         if here and program in [Path(part).name for part in command[:3]]:
             processes[process.pid] = shlex.join(command)
     return processes
+
+
+def _secrets() -> list[tuple[str, str]]:
+    """Return remote and option of each secret in DVC's config; a password in an address is option `url`."""
+    remote, secrets = "", []
+    for line in CONFIG.read_text(encoding="utf-8", errors="replace").splitlines() if CONFIG.is_file() else ():
+        section = re.match(r"\['?remote \"(.*)\"'?\]", line.strip())
+        remote = section[1] if section else remote
+        option, _, value = map(str.strip, line.partition("="))
+        if SECRET.fullmatch(option) or (option == "url" and urlsplit(value).password):
+            secrets.append((remote, option))
+    return secrets
