@@ -7,6 +7,7 @@ import click
 
 from align.cli.diff.output import FEW, Comparison
 from align.cli.diff.sides import Side, opened
+from align.cli.page.page import write_page
 from align.compare.changes import KINDS, Kind
 from align.compare.data_sets import ARTIFACTS
 from align.core.errors import InputError
@@ -56,7 +57,7 @@ def diff(
         with opened() as sources:
             comparison = Comparison(sources, Side.parse(a), Side.parse(b), what, keys, kinds or KINDS, limit, tolerance)
             if output is not None:
-                comparison.write_html(output)
+                write_page(output, f"{comparison.a.text} → {comparison.b.text}", "align diff", comparison.sections())
             else:
                 for line in getattr(comparison, style)():
                     click.echo(line)

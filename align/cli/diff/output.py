@@ -3,14 +3,13 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
 
 from align.cli.diff.report import report, summary
 from align.cli.diff.sides import Side, Sources, data_sets
-from align.cli.page.page import Histogram, Section, write_page
+from align.cli.page.page import Histogram, Section
 from align.compare.changes import Kind
 from align.compare.join import Diff, compare
 from align.core.errors import InputError, printable
@@ -70,11 +69,8 @@ class Comparison:
             for change in diff.changes(self.kinds, self.limit):
                 yield _line({"data_set": name, **change._asdict()})
 
-    def write_html(self, path: Path) -> None:
-        """Write a page to browse in."""
-        write_page(path, f"{self.a.text} → {self.b.text}", "align diff", self._sections())
-
-    def _sections(self) -> Iterator[Section]:
+    def sections(self) -> Iterator[Section]:
+        """Yield each data set for a page."""
         sides = self.a.text, self.b.text
         for name, diff in self.diffs():
             facts = [click.unstyle(line).strip() for line in summary(name, diff, *sides, bars=False)]

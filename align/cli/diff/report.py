@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from align.compare.changes import Duplicates, Kind, NumberColumn, RowChange
+from align.compare.changes import Kind, NumberColumn, RowChange
 from align.compare.join import Diff
 from align.core.errors import printable
 
@@ -15,8 +15,7 @@ BARS = " ▁▂▃▄▅▆▇█"
 MAX_TEXT = 600  # characters of a value that is shown
 MAX_WORDS = 2000  # of a text whose words are compared: the time grows with their square
 CONTEXT = 8  # unchanged words shown on each side of a change
-SIGNS: dict[Kind, str] = {"added": "+", "removed": "-", "changed": "~"}
-COLORS: dict[Kind, str] = {"added": "green", "removed": "red", "changed": "yellow"}
+SIGNS: dict[Kind, tuple[str, str]] = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
 
 
 def report(name: str, diff: Diff, a: str, b: str, kinds: Sequence[Kind], limit: int) -> Iterator[str]:
@@ -34,11 +33,12 @@ def summary(name: str, diff: Diff, a: str, b: str, bars: bool = True) -> Iterato
         yield printable(f"  the sides have no row in common (by {', '.join(diff.key)}), so only their totals compare")
     for duplicates, side in ((diff.duplicates_a, a), (diff.duplicates_b, b)):
         if duplicates.keys:
-            yield click.style(printable(_duplicates(diff.key, duplicates, side)), fg="yellow")
-    for column, kind in diff.columns_added.items():
-        yield printable(f"  + column {column} ({kind})")
-    for column, kind in diff.columns_removed.items():
-        yield printable(f"  - column {column} ({kind})")
+            examples = ", ".join(json.dumps(dict(zip(diff.key, row, strict=True))) for row in duplicates.examples)
+            counts = f"{duplicates.keys} duplicate keys in {duplicates.rows} rows"
+            yield click.style(printable(f"  {side}: {counts}, matched in file order: {examples}"), fg="yellow")
+    for sign, columns in (("+", diff.columns_added), ("-", diff.columns_removed)):
+        for column, kind in columns.items():
+            yield printable(f"  {sign} column {column} ({kind})")
     for column, (old, new) in diff.columns_retyped.items():
         yield printable(f"  ~ column {column}: {old} -> {new}")
     if diff.changed_columns:
@@ -53,11 +53,6 @@ def summary(name: str, diff: Diff, a: str, b: str, bars: bool = True) -> Iterato
             low, high = _figure(number.edges[0]), _figure(number.edges[-1])
             old, new = _bars(number.a.histogram), _bars(number.b.histogram)
             yield f"  {' ' * width}  {low} |{old}| -> |{new}| {high}"
-
-
-def _duplicates(key: Sequence[str], duplicates: Duplicates, side: str) -> str:
-    examples = ", ".join(json.dumps(dict(zip(key, values, strict=True))) for values in duplicates.examples)
-    return f"  {side}: {duplicates.keys} duplicate keys in {duplicates.rows} rows, matched in file order: {examples}"
 
 
 def _number(name: str, number: NumberColumn, b: str) -> str:
@@ -83,8 +78,8 @@ def _figure(value: float | None) -> str:
 def _row(change: RowChange, key: Sequence[str]) -> Iterator[str]:
     a, b = change.a, change.b
     row: Mapping[str, Any] = b or a or {}
-    head = f"  {SIGNS[change.kind]} " + " ".join(f"{name}={_text(row[name])}" for name in key)
-    yield click.style(_lines(head), fg=COLORS[change.kind])
+    sign, color = SIGNS[change.kind]
+    yield click.style(_lines(f"  {sign} " + " ".join(f"{name}={_text(row[name])}" for name in key)), fg=color)
     if a is None or b is None:
         for name, value in row.items():
             if name not in key and value is not None:

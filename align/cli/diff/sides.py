@@ -86,41 +86,34 @@ class Sources:
         try:
             files.get_file(path, os.fspath(target))
         except Exception as error:  # each kind of remote raises its own errors
-            raise InputError(self._not_found(what, side, error)) from None
+            remote = self.dvc.repo.config["core"].get("remote")
+            push = "`dvc push`" if side.rev is None else "`dvc exp push` or `dvc push`"
+            hint = f"nor on the remote {remote}: {push} it where it was made"
+            raise InputError(
+                f"{what}: neither here nor in DVC's cache, "
+                f"{hint if remote else 'and no remote is set up (docs/SHARING.md)'}, or run `dvc repro` "
+                f"({' '.join(str(error).split())[:200]})"
+            ) from None
         return target
 
     def _files(self, rev: str | None) -> Any:
-        if rev not in self._revisions:
-            repo = self.dvc.repo
-            filesystem = import_module("dvc.fs.dvc").DVCFileSystem
-            if rev is None:
-                self._revisions[rev] = filesystem(repo=repo)
-            else:
-                self._check_revision(rev)
-                # A revision has its own .dvc/config, without remotes that were added later.
-                config = {key: value for key, value in repo.config.items() if key in ("core", "remote", "cache")}
-                self._revisions[rev] = filesystem(url=repo.root_dir, rev=rev, config=config)
-        return self._revisions[rev]
-
-    def _check_revision(self, rev: str) -> None:
+        if rev in self._revisions:
+            return self._revisions[rev]
+        repo = self.dvc.repo
+        filesystem = import_module("dvc.fs.dvc").DVCFileSystem
+        if rev is None:
+            return self._revisions.setdefault(rev, filesystem(repo=repo))
         errors = import_module("scmrepo.exceptions").SCMError, import_module("dvc.exceptions").DvcException
         try:
-            import_module("dvc.scm").resolve_rev(self.dvc.repo.scm, rev)
+            import_module("dvc.scm").resolve_rev(repo.scm, rev)
         except errors:
             raise InputError(
                 f"no revision {quoted(rev)}: neither a git branch, tag or commit, nor a DVC experiment; "
                 "see `git log` and `dvc exp list --all-commits`, or fetch it: `git fetch`, `dvc exp pull origin NAME`"
             ) from None
-
-    def _not_found(self, what: str, side: Side, error: Exception) -> str:
-        remote = self.dvc.repo.config["core"].get("remote")
-        reason = " ".join(str(error).split())[:200]
-        if remote is None:
-            hint = "and no remote is set up (docs/SHARING.md)"
-        else:
-            push = "`dvc push`" if side.rev is None else "`dvc exp push` or `dvc push`"
-            hint = f"nor on the remote {remote}: {push} it where it was made"
-        return f"{what}: neither here nor in DVC's cache, {hint}, or run `dvc repro` ({reason})"
+        # A revision has its own .dvc/config, without remotes that were added later.
+        config = {key: value for key, value in repo.config.items() if key in ("core", "remote", "cache")}
+        return self._revisions.setdefault(rev, filesystem(url=repo.root_dir, rev=rev, config=config))
 
 
 def data_sets(sources: Sources, a: Side, b: Side, what: str | None) -> dict[str, tuple[str, str, tuple[str, ...]]]:

@@ -6,8 +6,7 @@
   const MAX_PREVIEW = 280; // characters of a cell
   const CONTEXT = 40; // characters around a change in a cell
   const MAX_CHOICES = 20; // values of a column to choose from
-  // A word diff compares every token of one text with every token of the other: larger ones are not computed.
-  const MAX_COMPARISONS = { preview: 1e6, full: 2e7 };
+  const MAX_COMPARISONS = { cell: 2.5e5, full: 5e6 }; // a word diff compares every token with every other
   const ORDER = ["short", "number", "text", "choice"]; // of columns: what identifies a row comes first
   const SIGNS = { changed: "~ changed", added: "+ added", removed: "\u2212 removed" };
   const KINDS = Object.keys(SIGNS);
@@ -57,8 +56,13 @@
   // ---- values as text
 
   const isText = (data) => typeof data === "string";
-  const isConversation = (data) =>
-    Array.isArray(data) && data.length > 0 && data.every((item) => item && isText(item.role) && isText(item.content));
+  /** Return the [label, text] pairs of a conversation or a list of texts; null for other values. */
+  function messages(data) {
+    if (!Array.isArray(data) || !data.length) return null;
+    if (data.every(isText)) return data.map((text, number) => [String(number + 1), text]);
+    const isMessage = (item) => isText(item?.role) && isText(item?.content);
+    return data.every(isMessage) ? data.map(({ role, content }) => [role, content]) : null;
+  }
 
   /** Return a number with at most four digits if it is not whole; an open row has all of them. */
   const short = (number, digits = 4) => (Number.isInteger(number) ? String(number) : String(Number(number.toPrecision(digits))));
@@ -67,10 +71,9 @@
     if (data === undefined || data === null) return "";
     if (isText(data)) return data;
     if (typeof data === "number") return short(data);
-    if (isConversation(data)) {
-      return data.length === 1 ? data[0].content : data.map(({ role, content }) => `${role}: ${content}`).join("\n");
-    }
-    return Array.isArray(data) && data.every(isText) ? data.join("\n") : JSON.stringify(data);
+    const pairs = messages(data);
+    if (!pairs) return JSON.stringify(data);
+    return pairs.length === 1 ? pairs[0][1] : pairs.map(([label, text]) => `${label}: ${text}`).join("\n");
   }
 
   /** Return the beginning of a text, or the part around the first match. */
@@ -84,27 +87,21 @@
   // ---- word diff
 
   const UNSPACED = "\\p{Script=Han}\\p{Script=Hiragana}\\p{Script=Katakana}\\p{Script=Thai}"; // one token per character
-  const TOKEN = new RegExp(`\\s+|[${UNSPACED}]|(?:(?![${UNSPACED}])(?:[\\p{L}\\p{M}\\p{N}_]|['\u2019](?=\\p{L})))+|[^]`, "gu");
+  // A token begins with the space before it.
+  const TOKEN = new RegExp(`\\s*(?:[${UNSPACED}]|(?:(?![${UNSPACED}])(?:[\\p{L}\\p{M}\\p{N}_]|['\u2019](?=\\p{L})))+|[^\\s]|$)`, "gu");
   const TAGS = { "=": "span", "-": "del", "+": "ins" };
 
-  /** Return how to get from one array of numbers to another, as = - +, along their longest common subsequence. */
-  function editScript(a, b) {
+  /** Return the lengths of the longest common subsequences of a[i:] and b[j:], at i * (b.length + 1) + j. */
+  function commonLengths(a, b) {
     const width = b.length + 1;
-    const longest = new Uint16Array((a.length + 1) * width); // of a[i:] and b[j:]
+    const lengths = new Uint16Array((a.length + 1) * width);
     for (let i = a.length - 1; i >= 0; i--) {
       for (let j = b.length - 1; j >= 0; j--) {
         const at = i * width + j;
-        longest[at] = a[i] === b[j] ? longest[at + width + 1] + 1 : Math.max(longest[at + width], longest[at + 1]);
+        lengths[at] = a[i] === b[j] ? lengths[at + width + 1] + 1 : Math.max(lengths[at + width], lengths[at + 1]);
       }
     }
-    const signs = [];
-    for (let i = 0, j = 0; i < a.length || j < b.length;) {
-      const at = i * width + j;
-      if (i < a.length && j < b.length && a[i] === b[j]) signs.push("="), i++, j++;
-      else if (j === b.length || (i < a.length && longest[at + width] >= longest[at + 1])) signs.push("-"), i++;
-      else signs.push("+"), j++;
-    }
-    return signs;
+    return lengths;
   }
 
   /** Return [sign, text] pairs, or null if the texts are too long, or have too little in common, for a word diff. */
@@ -114,42 +111,29 @@
     let [head, tail] = [0, 0];
     while (head < shorter && left[head] === right[head]) head++;
     while (tail < shorter - head && left.at(-1 - tail) === right.at(-1 - tail)) tail++;
-    if ((left.length - head - tail) * (right.length - head - tail) > limit) return null;
-    const numbers = new Map();
-    const number = (token) => numbers.get(token) ?? (numbers.set(token, numbers.size), numbers.size - 1);
-    const middle = (tokens) => tokens.slice(head, tokens.length - tail).map(number);
-    const signs = [...Array(head).fill("="), ...editScript(middle(left), middle(right)), ...Array(tail).fill("=")];
-    const parts = joined(left, right, signs);
+    const [old, now] = [left, right].map((tokens) => tokens.slice(head, tokens.length - tail));
+    if (old.length * now.length > limit) return null;
+    const parts = [];
+    let [removed, added, kept] = ["", "", left.slice(0, head).join("")];
+    const flush = () => {
+      for (const part of [["-", removed], ["+", added], ["=", kept]]) if (part[1]) parts.push(part);
+      removed = added = kept = "";
+    };
+    const lengths = commonLengths(old, now);
+    for (let i = 0, j = 0; i < old.length || j < now.length;) {
+      const at = i * (now.length + 1) + j;
+      if (old[i] === now[j]) kept += old[i++], j++;
+      else {
+        if (kept) flush();
+        if (j === now.length || (i < old.length && lengths[at + now.length + 1] >= lengths[at + 1])) removed += old[i++];
+        else added += now[j++];
+      }
+    }
+    kept += left.slice(left.length - tail).join("");
+    flush();
     // Single words in common mean nothing.
     const common = parts.reduce((sum, [sign, text]) => sum + (sign === "=" && text.length >= 8 ? text.length : 0), 0);
     return common < 0.3 * Math.min(a.length, b.length) ? null : parts;
-  }
-
-  /** Join tokens of one sign; a space between two changes belongs to both, and removals come before additions. */
-  function joined(left, right, signs) {
-    const parts = [];
-    let [x, y, removed, added] = [0, 0, "", ""];
-    const flush = () => {
-      if (removed) parts.push(["-", removed]);
-      if (added) parts.push(["+", added]);
-      removed = added = "";
-    };
-    const isChange = (sign) => sign === "-" || sign === "+";
-    signs.forEach((sign, number) => {
-      const token = sign === "+" ? right[y] : left[x];
-      if (sign !== "+") x++;
-      if (sign !== "-") y++;
-      if (sign === "=" && !(/^\s+$/.test(token) && isChange(signs[number - 1]) && isChange(signs[number + 1]))) {
-        flush();
-        if (parts.at(-1)?.[0] === "=") parts.at(-1)[1] += token;
-        else parts.push(["=", token]);
-        return;
-      }
-      if (sign !== "+") removed += token;
-      if (sign !== "-") added += token;
-    });
-    flush();
-    return parts;
   }
 
   function shortened(parts) {
@@ -165,27 +149,12 @@
 
   /** Append the diff of two texts to a node: word by word, or both texts if that makes no sense. */
   function writeDiff(node, a, b, full) {
-    const parts = wordDiff(a, b, full ? MAX_COMPARISONS.full : MAX_COMPARISONS.preview);
-    if (parts === null && a.length + b.length > 120) {
-      node.classList.remove("clamp");
-      node.classList.add(full ? "rewrite" : "stacked");
-      const part = (tag, text) => written(tag, full ? "value" : "value clamp", full ? text : preview(text, ""));
-      node.append(part("del", a), part("ins", b));
-      return node;
-    }
-    const shown = parts ?? [["-", a], ["=", " "], ["+", b]];
+    const parts = wordDiff(a, b, MAX_COMPARISONS[full ? "full" : "cell"]);
+    const shown = parts ?? (full ? [["-", a], ["+", b]] : [["-", a], ["=", " "], ["+", b]]);
+    if (full && !parts) node.classList.add("rewrite");
     for (const [sign, text] of full ? shown : shortened(shown)) node.append(written(TAGS[sign], "", text));
     return node;
   }
-
-  /** Fills cells with their word diffs when they scroll into view. */
-  const lazily = new IntersectionObserver((entries) => {
-    for (const { isIntersecting, target } of entries) {
-      if (!isIntersecting) continue;
-      lazily.unobserve(target);
-      target.fill();
-    }
-  }, { rootMargin: "200px" });
 
   // ---- full values of an open row
 
@@ -195,31 +164,26 @@
   }
 
   function fullValue(data) {
-    if (data === null || data === undefined) return none("\u2013");
-    if (data === "") return none("(empty text)");
-    if (isConversation(data)) {
-      return element("div", {}, ...data.map(({ role, content }) => messageNode(role, value(content))));
-    }
-    if (Array.isArray(data) && data.length && data.every(isText)) {
-      return element("div", {}, ...data.map((text, number) => messageNode(String(number + 1), value(text))));
-    }
+    if (isEmpty(data)) return none(data === "" ? "(empty text)" : "\u2013");
+    const pairs = messages(data);
+    if (pairs) return element("div", {}, ...pairs.map(([label, text]) => messageNode(label, value(text))));
     return value(isText(data) ? data : JSON.stringify(data, null, 1));
   }
 
   function fullChange(a, b) {
+    if (typeof a === "number" && typeof b === "number") return element("span", {}, ...numberChange(a, b, String));
     const diff = (old, now) => writeDiff(element("div", { className: "value", dir: "auto" }), old, now, true);
-    if (isConversation(a) && isConversation(b) && a.length === b.length) {
-      return element("div", {}, ...a.map(({ role, content }, number) => {
-        const now = b[number];
-        return messageNode(role === now.role ? role : `${role} \u2192 ${now.role}`, diff(content, now.content));
-      }));
-    }
-    if (typeof a === "number" && typeof b === "number") return element("span", {}, `${a} \u2192 ${b} `, deltaNode(b - a));
-    return diff(plain(a), plain(b));
+    const [left, right] = [messages(a), messages(b)];
+    if (left?.length !== right?.length || !left) return diff(plain(a), plain(b));
+    return element("div", {}, ...left.map(([label, text], number) => {
+      const [newLabel, newText] = right[number];
+      return messageNode(label === newLabel ? label : `${label} \u2192 ${newLabel}`, diff(text, newText));
+    }));
   }
 
   const deltaNode = (delta) =>
     written("span", delta > 0 ? "up" : "down", `(${delta > 0 ? "+" : "\u2212"}${short(Math.abs(delta), 3)})`);
+  const numberChange = (old, now, show) => [written("span", "old", show(old)), ` \u2192 ${show(now)} `, deltaNode(now - old)];
 
   // ---- histograms
 
@@ -253,36 +217,23 @@
   };
 
   function texts(data) {
-    if (data === null || data === undefined) return [];
-    return typeof data === "object" ? Object.values(data).flatMap(texts) : [String(data)];
+    if (data === null || typeof data !== "object") return isEmpty(data) ? [] : [String(data)];
+    return Object.values(data).flatMap(texts);
   }
 
-  /** Return each column with its type and the range or choice of its values. */
+  /** Return each column with its type and the choice of its values. */
   function describe(records) {
-    const columns = new Map();
-    const add = ([name, item]) => {
-      if (!columns.has(name)) {
-        columns.set(name, { name, kinds: new Set(), choices: new Set(), longest: 0, min: Infinity, max: -Infinity });
-      }
-      if (isEmpty(item)) return;
-      const column = columns.get(name);
-      column.kinds.add(typeof item === "boolean" ? "string" : typeof item);
-      if (typeof item === "number") {
-        column.min = Math.min(column.min, item);
-        column.max = Math.max(column.max, item);
-      } else if (typeof item !== "object") {
-        column.longest = Math.max(column.longest, String(item).length);
-        if (column.choices.size <= MAX_CHOICES) column.choices.add(String(item));
-      }
-    };
-    for (const { a, b } of records) [a, b].forEach((row) => Object.entries(row ?? {}).forEach(add));
-    const typeOf = ({ kinds, choices, longest }) => {
-      if (!kinds.size) return "empty";
-      if (kinds.size > 1 || kinds.has("object") || longest > 40) return "text";
-      if (kinds.has("number")) return "number";
-      return choices.size <= Math.min(MAX_CHOICES, records.length / 2) ? "choice" : "short";
-    };
-    return [...columns.values()].map((column) => ({ ...column, type: typeOf(column) }));
+    const rows = records.flatMap(({ a, b }) => [a, b].filter(Boolean));
+    return [...new Set(rows.flatMap((row) => Object.keys(row)))].map((name) => {
+      const values = rows.map((row) => own(row, name)).filter((item) => !isEmpty(item));
+      const choices = new Set(values.map(String));
+      const isLong = (item) => typeof item === "number" || typeof item === "object" || String(item).length > 40;
+      let type = choices.size <= Math.min(MAX_CHOICES, records.length / 2) ? "choice" : "short";
+      if (!values.length) type = "empty";
+      else if (values.every((item) => typeof item === "number")) type = "number";
+      else if (values.some(isLong)) type = "text";
+      return { name, type, choices };
+    });
   }
 
   // ---- a section
@@ -300,14 +251,8 @@
         this.read();
         this.build();
       }
-      this.reset(state);
-    }
-
-    reset(state) {
       this.state = state;
       this.search.value = state.get("q") ?? "";
-      const kinds = state.get("kind");
-      for (const box of this.kinds) box.checked = kinds === null || kinds.split(",").includes(box.value);
       for (const [key, control] of this.filters) control.value = state.get(key) ?? "";
       if (this.filters.some(([, control]) => control.value)) this.filterBox.open = true;
       this.update();
@@ -325,15 +270,12 @@
     }
 
     build() {
-      const note = (text) => this.section.append(written("p", "note", text));
       if (this.histograms.length) {
         const figures = this.histograms.map((histogram) => histogramNode(histogram, this.sides));
         this.section.append(element("div", { className: "histograms" }, ...figures));
       }
-      if (!this.records.length) note(this.sides ? "No row differs." : "No rows.");
+      if (!this.records.length) this.section.append(written("p", "note", this.sides ? "No row differs." : "No rows."));
       this.section.append(this.buildBar(), this.buildFilters());
-      const empty = this.columns.filter((column) => column.type === "empty").map((column) => column.name);
-      if (empty.length) note(`Empty in all rows: ${empty.join(", ")}`);
       this.body = element("tbody", { onclick: (event) => this.clicked(event), onkeydown: (event) => this.moved(event) });
       this.box = element("div", { className: "box", tabIndex: -1 }, element("table", {}, this.buildHead(), this.body));
       this.section.append(this.box);
@@ -348,50 +290,36 @@
       };
       this.counter = element("span", { className: "counter", role: "status" });
       this.pageText = element("span", { className: "counter" });
-      const turn = (by) => () => this.change("page", String(this.page + by), true);
+      const turn = (by) => () => this.change("page", String(this.page + by));
       this.previous = button("\u2190", turn(-1), { "aria-label": "previous page" });
       this.next = button("\u2192", turn(1), { "aria-label": "next page" });
       this.pager = element("span", { className: "pager" }, this.previous, this.pageText, this.next);
-      return element("div", { className: "bar" }, this.search, ...this.buildKinds(), this.counter, this.pager);
+      return element("div", { className: "bar" }, this.search, this.counter, this.pager);
     }
 
-    buildKinds() {
-      const changed = () => {
-        const on = this.kinds.filter((box) => box.checked).map((box) => box.value);
-        this.change("kind", on.length === KINDS.length ? "" : on.join(",") || "none");
-      };
-      this.kinds = (this.sides ? KINDS : []).map((kind) => element("input", { type: "checkbox", value: kind, onchange: changed }));
-      return this.kinds.map((box) => {
-        const number = this.records.filter((record) => record.kind === box.value).length;
-        return element("label", { className: "kind" }, box, badge(box.value), count(number));
-      });
-    }
-
-    /** Build the filters: the range of each number, and the value of each column with few. */
+    /** Build the filters: the kind of change, the range of each number, and the value of each column with few. */
     buildFilters() {
       this.filters = [];
       const list = element("div");
-      for (const { name, type, choices, ...limits } of this.shown) {
-        const fields = [];
+      const add = (name, ...fields) => list.append(element("fieldset", {}, written("legend", "", name), ...fields));
+      if (this.sides) add("change", this.filter("kind", selectNode("change", [["", "any"], ...Object.entries(SIGNS)])));
+      for (const { name, type, choices } of this.shown) {
         if (type === "number") {
-          for (const end of ["min", "max"]) {
-            const placeholder = `${end} ${short(limits[end])}`;
-            const input = element("input", { type: "number", step: "any", placeholder, "aria-label": `${name} ${end}` });
-            fields.push(this.filter(`${end}.${name}`, input));
-          }
+          const [min, max] = ["min", "max"].map((end) => {
+            const attributes = { type: "number", step: "any", placeholder: end, "aria-label": `${name} ${end}` };
+            return this.filter(`${end}.${name}`, element("input", attributes));
+          });
           const values = [["", "new value"], ["old", "old value"], ["delta", "new \u2212 old"]];
-          if (this.sides) fields.push(this.filter(`of.${name}`, selectNode(`${name}: which`, values)));
+          add(name, min, max, ...(this.sides ? [this.filter(`of.${name}`, selectNode(`${name}: which`, values))] : []));
         } else if (type === "choice") {
           const values = [...choices].sort(collator.compare).map((text) => [`=${text}`, text]);
-          fields.push(this.filter(`is.${name}`, selectNode(name, [["", "any"], ...values])));
+          add(name, this.filter(`is.${name}`, selectNode(name, [["", "any"], ...values])));
         }
-        if (fields.length) list.append(element("fieldset", {}, written("legend", "", name), ...fields));
       }
-      const clear = () => {
-        this.reset(new URLSearchParams());
+      list.append(button("Clear all", () => {
+        this.show(new URLSearchParams());
         save();
-      };
-      list.append(button("Clear all", clear));
+      }));
       this.filterTitle = element("summary");
       this.filterBox = element("details", { className: "filters", hidden: !this.filters.length }, this.filterTitle, list);
       return this.filterBox;
@@ -405,22 +333,18 @@
     }
 
     buildHead() {
-      this.heads = [];
-      const row = element("tr", {}, element("th", {}));
-      const add = (className, ...sorts) => {
-        const head = element("th", { className, scope: "col" });
-        for (const [key, text, title, style] of sorts) {
-          const sorter = button(text, () => this.sortBy(key), { title: `sort by ${title}`, className: style });
-          head.append(sorter);
-          this.heads.push([key, head, sorter]);
-        }
-        row.append(head);
+      this.sorters = [];
+      const sorter = (key, text, title, className = "") => {
+        const node = button(text, () => this.sortBy(key), { title: `sort by ${title}`, className });
+        this.sorters.push([key, node]);
+        return node;
       };
-      if (this.sides) add("", ["kind", "change", "change", ""]);
+      const row = element("tr", {}, element("th"));
+      if (this.sides) row.append(element("th", { scope: "col" }, sorter("kind", "change", "change")));
       for (const { name, type } of this.shown) {
-        const sorts = [[`by.${name}`, name, name, ""]];
-        if (this.sides && type === "number") sorts.push([`delta.${name}`, "\u0394", `new \u2212 old of ${name}`, "delta"]);
-        add(type === "number" ? type : "", ...sorts);
+        const head = element("th", { className: type, scope: "col" }, sorter(`by.${name}`, name, name));
+        if (this.sides && type === "number") head.append(sorter(`delta.${name}`, "\u0394", `new \u2212 old of ${name}`, "delta"));
+        row.append(head);
       }
       return element("thead", {}, row);
     }
@@ -432,8 +356,8 @@
     }
 
     /** Set one key of the state, and show the result. */
-    change(key, text, samePage = false) {
-      if (!samePage) this.state.delete("page");
+    change(key, text) {
+      if (key !== "page") this.state.delete("page");
       this.set(key, text);
       this.update();
       save();
@@ -457,12 +381,9 @@
       this.next.disabled = this.page === pages;
       const active = this.filters.filter(([key]) => !key.startsWith("of.") && this.state.get(key)).length;
       this.filterTitle.textContent = active ? `Filters (${active} on)` : "Filters";
-      for (const [, head] of this.heads) head.removeAttribute("aria-sort");
       const sort = this.state.get("sort");
-      for (const [key, head, sorter] of this.heads) {
-        const on = sort === key || sort === `-${key}`;
-        sorter.classList.toggle("on", on);
-        if (on) head.setAttribute("aria-sort", sort === key ? "ascending" : "descending");
+      for (const [key, sorter] of this.sorters) {
+        sorter.dataset.sort = sort === key ? " \u25b2" : sort === `-${key}` ? " \u25bc" : "";
       }
       this.render();
     }
@@ -470,9 +391,14 @@
     /** Return functions that are all true for a record to show. */
     tests() {
       const tests = [];
-      if (this.query) tests.push((record) => this.haystack(record).includes(this.query));
-      const kinds = this.sides && this.state.get("kind");
-      if (kinds) tests.push((record) => kinds.split(",").includes(record.kind));
+      if (this.query) {
+        tests.push((record) => {
+          record.text ??= texts([record.a, record.b]).join("\n").toLowerCase();
+          return record.text.includes(this.query);
+        });
+      }
+      const kind = this.sides && this.state.get("kind");
+      if (kind) tests.push((record) => record.kind === kind);
       for (const { name, type } of this.shown) {
         const [min, max, which, choice] = ["min", "max", "of", "is"].map((key) => this.state.get(`${key}.${name}`));
         if (type === "number" && (min || max)) {
@@ -487,11 +413,6 @@
         }
       }
       return tests;
-    }
-
-    haystack(record) {
-      record.text ??= texts([record.a, record.b]).join("\n").toLowerCase();
-      return record.text;
     }
 
     /** Sort stably: numbers before texts, and records without a value last in both directions. */
@@ -512,7 +433,6 @@
     }
 
     render() {
-      lazily.disconnect();
       this.body.replaceChildren();
       const open = new Set((this.state.get("open") ?? "").split(","));
       for (const record of this.view.slice((this.page - 1) * PAGE_SIZE, this.page * PAGE_SIZE)) {
@@ -525,7 +445,6 @@
         this.body.append(element("tr", {}, cell));
       }
       this.box.scrollTop = 0;
-      this.highlight();
     }
 
     width() {
@@ -535,31 +454,19 @@
     rowNode(record) {
       const cells = this.shown.map((column) => this.cellNode(record, column));
       if (this.sides) cells.unshift(element("td", { className: "short", "data-column": "change" }, badge(record.kind)));
-      const toggle = button("", null, { "aria-label": `row ${record.index + 1} in full` });
+      const toggle = button("", null, { "aria-expanded": "false", "aria-label": `row ${record.index + 1} in full` });
       const row = element("tr", { className: "row" }, element("td", { className: "toggle" }, toggle), ...cells);
-      Object.assign(row, { record, toggle });
-      mark(row);
-      return row;
+      return Object.assign(row, { record, toggle });
     }
 
     cellNode(record, { name, type }) {
       const cell = element("td", { className: type === "choice" ? "short" : type, "data-column": name });
-      const [old, now, delta] = [oldOf, newOf, deltaOf].map((get) => get(record, name));
+      const [old, now] = [oldOf(record, name), newOf(record, name)];
       if (record.kind !== "changed" || same(old, now)) {
         cell.classList.toggle("same", record.kind === "changed");
         cell.append(isEmpty(now) ? none("\u2013") : value(preview(plain(now), this.query), "clamp"));
-      } else if (delta !== undefined) {
-        cell.append(written("span", "old", short(old)), ` \u2192 ${short(now)} `, deltaNode(delta));
-      } else {
-        const node = value(preview(plain(now), this.query), "clamp");
-        node.fill = () => {
-          node.replaceChildren();
-          writeDiff(node, plain(old), plain(now), false);
-          this.highlight();
-        };
-        cell.append(node);
-        lazily.observe(node);
-      }
+      } else if (deltaOf(record, name) !== undefined) cell.append(...numberChange(old, now, (number) => short(number)));
+      else cell.append(writeDiff(value("", "clamp"), plain(old), plain(now), false));
       return cell;
     }
 
@@ -569,22 +476,20 @@
       if (row.detail) {
         row.detail.remove();
         row.detail = null;
-        mark(row);
+        row.toggle.setAttribute("aria-expanded", "false");
       } else this.expand(row);
       const open = [...this.body.querySelectorAll("tr.row")].filter((other) => other.detail);
       this.set("open", open.map((other) => other.record.index).join(","));
       save();
-      this.highlight();
     }
 
     /** Move from row to row with the arrow keys. */
     moved(event) {
-      const step = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
-      let row = event.target.closest("tr.row");
-      if (!step || !row) return;
-      do row = row[step];
-      while (row && !row.record);
-      row?.toggle.focus();
+      const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+      const rows = [...this.body.querySelectorAll("tr.row")];
+      const at = rows.indexOf(event.target.closest("tr.row"));
+      if (!step || at < 0) return;
+      rows[at + step]?.toggle.focus();
       event.preventDefault();
     }
 
@@ -600,30 +505,8 @@
       }
       row.detail = element("tr", { className: "detail" }, element("td", { colSpan: this.width() }, list));
       row.after(row.detail);
-      mark(row);
+      row.toggle.setAttribute("aria-expanded", "true");
     }
-
-    /** Mark matches of the search, in browsers that can do so without changing the text. */
-    highlight() {
-      if (!globalThis.CSS?.highlights) return;
-      const matches = new Highlight();
-      const walker = document.createTreeWalker(this.body, NodeFilter.SHOW_TEXT);
-      while (this.query && walker.nextNode()) {
-        const node = walker.currentNode;
-        const text = node.data.toLowerCase();
-        if (text.length !== node.length) continue; // some letters change length in lower case
-        for (let start = text.indexOf(this.query); start >= 0; start = text.indexOf(this.query, start + this.query.length)) {
-          const end = start + this.query.length;
-          matches.add(new StaticRange({ startContainer: node, startOffset: start, endContainer: node, endOffset: end }));
-        }
-      }
-      CSS.highlights.set("match", matches);
-    }
-  }
-
-  function mark(row) {
-    row.toggle.textContent = row.detail ? "\u25be" : "\u25b8";
-    row.toggle.setAttribute("aria-expanded", String(Boolean(row.detail)));
   }
 
   // ---- the page

@@ -53,21 +53,11 @@ class Run:
 
 
 @dataclass(frozen=True)
-class CardSource:
-    """A parent or a data file named in a model card, compared with the workspace."""
-
-    role: str
-    path: str
-    sha256: str
-    state: str
-
-
-@dataclass(frozen=True)
 class CardReport:
     """A model card, compared with the workspace."""
 
     stage: str
-    sources: list[CardSource]
+    sources: list[dict[str, str]]  # parents and data: role, path, sha256, state
     params: dict[str, Any]
     environment: dict[str, Any] | None
 
@@ -87,8 +77,7 @@ def trace(name: str) -> Lineage:
     path = _path(name)
     has_card = (Path(path) / CARD_FILE).is_file()
     lock = Lock.read() if LOCK_FILE.is_file() or not has_card else Lock({})
-    made = lock.maker(path)
-    if made is not None:
+    if made := lock.maker(path):
         stage, out = made
         tracer = _Tracer(lock)
         tracer.follow(stage.name)
@@ -160,10 +149,9 @@ def _unknown(name: str, path: str, lock: Lock) -> str:
 
 def _environment(stage: Stage) -> dict[str, Any] | None:
     for path in (Path(out.path) for out in stage.outs):
-        if (path / CARD_FILE).is_file() or (path.suffix == ".json" and path.is_file()):
-            environment = recorded_environment(path)
-            if environment is not None:
-                return environment
+        recorded = (path / CARD_FILE).is_file() or (path.suffix == ".json" and path.is_file())
+        if recorded and (environment := recorded_environment(path)):
+            return environment
     return None
 
 
@@ -173,5 +161,5 @@ def _card_report(model_dir: Path) -> CardReport:
     for role, source in [*card.parents.items(), *card.data.items()]:
         now = source_hash(Path(source.path))
         state = NOT_HERE if now is None else AS_RECORDED if now == source.sha256 else CHANGED
-        sources.append(CardSource(role, source.path, source.sha256, state))
+        sources.append({"role": role, "path": source.path, "sha256": source.sha256, "state": state})
     return CardReport(card.stage, sources, card.params, card.environment)

@@ -6,7 +6,7 @@ from typing import Any
 
 from align.cli.project.dvc import AS_LOCKED
 from align.cli.project.git import Revision
-from align.cli.show.lineage import CardReport, Code, Lineage, Node, Run
+from align.cli.show.lineage import Code, Lineage, Node, Run
 
 SHORT = 12  # characters of a hash
 WIDTH = 120
@@ -16,9 +16,13 @@ NOT_RECORDED = "not recorded"
 def report(lineage: Lineage) -> Iterator[str]:
     """Yield the lines of a lineage."""
     target = lineage.target
-    if lineage.card is not None:
+    if card := lineage.card:
         yield f"{lineage.name}  made by no stage of dvc.lock; its model card records:"
-        yield from _card(lineage.card)
+        yield from _field("stage", card.stage)
+        for source in card.sources:
+            yield from _field(source["role"], f"{source['path']}  {source['sha256'][:SHORT]}  {source['state']}")
+        yield from _field("seed", str(card.params.get("seed", NOT_RECORDED)))
+        yield from _field("environment", _environment(card.environment))
     elif target is not None and target.stage is not None:
         run = lineage.runs[target.stage]
         yield f"{target.path}  {target.hash[:SHORT]}  {_state(target)}"
@@ -49,16 +53,6 @@ def _tree(nodes: Sequence[Node], runs: Mapping[str, Run], shown: set[str], inden
             yield from _tree(run.inputs, runs, shown, indent + "  ")
 
 
-def _card(card: CardReport) -> Iterator[str]:
-    yield from _field("stage", card.stage)
-    rows = [(source.role, source.path, source.sha256[:SHORT], source.state) for source in card.sources]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-    yield from _field("seed", str(card.params.get("seed", NOT_RECORDED)))
-    yield from _field("environment", _environment(card.environment))
-
-
 def _params(params: Mapping[str, Any]) -> Iterator[str]:
     sections: dict[str, list[str]] = {}
     for key, value in params.items():
@@ -68,11 +62,10 @@ def _params(params: Mapping[str, Any]) -> Iterator[str]:
         yield from _field("" if number else "params", f"{section}: {' '.join(values)}")
 
 
-def _field(name: str, text: str) -> Iterator[str]:
-    head = f"  {name:<13}"
-    lines = textwrap.wrap(text, WIDTH - len(head), break_long_words=False, break_on_hyphens=False) or [""]
-    for number, line in enumerate(lines):
-        yield (head if number == 0 else " " * len(head)) + line
+def _field(name: str, text: str) -> list[str]:
+    head = f"  {name:<12} "
+    wrap = textwrap.TextWrapper(WIDTH, head, " " * len(head), break_long_words=False, break_on_hyphens=False)
+    return wrap.wrap(text) or [head]
 
 
 def _revision(revision: Revision) -> str:
@@ -82,9 +75,7 @@ def _revision(revision: Revision) -> str:
 
 
 def _environment(environment: Mapping[str, Any] | None) -> str:
-    if environment is None:
-        return NOT_RECORDED
-    return ", ".join(f"{key} {value}" for key, value in environment.items())
+    return NOT_RECORDED if environment is None else ", ".join(f"{key} {value}" for key, value in environment.items())
 
 
 def _code(code: Code) -> str:

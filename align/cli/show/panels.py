@@ -14,16 +14,8 @@ SHORT = 40  # characters of a value that shares a line with others
 IDS = ("id", "question_id")
 TEXTS = {"prompt", "response", "completion", "chosen", "rejected", "messages", "turns", "justification", "judgements"}
 SCORES = {"score", "judge_score", "reward", "margin", "chosen_score", "rejected_score", "predicted"}
-STYLES = {
-    "system": "yellow",
-    "user": "blue",
-    "assistant": "green",
-    "prompt": "blue",
-    "response": "green",
-    "completion": "green",
-    "chosen": "green",
-    "rejected": "red",
-}
+REPLIES = dict.fromkeys(("assistant", "response", "completion", "chosen"), "green")
+STYLES = REPLIES | {"system": "yellow", "user": "blue", "prompt": "blue", "rejected": "red"}
 
 
 def show_rows(console: Console, rows: Sequence[Row]) -> None:
@@ -62,13 +54,11 @@ def _labelled(column: str, value: Any) -> list[tuple[str, Any]]:
     """Return a value as labelled texts: the messages of a conversation, the texts of a list, or the value itself."""
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return [(f"{column} {number}", item) for number, item in enumerate(value, 1)]
-    if isinstance(value, list) and all(_is_message(item) for item in value):
-        return [(message["role"], message["content"]) for message in value]
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        messages = [(item.get("role"), item.get("content")) for item in value]
+        if all(isinstance(text, str) for message in messages for text in message):
+            return messages
     return [(column, value)]
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
 
 
 def _shown(value: Any) -> str:

@@ -4,7 +4,7 @@ import operator
 import os
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Self
@@ -16,12 +16,7 @@ from align.core.jsonl import read_objects
 
 Row = dict[str, Any]
 _CONDITION = re.compile(r"\s*([^\s=!<>~]+)\s*(==|=|!=|<=|>=|<|>|~)\s*(.*?)\s*", re.DOTALL)
-_ORDER: dict[str, Callable[[Any, Any], bool]] = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
+_ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,7 @@ class Condition:
         if self.operator == "~":
             return _contains(cell, self.text)
         if self.operator in _ORDER:
-            return is_number(cell) and _ORDER[self.operator](cell, self.value)
+            return is_number(cell) and bool(_ORDER[self.operator](cell, self.value))
         if isinstance(cell, str):
             equal = cell in (self.text, self.value)
         else:
@@ -80,7 +75,9 @@ class Selection:
         """Return the selected rows of a JSONL file, and a sentence that counts them."""
         everything = [row for _, row in read_objects(path)]
         self._check_columns(everything)
-        matching = [row for row in everything if self._matches(row)]
+        matching = [row for row in everything if all(condition.holds(row) for condition in self.conditions)]
+        if self.grep is not None:
+            matching = [row for row in matching if _contains(row, self.grep)]
         rows = matching
         if self.sample is not None and self.limit is not None and self.limit < len(matching):
             drawn = random.Random(self.sample).sample(range(len(matching)), self.limit)
@@ -89,10 +86,6 @@ class Selection:
             rows = _sorted(rows, self.sort, self.descending)
         rows = rows[: self.limit]
         return rows, f"{path}: {_count(len(rows), len(matching), len(everything))}"
-
-    def _matches(self, row: Row) -> bool:
-        wanted = self.grep is None or _contains(row, self.grep)
-        return wanted and all(condition.holds(row) for condition in self.conditions)
 
     def _check_columns(self, rows: Sequence[Row]) -> None:
         columns = list(dict.fromkeys(column for row in rows for column in row))
