@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from tests.cli.test_doctor import commands, only, running, slow, slow_project, stage_runs, wait_for
+from tests.cli.test_doctor import commands, examine, only, running, slow, slow_project, stage_runs, wait_for
 from tests.dvc_project import Project, finished_project, project
 
 __all__ = ["finished_project", "project", "slow", "slow_project"]
