@@ -40,13 +40,14 @@ def plan_of(params: Params) -> Plan:
     settings: Any = SimpleNamespace(**sections, sources=sources)
     source = settings.base_model.source
     what = f"{params.path}: base_model.source: cannot read the configuration of {source}"
+    config: Any = next((known for name, known in KNOWN.items() if source.startswith(name)), None)
     with reading_model(what, ADVICE):
         if BASE.is_dir() and ModelCard.read(BASE).params.get("base_model", {}).get("source") == source:
-            return Plan(settings, AutoConfig.from_pretrained(BASE))
-        if known := [config for name, config in KNOWN.items() if source.startswith(name)]:
-            return Plan(settings, known[0])
-        folder, kwargs = locate(settings.base_model)
-        return Plan(settings, AutoConfig.from_pretrained(folder, **kwargs))
+            config = AutoConfig.from_pretrained(BASE)
+        elif config is None:
+            folder, kwargs = locate(settings.base_model)
+            config = AutoConfig.from_pretrained(folder, **kwargs)
+    return Plan(settings, config)
 
 
 def read_params(path: Path, name: str, changes: Sequence[str]) -> tuple[Params, list[str]]:
