@@ -39,9 +39,8 @@ def plan_of(params: Params) -> Plan:
     sections = {name: params.section(name, kind) for name, kind in kinds.items() if name != "sources"}
     settings: Any = SimpleNamespace(**sections, sources=sources)
     source = settings.base_model.source
-    what = f"{params.path}: base_model.source: cannot read the configuration of {source}"
     config: Any = next((known for name, known in KNOWN.items() if source.startswith(name)), None)
-    with reading_model(what, ADVICE):
+    with reading_model(f"{params.path}: base_model.source: cannot read the configuration of {source}", ADVICE):
         if BASE.is_dir() and ModelCard.read(BASE).params.get("base_model", {}).get("source") == source:
             config = AutoConfig.from_pretrained(BASE)
         elif config is None:
