@@ -3,7 +3,6 @@
 Run with `python -m stages.prepare_data`.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from align.core.rows import (
 from align.data.instructions import InstructionsFormat, read_instructions, take
 from align.data.judgements import cap_scores, first_questions, judgements_of_tree, keep_consistent
 from align.data.message_trees import read_trees
-from align.data.off_topic import off_topic_rows
+from align.data.off_topic import digest, off_topic_rows, prompt_key
 from align.data.transcripts import UnusablePair, parse_pair
 
 T = TypeVar("T")
@@ -65,7 +64,8 @@ def split_by_group(
     A group's side depends only on its text and the seed, so that rows added later move no others. The message about too
     few groups names `source`, the file.
     """
-    places = {key: _place(seed, key) for key in {group(row) for row in rows}}
+    # Places are uniform over [0, 1).
+    places = {key: int.from_bytes(digest(seed, key)[:8], "big") / 2**64 for key in {group(row) for row in rows}}
     if len(places) < 2:
         raise InputError(
             f"{source}: a split needs at least two different prompts, found {len(places)} usable; add rows"
@@ -75,14 +75,9 @@ def split_by_group(
     return [row for row in rows if group(row) not in test], [row for row in rows if group(row) in test]
 
 
-def _place(seed: int, key: str) -> float:
-    digest = hashlib.sha256(f"{seed}\x1f{key}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64  # uniform over [0, 1)
-
-
 def conversation_key(pair: PreferencePair) -> str:
     """Return what pairs on one prompt share: the first user turn, on which later turns depend."""
-    return _key(pair.messages[0].content)
+    return prompt_key(pair.messages[0].content)
 
 
 def read_preferences(
@@ -123,23 +118,19 @@ def read_judgements(settings: PrepareDataSettings) -> tuple[list[Judgement], Cou
 
 def held_out_prompts(evaluation: Sequence[EvalPrompt], judged: Sequence[Judgement]) -> dict[str, str]:
     """Return the prompts that no instruction may have, each with the reason."""
-    held_out = {_key(row.prompt): "held out for the judge" for row in judged}
-    return held_out | {_key(turn): "an evaluation prompt" for row in evaluation for turn in row.turns}
+    held_out = {prompt_key(row.prompt): "held out for the judge" for row in judged}
+    return held_out | {prompt_key(turn): "an evaluation prompt" for row in evaluation for turn in row.turns}
 
 
 def check_own_instructions(settings: PrepareDataSettings, evaluation: Sequence[EvalPrompt]) -> None:
     """Raise `InputError` if a row in our own format is an evaluation prompt: an error to fix, not a row to drop."""
     held_out = held_out_prompts(evaluation, [])
     for number, row in read_numbered_rows(Path(settings.instructions), Instruction):
-        if _key(row.prompt) in held_out:
+        if prompt_key(row.prompt) in held_out:
             raise InputError(
                 f"{settings.instructions}:{number}: {quoted(row.id)} is a prompt of {settings.eval_prompts}: training "
                 "on it spoils the test; delete it from one of them"
             )
-
-
-def _key(prompt: str) -> str:
-    return prompt.strip().lower()
 
 
 @click.command(help=__doc__)
@@ -159,9 +150,9 @@ def main() -> None:
     held_out = held_out_prompts(eval_prompts, eval_judgements)
     if settings.instructions_format == "instructions":
         check_own_instructions(settings, eval_prompts)
-    instructions, left_out = take(rows, lambda prompt: held_out.get(_key(prompt)), settings.max_instructions)
+    instructions, left_out = take(rows, lambda prompt: held_out.get(prompt_key(prompt)), settings.max_instructions)
     instructions_dropped = dict(sorted((unusable + left_out).items()))
-    judged = {_key(row.prompt) for row in eft}
+    judged = {prompt_key(row.prompt) for row in eft}
     off_topic = off_topic_rows(eft, settings.off_topic_negatives, params.seed)
     eft, over_frequent = cap_scores([*eft, *off_topic], settings.max_score_share, params.seed)
     train, test = split_by_group(
@@ -196,7 +187,7 @@ def main() -> None:
     }
     if settings.instructions_format != "instructions" or instructions_dropped:
         counts["instructions_dropped"] = instructions_dropped
-        counts["ift_judged"] = sum(_key(row.prompt) in judged for row in instructions)
+        counts["ift_judged"] = sum(prompt_key(row.prompt) in judged for row in instructions)
     write_json(DATA / "metrics" / "prepare_data.json", counts)
     parts = [f"{n} {name}" for name, n in counts.items() if isinstance(n, int)]
     for what, reasons in (

@@ -17,24 +17,19 @@ from align.core.params import Params
 from align.core.rows import AnchorScore, Answer, TrainingSample, read_rows
 from align.core.templates import render
 from align.judge.anchors import drift
+from align.report import schemas
 from align.report.iterations import loop_row, score_histogram, score_rows
-from align.report.schemas import (
-    Changes,
-    Measures,
-    ModelMeasures,
-    PairCounts,
-    PromptCounts,
-    RewardMeasures,
-    ScoreCounts,
-    read_measures,
-)
 from align.report.statistics import bootstrap_interval, mean, win_rate
 from align.run.release import drop_recorded
 
 R = TypeVar("R", Answer, AnchorScore)
 DATA = Path("data")
 SAMPLE_PROMPTS = 5
-COUNTS: dict[str, type[Measures]] = {"prompts": PromptCounts, "scores": ScoreCounts, "preferences": PairCounts}
+COUNTS: dict[str, type[schemas.Measures]] = {
+    "prompts": schemas.PromptCounts,
+    "scores": schemas.ScoreCounts,
+    "preferences": schemas.PairCounts,
+}
 CALIBRATION = ("predicted", "observed", "pairs")
 HISTORY = ("update", "mean_reward", "mean_score", "kl", "eos_rate", "response_tokens", "clip_fraction")
 
@@ -62,11 +57,8 @@ def compare(answers: Mapping[str, Sequence[Answer]], model: str, baseline: str, 
 
     `key` is `judge_score` or `reward`; prompts where either model has none (a failed judgement) are left out.
     """
-    pairs = [
-        (getattr(ours, key), getattr(theirs, key))
-        for ours, theirs in zip(answers[model], answers[baseline], strict=True)
-        if getattr(ours, key) is not None and getattr(theirs, key) is not None
-    ]
+    both = zip(*([getattr(row, key) for row in answers[name]] for name in (model, baseline)), strict=True)
+    pairs = [(ours, theirs) for ours, theirs in both if ours is not None and theirs is not None]
     wins = win_rate([ours for ours, _ in pairs], [theirs for _, theirs in pairs])
     low, high = bootstrap_interval([[win] for win in wins]) or (None, None)
     return {"": mean(wins), "_low": low, "_high": high}
@@ -101,16 +93,18 @@ def main() -> None:
     iterations = list(params.iterations)
     # Take the models from the params, since data/ may have files of a removed iteration.
     models = ["base", "m0", *iterations, "ppo"]
-    metrics = {name: read_measures(DATA / "eval" / f"{name}.json", ModelMeasures) for name in models}
+    metrics = {name: schemas.read_measures(DATA / "eval" / f"{name}.json", schemas.ModelMeasures) for name in models}
     answers = read_same(DATA / "eval", models, ".jsonl", Answer, ["id", "turn"])
     anchors = read_same(DATA / "eval", models, ".anchors.jsonl", AnchorScore, ["question_id", "number"])
     rows = [model_row(name, metrics[name], answers, anchors) for name in models]
     loop = []
     for name, parent in params.iterations.items():
-        counts = (read_measures(DATA / "metrics" / name / f"{part}.json", kind) for part, kind in COUNTS.items())
+        counts = (
+            schemas.read_measures(DATA / "metrics" / name / f"{part}.json", kind) for part, kind in COUNTS.items()
+        )
         loop.append(loop_row(name, parent, *counts))
-    changes = {name: read_measures(DATA / "diff" / f"{name}.json", Changes) for name in iterations}
-    reward = read_measures(DATA / "metrics" / "reward.json", RewardMeasures)
+    changes = {name: schemas.read_measures(DATA / "diff" / f"{name}.json", schemas.Changes) for name in iterations}
+    reward = schemas.read_measures(DATA / "metrics" / "reward.json", schemas.RewardMeasures)
     calibration = read_csv(DATA / "reward" / "calibration.csv", CALIBRATION)
     ppo = read_csv(DATA / "ppo" / "history.csv", HISTORY)
     ppo_samples: dict[str, list[TrainingSample]] = {}
@@ -120,21 +114,16 @@ def main() -> None:
     by_name = {row["model"]: row for row in rows}
     last = iterations[-1]
     headline = {
-        "loop_win_rate_vs_m0": by_name[last]["win_rate_vs_m0"],
-        "loop_reward_win_rate_vs_m0": by_name[last]["reward_win_rate_vs_m0"],
-        "loop_judge_score": by_name[last]["judge_score"],
+        **{f"loop_{key}": by_name[last][key] for key in ("win_rate_vs_m0", "reward_win_rate_vs_m0", "judge_score")},
         "ppo_win_rate_vs_m0": by_name["ppo"]["win_rate_vs_m0"],
         "ppo_reward": by_name["ppo"]["reward"],
         "m0_reward": by_name["m0"]["reward"],
         "ppo_kl_to_base": by_name["ppo"]["kl_to_base"],
         "ppo_training_reward_first_third": ppo_trend["mean_reward"][0],
         "ppo_training_reward_last_third": ppo_trend["mean_reward"][1],
-        "reward_model_accuracy": reward["accuracy"],
-        "reward_model_accuracy_low": reward["accuracy_low"],
-        "reward_model_accuracy_high": reward["accuracy_high"],
+        **{f"reward_model_accuracy{end}": reward[f"accuracy{end}"] for end in ("", "_low", "_high")},
         "reward_model_test_pairs": reward["pairs"],
-        "base_judge_accuracy": by_name["base"]["as_judge_pairwise_accuracy"],
-        "m0_judge_accuracy": by_name["m0"]["as_judge_pairwise_accuracy"],
+        **{f"{name}_judge_accuracy": by_name[name]["as_judge_pairwise_accuracy"] for name in ("base", "m0")},
         "m0_judge_relevance": by_name["m0"]["as_judge_relevance"],
     }
     first_turns = [row for row in answers["m0"] if row.turn == 1]

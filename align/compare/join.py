@@ -25,15 +25,8 @@ from align.core.jsonl import read_objects
 MEMORY_LIMIT = "800MB"  # of DuckDB; the process needs about 100 MB more
 BINS = 10
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
-TYPES = {  # JSON type -> SQL type
-    "VARCHAR": "VARCHAR",
-    "BOOLEAN": "BOOLEAN",
-    "BIGINT": "BIGINT",
-    "UBIGINT": "BIGINT",
-    "DOUBLE": "DOUBLE",
-    "ARRAY": "JSON",
-    "OBJECT": "JSON",
-}
+TYPES = {kind: kind for kind in ("VARCHAR", "BOOLEAN", "BIGINT", "DOUBLE")}  # JSON type -> SQL type
+TYPES |= {"UBIGINT": "BIGINT", "ARRAY": "JSON", "OBJECT": "JSON"}
 WORDS = {"VARCHAR": "text", "BOOLEAN": "boolean", "BIGINT": "integer", "DOUBLE": "number", "JSON": "JSON", None: "null"}
 
 
@@ -149,15 +142,14 @@ class _Comparison:
         wanted = ", ".join(f"{_quoted(name)} AS {self.names[name]}" for name in types)
         _run(self.sql, path, f"CREATE TABLE {side} AS SELECT {wanted}, 0 AS occurrence FROM {read}")
         for column in self.key:
-            row = self.one(f"SELECT min(rowid) FROM {side} WHERE {self.names[column]} IS NULL")[0]
-            if row is not None:
-                raise InputError(f"{path}: row {row + 1} has no key column {column}; name columns of all rows")
-            nested = f"json_type({self.names[column]}) IN ('ARRAY', 'OBJECT')"
-            row = self.one(f"SELECT min(rowid) FROM {side} WHERE {nested}")[0] if types[column] == "JSON" else None
-            if row is not None:
-                raise InputError(
-                    f"{path}: row {row + 1} has a list or an object as its key {column}; name another column"
-                )
+            problems = {f"{self.names[column]} IS NULL": f"has no key column {column}; name columns of all rows"}
+            if types[column] == "JSON":
+                nested = f"json_type({self.names[column]}) IN ('ARRAY', 'OBJECT')"
+                problems[nested] = f"has a list or an object as its key {column}; name another column"
+            for where, problem in problems.items():
+                row = self.one(f"SELECT min(rowid) FROM {side} WHERE {where}")[0]
+                if row is not None:
+                    raise InputError(f"{path}: row {row + 1} {problem}")
         # JSON has no NaN, but DuckDB reads it.
         for column in (column for column, kind in types.items() if kind == "DOUBLE"):
             if self.one(f"SELECT count(*) FROM {side} WHERE NOT isfinite({self.names[column]})")[0]:
@@ -192,12 +184,9 @@ class _Comparison:
         on = " AND ".join(f"a.{name} = b.{name}" for name in key)
         self.sql.execute(f"CREATE TABLE pairs AS SELECT {', '.join(wanted)} FROM a FULL JOIN b ON {on}")
         changed = " OR ".join(f"c{i}" for i in range(len(self.shared))) or "false"
-        self.where = {
-            "added": "a_row IS NULL",
-            "removed": "b_row IS NULL",
-            "common": "a_row IS NOT NULL AND b_row IS NOT NULL",
-        }
-        self.where["changed"] = f"{self.where['common']} AND ({changed})"
+        common = "a_row IS NOT NULL AND b_row IS NOT NULL"
+        self.where = {"added": "a_row IS NULL", "removed": "b_row IS NULL", "common": common}
+        self.where["changed"] = f"{common} AND ({changed})"
 
     def diff(self) -> Diff:
         """Count the rows and measure the number columns."""

@@ -6,18 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from httpx2 import HTTPError, TransportError
-from huggingface_hub import HfApi, constants, get_token, snapshot_download
-from huggingface_hub.errors import (
-    DisabledRepoError,
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, constants, errors, get_token, snapshot_download
 
 from align.core.errors import InputError, quoted
 
@@ -26,12 +15,12 @@ TIMEOUT = 20.0  # seconds for an answer
 MAX_NAMES = 10
 # The errors of the hub's libraries, the most telling first.
 KINDS: tuple[tuple[type[BaseException], ...], ...] = (
-    (OfflineModeIsEnabled,),
-    (GatedRepoError,),
-    (RevisionNotFoundError,),
-    (RepositoryNotFoundError,),
-    (HfHubHTTPError,),
-    (ConnectionError, TransportError, EntryNotFoundError, HFValidationError),
+    (errors.OfflineModeIsEnabled,),
+    (errors.GatedRepoError,),
+    (errors.RevisionNotFoundError,),
+    (errors.RepositoryNotFoundError,),
+    (errors.HfHubHTTPError,),
+    (ConnectionError, TransportError, errors.EntryNotFoundError, errors.HFValidationError),
 )
 
 
@@ -46,10 +35,13 @@ def hub_errors(what: str, repo_id: str, repo_type: RepositoryType, revision: str
     except InputError:
         raise
     except Exception as error:
-        problem = _problem(error, repo_id, repo_type, revision)
-        if problem is None:
+        chain: list[BaseException] = [error]
+        while (link := chain[-1].__cause__ or chain[-1].__context__) is not None and link not in chain:
+            chain.append(link)
+        telling = next((one for kinds in KINDS for one in chain if isinstance(one, kinds)), None)
+        if telling is None:
             raise
-        raise InputError(f"{what}: {problem}") from None
+        raise InputError(f"{what}: {_message(telling, repo_id, repo_type, revision)}") from None
 
 
 def download(what: str, repo_id: str, revision: str, files: str | None) -> Path:
@@ -58,11 +50,10 @@ def download(what: str, repo_id: str, revision: str, files: str | None) -> Path:
     Only that revision's cache is used, with or without a network.
     """
     with hub_errors(what, repo_id, "dataset", revision):
-        return Path(
-            snapshot_download(
-                repo_id, repo_type="dataset", revision=revision, allow_patterns=files, etag_timeout=TIMEOUT
-            )
+        folder = snapshot_download(
+            repo_id, repo_type="dataset", revision=revision, allow_patterns=files, etag_timeout=TIMEOUT
         )
+    return Path(folder)
 
 
 def commit_of(what: str, repo_id: str, revision: str) -> str:
@@ -78,57 +69,46 @@ def page_of(repo_id: str, repo_type: RepositoryType) -> str:
     return f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
 
 
-def _problem(error: BaseException, repo_id: str, repo_type: RepositoryType, revision: str | None) -> str | None:
-    """Return what is wrong and how to fix it, or None if no error of the chain is the hub's."""
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    for kinds in KINDS:
-        for one in chain:
-            if isinstance(one, kinds):
-                return _message(one, repo_id, repo_type, revision)
-    return None
-
-
 def _message(error: BaseException, repo_id: str, repo_type: RepositoryType, revision: str | None) -> str:
+    """Return what is wrong and how to fix it."""
     page = page_of(repo_id, repo_type)
     login = "log in with `hf auth login`, or set HF_TOKEN"
     has_token = get_token() is not None
     kind = "" if repo_type == "model" else " --repo-type dataset"
     at = f" --revision {revision}" if revision else ""
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     match error:
-        case OfflineModeIsEnabled() | LocalEntryNotFoundError() | ConnectionError() if constants.HF_HUB_OFFLINE:
+        case errors.OfflineModeIsEnabled() | errors.LocalEntryNotFoundError() | ConnectionError() if (
+            constants.HF_HUB_OFFLINE
+        ):
             return (
                 f"{repo_id} is not complete in the cache, and HF_HUB_OFFLINE is set; unset it, or run `hf download "
                 f"{repo_id}{kind}{at}` where the hub can be reached, and copy {constants.HF_HUB_CACHE} here"
             )
-        case GatedRepoError():
+        case errors.GatedRepoError():
             then = "use a token of an account that has access" if has_token else login
             return f"{repo_id} is gated; accept its terms at {page}, then {then}"
-        case DisabledRepoError():
+        case errors.DisabledRepoError():
             return f"{repo_id} is disabled on the hub; use another"
-        case RevisionNotFoundError():
+        case errors.RevisionNotFoundError():
             return f"{repo_id} has no revision {quoted(revision)}; it has {_revisions(repo_id, repo_type)} and commits"
         case _ if has_token and status == 401:
             return f"the hub refuses the token (HF_TOKEN, or that of `hf auth login`) for {repo_id}; create a new one"
-        case RepositoryNotFoundError():
+        case errors.RepositoryNotFoundError():
             which = "this token sees" if has_token else "is public"
             way = "check its name" if has_token else f"check its name; if it is private or gated, {login}"
             return f"the hub has no {repo_type} {repo_id} that {which}; {way}"
-        case EntryNotFoundError() if not isinstance(error, LocalEntryNotFoundError):
+        case errors.EntryNotFoundError() if not isinstance(error, errors.LocalEntryNotFoundError):
             return f"{repo_id} lacks a required file; check {page}"
         case _ if status in (401, 403):
             return f"the hub denies access to {repo_id} ({status}); {login}, of an account that has access"
         case _ if status == 429:
             return f"too many requests to the hub from here (429); wait, or {login}"
-        case HFValidationError():
+        case errors.HFValidationError():
             return f"{quoted(repo_id)} is not a repository id; expected owner/name"
-        case HfHubHTTPError():
+        case errors.HfHubHTTPError():
             return f"the hub failed ({status}) on {repo_id}; try again later"
-    cause = (isinstance(error, LocalEntryNotFoundError) and error.__cause__) or error
+    cause = (isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__) or error
     return (
         f"cannot reach the hub at {constants.ENDPOINT} ({type(cause).__name__}); check the network, HTTPS_PROXY and "
         f"HF_ENDPOINT, or run `hf download {repo_id}{kind}{at}` elsewhere and copy {constants.HF_HUB_CACHE} here"

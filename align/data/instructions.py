@@ -1,7 +1,7 @@
 """Instruction data (IFT), read from four formats, without held-out prompts."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -39,23 +39,20 @@ def read_instructions(
         return [row for _, row in read_numbered_rows(path, Instruction, unique=["id"])], Counter()
     left_out = Counter[str]()
     if file_format == "prompt_completion":
-        results: Iterable[Instruction | str] = (
+        results: list[Instruction | str] = [
             _instruction(f"row-{number:06d}", row.prompt, row.completion)
             for number, row in read_numbered_rows(path, Completed)
-        )
+        ]
     elif file_format == "messages":
-        results = (of_conversation(number, row.messages) for number, row in read_numbered_rows(path, Conversation))
+        results = [of_conversation(number, row.messages) for number, row in read_numbered_rows(path, Conversation)]
     else:
         trees, left_out = read_trees(path)
         # `take` keeps the front: put first the trees whose best reply beat most others.
-        trees = sorted(trees, key=lambda tree: _rivals(tree, language), reverse=True)
-        results = [of_tree(tree, language) for tree in trees]
-    rows = []
-    for result in results:
-        if isinstance(result, str):
-            left_out[result] += 1
-        else:
-            rows.append(result)
+        ranked = [(tree, ranked_replies(tree, language=language)) for tree in trees]
+        ranked.sort(key=lambda pair: 0 if isinstance(pair[1], str) else len(pair[1]), reverse=True)
+        results = [of_tree(tree, replies) for tree, replies in ranked]
+    rows = [result for result in results if not isinstance(result, str)]
+    left_out += Counter(result for result in results if isinstance(result, str))
     if not rows:
         raise InputError(f"{path}: has no instruction ({_counts(left_out)}); check prepare_data.instructions_format")
     return rows, left_out
@@ -74,9 +71,8 @@ def of_conversation(number: int, messages: Sequence[Message]) -> Instruction | s
     return _instruction(f"row-{number:06d}", prompt.content, reply.content)
 
 
-def of_tree(tree: MessageTree, language: str | None) -> Instruction | str:
-    """Return a tree's prompt with its reply of rank 0, or the reason why it is unusable."""
-    ranked = ranked_replies(tree, language=language)
+def of_tree(tree: MessageTree, ranked: list[tuple[int, str]] | str) -> Instruction | str:
+    """Return a tree's prompt with its reply of rank 0, given its `ranked_replies`, or why it is unusable."""
     if isinstance(ranked, str):
         return ranked
     best = [text for rank, text in ranked if rank == 0]
@@ -106,11 +102,6 @@ def take(
     if not kept:
         raise InputError(f"prepare_data.instructions: no row is left ({_counts(left_out)}); add instructions")
     return kept, left_out
-
-
-def _rivals(tree: MessageTree, language: str | None) -> int:
-    ranked = ranked_replies(tree, language=language)
-    return 0 if isinstance(ranked, str) else len(ranked)
 
 
 def _instruction(row_id: str, prompt: str, completion: str) -> Instruction:

@@ -77,12 +77,9 @@ def read_trees(path: Path) -> tuple[list[MessageTree], Counter[str]]:
         for root in messages
         if root.parent_id is None and root.role == "prompter"
     ]
-    left_out = Counter(
-        {
-            "messages without their parent": sum(len(own) for key, own in children.items() if key not in known),
-            "trees without a prompt": sum(row.parent_id is None and row.role != "prompter" for row in messages),
-        }
-    )
+    left_out = Counter[str]()
+    left_out["messages without their parent"] = sum(len(own) for key, own in children.items() if key not in known)
+    left_out["trees without a prompt"] = sum(row.parent_id is None and row.role != "prompter" for row in messages)
     return trees, +left_out
 
 

@@ -239,15 +239,12 @@ def _reading(source: Source, what: str) -> Iterator[None]:
 def _json_rows(name: str, location: str) -> Iterator[dict[str, Any]]:
     """Yield the objects of a file: one per line, or all in one list."""
     with fsspec.open(location, "rb", compression="infer") as stream:
-        start = stream.read(1)
-        while start.isspace():
-            start = stream.read(1)
+        while (start := stream.read(1)).isspace():
+            pass
         if start == b"[":
             yield from _json_list(name, start + stream.read())
         else:
-            first = start + stream.readline()
-            for _, row in parse_lines(name, chain([first], stream)):
-                yield row
+            yield from (row for _, row in parse_lines(name, chain([start + stream.readline()], stream)))
 
 
 def _json_list(name: str, data: bytes) -> list[dict[str, Any]]:

@@ -117,8 +117,7 @@ class DataSetChange(Measures):
     change: dict[str, float]
 
 
-class Changes(RootModel[dict[str, DataSetChange]]):
-    """data/diff/<model>.json, of stage diff."""
+Changes = RootModel[dict[str, DataSetChange]]  # data/diff/<model>.json, of stage diff
 
 
 def read_measures(path: Path, kind: type[BaseModel]) -> dict[str, Any]:

@@ -94,15 +94,12 @@ def main() -> None:
             **by_model,
         }
         table = [
-            {
-                "id": row.id,
-                "label_text": row.label_text,
-                **{name: labels[predicted_label(scores[name][i])] for name in scores},
-                **{
-                    f"{name}_{label}": logprob
-                    for name in scores
-                    for label, logprob in zip(labels, scores[name][i]["choices"], strict=True)
-                },
+            {"id": row.id, "label_text": row.label_text}
+            | {name: labels[predicted_label(own[i])] for name, own in scores.items()}
+            | {
+                f"{name}_{label}": own[i]["choices"][j]
+                for name, own in scores.items()
+                for j, label in enumerate(labels)
             }
             for i, (row, _) in enumerate(pairs)
         ]
