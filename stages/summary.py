@@ -25,11 +25,7 @@ from align.run.release import drop_recorded
 R = TypeVar("R", Answer, AnchorScore)
 DATA = Path("data")
 SAMPLE_PROMPTS = 5
-COUNTS: dict[str, type[schemas.Measures]] = {
-    "prompts": schemas.PromptCounts,
-    "scores": schemas.ScoreCounts,
-    "preferences": schemas.PairCounts,
-}
+COUNTS = {"prompts": schemas.PromptCounts, "scores": schemas.ScoreCounts, "preferences": schemas.PairCounts}
 CALIBRATION = ("predicted", "observed", "pairs")
 HISTORY = ("update", "mean_reward", "mean_score", "kl", "eos_rate", "response_tokens", "clip_fraction")
 
@@ -99,9 +95,7 @@ def main() -> None:
     rows = [model_row(name, metrics[name], answers, anchors) for name in models]
     loop = []
     for name, parent in params.iterations.items():
-        counts = (
-            schemas.read_measures(DATA / "metrics" / name / f"{part}.json", kind) for part, kind in COUNTS.items()
-        )
+        counts = (schemas.read_measures(DATA / f"metrics/{name}/{part}.json", kind) for part, kind in COUNTS.items())
         loop.append(loop_row(name, parent, *counts))
     changes = {name: schemas.read_measures(DATA / "diff" / f"{name}.json", schemas.Changes) for name in iterations}
     reward = schemas.read_measures(DATA / "metrics" / "reward.json", schemas.RewardMeasures)

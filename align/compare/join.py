@@ -252,8 +252,7 @@ class _Comparison:
 
     def changes(self, kind: Kind, limit: int | None) -> Iterator[RowChange]:
         """Yield rows of one kind."""
-        names = {side: list(self.types[side]) for side in "ab"}
-        wanted = [f"{side}.{self.names[name]}" for side in "ab" for name in names[side]]
+        wanted = [f"{side}.{self.names[name]}" for side in "ab" for name in self.types[side]]
         order = "a_row" if kind == "removed" else "b_row"
         rows = f"SELECT * FROM pairs WHERE {self.where[kind]} ORDER BY {order}"
         if limit is not None:
@@ -264,11 +263,8 @@ class _Comparison:
             f"LEFT JOIN b ON b.rowid = b_row ORDER BY {order}"
         )
         for batch in iter(partial(cursor.fetchmany, 1000), []):
-            for values in batch:
-                a, b = (
-                    {name: _value(value, self.types[side][name]) for name, value in zip(names[side], part, strict=True)}
-                    for side, part in (("a", values[: len(names["a"])]), ("b", values[len(names["a"]) :]))
-                )
+            for values in map(iter, batch):  # those of side a, then those of side b
+                a, b = ({name: _value(next(values), kind) for name, kind in self.types[side].items()} for side in "ab")
                 yield RowChange(kind, None if kind == "added" else a, None if kind == "removed" else b)
 
 
@@ -281,12 +277,8 @@ def _columns(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str
     while True:
         pointers = [_text("/" + name.replace("~", "~0").replace("/", "~1")) for name in names]
         # One pass over the file, and another if it has keys that the first rows lack.
-        shapes = _run(
-            connection,
-            path,
-            f"SELECT json_type(json), json_keys(json), json_type(json, [{', '.join(pointers)}]::VARCHAR[]) "
-            f"FROM {read} GROUP BY ALL",
-        )
+        shape = f"json_type(json), json_keys(json), json_type(json, [{', '.join(pointers)}]::VARCHAR[])"
+        shapes = _run(connection, path, f"SELECT {shape} FROM {read} GROUP BY ALL")
         later = dict.fromkeys(name for _, keys, _ in shapes for name in sorted(keys) if name not in names)
         if not later:
             break

@@ -74,10 +74,8 @@ def first_questions(rows: Sequence[Judgement], limit: int) -> tuple[list[Judgeme
             break
         taken.add(question)
     if rows and not taken:
-        raise InputError(
-            f"params.yaml: prepare_data.max_judgements: {limit} is less than the {total} rows of the first question; "
-            "raise it"
-        )
+        problem = f"{limit} is less than the {total} rows of the first question; raise it"
+        raise InputError(f"params.yaml: prepare_data.max_judgements: {problem}")
     return [row for row in rows if row.question_id in taken], len(questions) - len(taken)
 
 

@@ -218,12 +218,9 @@ def _builder(source: Source, scratch: str) -> DatasetBuilder:
 @contextmanager
 def _reading(source: Source, what: str) -> Iterator[None]:
     """Turn the libraries' errors about a source's files into an `InputError`."""
-    repo_id = source.settings.dataset
+    of_the_hub = hub_errors(f"{source.key}.dataset", source.settings.dataset, "dataset", source.settings.revision)
     try:
-        with (
-            warnings.catch_warnings(),
-            hub_errors(f"{source.key}.dataset", repo_id, "dataset", source.settings.revision),
-        ):
+        with warnings.catch_warnings(), of_the_hub:
             warnings.simplefilter("error", ParserWarning)  # it lost cells
             yield
     except InputError:

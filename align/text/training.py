@@ -119,10 +119,8 @@ def _score(model: PreTrainedModel, pad_id: int, rows: Sequence[Choices]) -> list
     inputs = list(dict.fromkeys(tuple(ids[:-1]) for candidates in sequences for ids in candidates))
     places = {ids: i for i, ids in enumerate(inputs)}
     block = collate([{"input_ids": list(ids), "labels": list(ids)} for ids in inputs], pad_id)
-    logits = model(
-        input_ids=block["input_ids"].to(model.device), attention_mask=block["attention_mask"].to(model.device)
-    ).logits
-    logprobs = logits.float().log_softmax(-1).cpu()
+    moved = {key: block[key].to(model.device) for key in ("input_ids", "attention_mask")}
+    logprobs = model(**moved).logits.float().log_softmax(-1).cpu()
     scores = []
     for row, candidates in zip(rows, sequences, strict=True):
         picked = [
