@@ -29,7 +29,7 @@ from align.core.rows import (
 from align.data.instructions import InstructionsFormat, read_instructions, take
 from align.data.judgements import cap_scores, first_questions, judgements_of_tree, keep_consistent
 from align.data.message_trees import read_trees
-from align.data.off_topic import digest, off_topic_rows, prompt_key
+from align.data.off_topic import digest, off_topic_rows
 from align.data.transcripts import UnusablePair, parse_pair
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ def split_by_group(
 
 def conversation_key(pair: PreferencePair) -> str:
     """Return what pairs on one prompt share: the first user turn, on which later turns depend."""
-    return prompt_key(pair.messages[0].content)
+    return _key(pair.messages[0].content)
 
 
 def read_preferences(
@@ -118,19 +118,23 @@ def read_judgements(settings: PrepareDataSettings) -> tuple[list[Judgement], Cou
 
 def held_out_prompts(evaluation: Sequence[EvalPrompt], judged: Sequence[Judgement]) -> dict[str, str]:
     """Return the prompts that no instruction may have, each with the reason."""
-    held_out = {prompt_key(row.prompt): "held out for the judge" for row in judged}
-    return held_out | {prompt_key(turn): "an evaluation prompt" for row in evaluation for turn in row.turns}
+    held_out = {_key(row.prompt): "held out for the judge" for row in judged}
+    return held_out | {_key(turn): "an evaluation prompt" for row in evaluation for turn in row.turns}
 
 
 def check_own_instructions(settings: PrepareDataSettings, evaluation: Sequence[EvalPrompt]) -> None:
     """Raise `InputError` if a row in our own format is an evaluation prompt: an error to fix, not a row to drop."""
     held_out = held_out_prompts(evaluation, [])
     for number, row in read_numbered_rows(Path(settings.instructions), Instruction):
-        if prompt_key(row.prompt) in held_out:
+        if _key(row.prompt) in held_out:
             raise InputError(
                 f"{settings.instructions}:{number}: {quoted(row.id)} is a prompt of {settings.eval_prompts}: training "
                 "on it spoils the test; delete it from one of them"
             )
+
+
+def _key(prompt: str) -> str:
+    return prompt.strip().lower()
 
 
 @click.command(help=__doc__)
@@ -150,9 +154,9 @@ def main() -> None:
     held_out = held_out_prompts(eval_prompts, eval_judgements)
     if settings.instructions_format == "instructions":
         check_own_instructions(settings, eval_prompts)
-    instructions, left_out = take(rows, lambda prompt: held_out.get(prompt_key(prompt)), settings.max_instructions)
+    instructions, left_out = take(rows, lambda prompt: held_out.get(_key(prompt)), settings.max_instructions)
     instructions_dropped = dict(sorted((unusable + left_out).items()))
-    judged = {prompt_key(row.prompt) for row in eft}
+    judged = {_key(row.prompt) for row in eft}
     off_topic = off_topic_rows(eft, settings.off_topic_negatives, params.seed)
     eft, over_frequent = cap_scores([*eft, *off_topic], settings.max_score_share, params.seed)
     train, test = split_by_group(
@@ -187,7 +191,7 @@ def main() -> None:
     }
     if settings.instructions_format != "instructions" or instructions_dropped:
         counts["instructions_dropped"] = instructions_dropped
-        counts["ift_judged"] = sum(prompt_key(row.prompt) in judged for row in instructions)
+        counts["ift_judged"] = sum(_key(row.prompt) in judged for row in instructions)
     write_json(DATA / "metrics" / "prepare_data.json", counts)
     parts = [f"{n} {name}" for name, n in counts.items() if isinstance(n, int)]
     for what, reasons in (

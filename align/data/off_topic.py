@@ -32,7 +32,7 @@ def off_topic_rows(rows: Sequence[Judgement], per_question: int, seed: int) -> l
             if len(taken) == wanted:
                 break
             response = other.response.strip()
-            if response not in taken and prompt_key(other.prompt) != prompt_key(best[key].prompt):
+            if response not in taken and _prompt_key(other) != _prompt_key(best[key]):
                 taken.add(response)
                 new = {"response": other.response, "score": 0, "justification": OFF_TOPIC, "rank": None}
                 made.append(best[key].model_copy(update=new))
@@ -44,9 +44,8 @@ def _good_first(rows: Sequence[Judgement]) -> Iterator[Judgement]:
     yield from (row for row in rows if row.score < GOOD_SCORE)
 
 
-def prompt_key(prompt: str) -> str:
-    """Return what equal prompts share, whatever their case and the space around them."""
-    return prompt.strip().lower()
+def _prompt_key(row: Judgement) -> str:
+    return row.prompt.strip().lower()
 
 
 def by_question(rows: Sequence[Judgement]) -> dict[str, list[Judgement]]:
