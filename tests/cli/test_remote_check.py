@@ -210,7 +210,7 @@ def fresh_clone(project: Project, name: str) -> Project:
 
 def test_a_fresh_clone_gets_all_by_repro_pull_which_builds_nothing_but_the_base(pushed: Project) -> None:
     clone = fresh_clone(pushed, "clone")
-    [command] = commands_of("A fresh clone")
+    [command] = [line for line in commands_of("Push and pull") if "fresh clone" in line]
     ran = clone.run(command).stdout
 
     assert re.findall("Running stage '(.*)'", ran) == ["base_model"]
@@ -230,7 +230,7 @@ def test_a_plain_pull_brings_all_but_the_base_and_fails_until_the_base_is_built(
     assert "up to date" in clone.run("dvc status").stdout
 
 
-@pytest.mark.parametrize("heading", ["Push", "Check"])
+@pytest.mark.parametrize("heading", ["Push and pull", "Check a remote"])
 def test_the_commands_of_the_docs_run(heading: str, pushed: Project) -> None:
     pushed.env["PYTHONPATH"] = str(REPOSITORY)
     for line in commands_of(heading):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,8 @@ from align.core.errors import InputError
 from align.run import locks
 from align.run.locks import SWITCH, hold_devices
 from align.run.runtime import RuntimeSettings
-from tests.committed import PARAMS_YAML, REPOSITORY
+from align.run.stage import Stage
+from tests.committed import PARAMS_YAML, REPOSITORY, write_params
 
 IMPORTS = """
 import json, os, subprocess, sys, time
@@ -236,13 +238,26 @@ def test_two_with_the_same_work_do_not_wait_for_each_other(
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo", "reward_model", "ppo", "evaluate"])
-def test_a_stage_takes_the_device_before_the_lock_of_its_work_and_before_it_loads_a_model(stage: str) -> None:
+def test_a_stage_loads_its_models_inside_its_work(stage: str) -> None:
     main = (REPOSITORY / f"stages/{stage}.py").read_text(encoding="utf-8").partition("def main(")[2]
 
-    [taken] = [match.start() for match in re.finditer(r"hold_devices\(", main)]
+    [work] = [match.start() for match in re.finditer(r"with stage\.work\(", main)]
 
-    assert taken < main.index("with Work(")
-    assert all(taken < match.start() for match in re.finditer(r"AdapterStack\(|load_base\(|fit\(", main))
+    loads = [match.start() for match in re.finditer(r"AdapterStack\(|load_base\(|fit\(", main)]
+    assert loads
+    assert work < min(loads)
+
+
+def test_a_stage_takes_the_device_before_its_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_params(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    taken: list[str] = []
+    monkeypatch.setattr("align.run.stage.hold_devices", lambda name, runtime: taken.append("device"))
+    stage = Stage("sft")
+    monkeypatch.setattr(stage, "unlocked_work", lambda inputs: nullcontext(taken.append("work")))
+
+    with stage.work([]):
+        assert taken == ["device", "work"]
 
 
 def test_without_the_switch_the_cpu_is_free_and_gpus_are_locked_in_one_order_however_they_are_numbered(

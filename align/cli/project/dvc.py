@@ -4,12 +4,9 @@ import os
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from align.core.errors import InputError
-
-if TYPE_CHECKING:  # importing its parser takes longer than most comparisons
-    from align.cli.project.lock_file import Item
 
 LOCK_FILE = Path("dvc.lock")
 AS_LOCKED = "as in dvc.lock"
@@ -44,10 +41,10 @@ class DvcFiles:
         _, _, built = build(repo.cache.local, where, repo.fs, "md5", ignore=repo.dvcignore, dry_run=True)
         return str(built.hash_info.value)
 
-    def state(self, item: "Item") -> str:
-        """Return how the workspace compares with an entry of the lock file."""
-        value = self.hash(item.path)
+    def state(self, path: str, locked: str) -> str:
+        """Return how the workspace compares with the hash of a path in the lock file."""
+        value = self.hash(path)
         if value is None:
-            cached = (self.cache / item.hash[:2] / item.hash[2:]).is_file()
+            cached = (self.cache / locked[:2] / locked[2:]).is_file()
             return f"{NOT_HERE} ({'`dvc checkout`' if cached else '`dvc pull` or `dvc repro`'})"
-        return AS_LOCKED if value == item.hash else CHANGED
+        return AS_LOCKED if value == locked else CHANGED

@@ -116,14 +116,14 @@ class _Tracer:
         made = self.lock.maker(item.path)
         if made is None:
             parts = tuple(map(self.node, self.lock.outs_in(item.path)))
-            return Node(item.path, item.hash, item.size, self.state(item), parts=parts)
+            return Node(item.path, item.hash, item.size, self.state(item.path, item.hash), parts=parts)
         stage, out = made
         newer = out.hash if out.path == item.path and out.hash != item.hash else None
-        return Node(item.path, item.hash, item.size, self.state(item), stage.name, newer)
+        return Node(item.path, item.hash, item.size, self.state(item.path, item.hash), stage.name, newer)
 
     def _code(self, stage: Stage) -> Code:
         lines = "".join(f"{item.path} {item.hash}\n" for item in stage.code)
-        changed = [item.path for item in stage.code if self.state(item) != AS_LOCKED]
+        changed = [item.path for item in stage.code if self.state(item.path, item.hash) != AS_LOCKED]
         return Code(md5(lines.encode()).hexdigest(), {item.path: item.hash for item in stage.code}, changed)
 
 
