@@ -192,7 +192,7 @@ def test_the_lock_file_is_of_the_committed_code_data_and_params(head: Path) -> N
         names += [stage if item is None else f"{stage}@{item}" for item in items]
     assert sorted(lock) == sorted(names)
 
-    status = json.loads(Project(head).run("git init -q && dvc status --json").stdout)
+    status = json.loads(Project(head).run("git init -q && dvc status --json dvc.yaml").stdout)
     changed: dict[str, dict[str, Any]] = {stage: {} for stage in status}
     for stage, changes in status.items():
         for change in changes:  # "changed command", or {"changed deps": {path: state}}
