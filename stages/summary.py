@@ -25,7 +25,8 @@ from align.run.release import drop_recorded
 R = TypeVar("R", Answer, AnchorScore)
 DATA = Path("data")
 SAMPLE_PROMPTS = 5
-COUNTS = {"prompts": schemas.PromptCounts, "scores": schemas.ScoreCounts, "preferences": schemas.PairCounts}
+Kinds = dict[str, type[schemas.Measures]]
+COUNTS: Kinds = {"prompts": schemas.PromptCounts, "scores": schemas.ScoreCounts, "preferences": schemas.PairCounts}
 CALIBRATION = ("predicted", "observed", "pairs")
 HISTORY = ("update", "mean_reward", "mean_score", "kl", "eos_rate", "response_tokens", "clip_fraction")
 
