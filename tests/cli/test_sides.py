@@ -99,10 +99,11 @@ def test_models_and_files_are_compared_across_revisions_and_experiments(
 
 
 def test_what_the_cache_has_is_read_in_place(project: Project) -> None:
-    with sides.opened() as sources:
-        path = sources.file(sides.Side.parse("m1@one"), PAIRS)
-        assert path.is_relative_to(project.path / ".dvc/cache")
-        assert list(sources.downloads.iterdir()) == []
+    downloads = project.path / "downloads"
+    downloads.mkdir()
+    path = sides.Sources(downloads).file(sides.Side.parse("m1@one"), PAIRS)
+    assert path.is_relative_to(project.path / ".dvc/cache")
+    assert list(downloads.iterdir()) == []
 
 
 def test_a_file_that_git_alone_has_is_read_from_git(project: Project) -> None:

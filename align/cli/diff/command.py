@@ -2,11 +2,12 @@
 
 import math
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 
 from align.cli.diff.output import FEW, Comparison
-from align.cli.diff.sides import Side, opened
+from align.cli.diff.sides import Side, Sources
 from align.cli.page.page import write_page
 from align.compare.changes import KINDS, Kind
 from align.compare.data_sets import ARTIFACTS
@@ -54,7 +55,8 @@ def diff(
     if not math.isfinite(tolerance):
         raise click.UsageError(f"--tolerance: expected a number from 0, got {tolerance}")
     try:
-        with opened() as sources:
+        with TemporaryDirectory(prefix="align-") as folder:
+            sources = Sources(Path(folder))
             comparison = Comparison(sources, Side.parse(a), Side.parse(b), what, keys, kinds or KINDS, limit, tolerance)
             if output is not None:
                 write_page(output, f"{comparison.a.text} → {comparison.b.text}", "align diff", comparison.sections())

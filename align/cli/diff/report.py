@@ -114,7 +114,7 @@ def _word_diff(old: str, new: str) -> str:
     """Return both texts in one, with git's marks `[-removed-]` and `{+added+}`, and long equal parts left out."""
     before, after = old.split(" "), new.split(" ")
     if max(len(before), len(after)) > MAX_WORDS:
-        return f"{_removed(_cut(old))} {_added(_cut(new))}"
+        return f"{_mark('-', _cut(old))} {_mark('+', _cut(new))}"
     if max(len(before), len(after)) == 1:
         return f"{_lines(old)} -> {_lines(new)}"
     parts = []
@@ -128,14 +128,11 @@ def _word_diff(old: str, new: str) -> str:
                 words = [*words[:head], "...", *words[len(words) - tail :]]
             parts.append(_lines(" ".join(words)))
         else:
-            parts += [_removed(" ".join(before[i:j]))] if j > i else []
-            parts += [_added(" ".join(after[k:n]))] if n > k else []
+            changed = ("-", before[i:j]), ("+", after[k:n])
+            parts += [_mark(sign, " ".join(words)) for sign, words in changed if words]
     return " ".join(parts)
 
 
-def _removed(text: str) -> str:
-    return click.style(f"[-{_lines(text)}-]", fg="red")
-
-
-def _added(text: str) -> str:
-    return click.style(f"{{+{_lines(text)}+}}", fg="green")
+def _mark(sign: str, text: str) -> str:
+    opening, closing, color = ("[", "]", "red") if sign == "-" else ("{", "}", "green")
+    return click.style(f"{opening}{sign}{_lines(text)}{sign}{closing}", fg=color)

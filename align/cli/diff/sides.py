@@ -4,13 +4,10 @@ What is not in the workspace is read in place from DVC's cache, or downloaded fr
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from align.cli.project.dvc import LOCK_FILE, DvcFiles
@@ -43,18 +40,11 @@ class Side:
         return os.sep in self.name or self.name.endswith(".jsonl") or os.path.isfile(self.name)
 
 
-@contextmanager
-def opened() -> Iterator["Sources"]:
-    """Open the places that rows come from; downloads are deleted at the end."""
-    with TemporaryDirectory(prefix="align-") as folder:
-        yield Sources(Path(folder))
-
-
 @dataclass
 class Sources:
     """The workspace, and the revisions that were asked for."""
 
-    downloads: Path
+    downloads: Path  # a folder, for files that the cache lacks
     dvc: DvcFiles = field(default_factory=DvcFiles)
     _revisions: dict[str | None, Any] = field(default_factory=dict)
 

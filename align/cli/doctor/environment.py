@@ -4,7 +4,6 @@ import platform
 import re
 import sys
 from collections.abc import Iterator
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from align.cli.doctor.findings import Finding
+from align.cli.project.settings import load
 from align.core.errors import InputError
 from align.core.files import read_json
 from align.core.params import Params
@@ -25,15 +25,8 @@ INSTALL = f"`{Path(sys.executable).name} -m pip install -r {PINS}`"
 
 def environment_here() -> dict[str, Any]:
     """Return what a stage that ran now would record: versions, device, threads; raise `InputError` if it cannot run."""
-    params = Params.read()
-    try:
-        # Import here: a torch that does not load is a finding.
-        runtime = params.section("runtime", import_module("align.run.runtime").RuntimeSettings)
-        here: dict[str, Any] = import_module("align.run.provenance").environment(runtime)
-    except (ImportError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"the libraries do not load ({reason}); run {INSTALL}") from None
-    return here
+    runtime = Params.read().section("runtime", load("align.run.runtime", "RuntimeSettings"))
+    return dict(load("align.run.provenance", "environment")(runtime))
 
 
 def check_packages() -> Iterator[Finding]:

@@ -13,8 +13,6 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from align.core.errors import InputError
 from align.models.loading import shortened
 
-# Weights of an earlier version: transformers prefers an old model.safetensors to new shards.
-STALE = ["*.safetensors", "*.safetensors.index.json"]
 ADVICE = {
     401: "the hub does not know the token; run `hf auth login` again, or set another HF_TOKEN",
     403: "the token may not write there; use one with write access, or another owner",
@@ -37,7 +35,7 @@ def push(folder: Path, files: Sequence[Path], repo_id: str, private: bool) -> st
             folder_path=folder,
             commit_message=f"{folder.name}, from align export",
             allow_patterns=[path.name for path in files],
-            delete_patterns=STALE,
+            delete_patterns=["*.safetensors", "*.safetensors.index.json"],  # old weights would win over new shards
         )
     return str(info.commit_url)
 

@@ -3,6 +3,7 @@
 import ast
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from align.core.errors import InputError
 from align.core.params import Params, Settings
@@ -18,12 +19,13 @@ def settings_by_section() -> dict[str, type[Settings]]:
     """
     classes: dict[str, type[Settings]] = {}
     for path in (STAGE, *sorted((ROOT / "stages").rglob("*.py"))):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
                 case ast.Call(ast.Attribute(attr="section"), [ast.Constant(str(section)), ast.Name(name)]):
-                    classes.setdefault(section, _load(path, name))
+                    classes.setdefault(section, load(module, name))
                 case ast.Call(ast.Attribute(attr="source"), [_, ast.Name(name)]):
-                    classes["sources"] = _load(path, name)
+                    classes["sources"] = load(module, name)
     return classes
 
 
@@ -40,11 +42,10 @@ def validate_params(params: Params) -> int:
     return len(classes)
 
 
-def _load(path: Path, name: str) -> type[Settings]:
-    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+def load(module: str, name: str) -> Any:
+    """Import a module and return what it calls `name`; libraries that do not load are an `InputError`."""
     try:
-        settings: type[Settings] = getattr(import_module(module), name)
+        return getattr(import_module(module), name)
     except (ImportError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"the libraries do not load ({reason}); run `pip install -r requirements.txt`") from None
-    return settings

@@ -52,16 +52,6 @@ class Run:
     environment: dict[str, Any] | None
 
 
-@dataclass(frozen=True)
-class CardReport:
-    """A model card, compared with the workspace."""
-
-    stage: str
-    sources: list[dict[str, str]]  # parents and data: role, path, sha256, state
-    params: dict[str, Any]
-    environment: dict[str, Any] | None
-
-
 @dataclass
 class Lineage:
     """The result of `trace`: the runs behind a target, or the card of a model that no stage of dvc.lock made."""
@@ -69,7 +59,7 @@ class Lineage:
     name: str
     target: Node | None = None
     runs: dict[str, Run] = field(default_factory=dict)
-    card: CardReport | None = None
+    card: dict[str, Any] | None = None  # its stage, sources (compared with the workspace), params and environment
 
 
 def trace(name: str) -> Lineage:
@@ -155,11 +145,11 @@ def _environment(stage: Stage) -> dict[str, Any] | None:
     return None
 
 
-def _card_report(model_dir: Path) -> CardReport:
+def _card_report(model_dir: Path) -> dict[str, Any]:
     card = ModelCard.read(model_dir)
     sources = []
     for role, source in [*card.parents.items(), *card.data.items()]:
         now = source_hash(Path(source.path))
         state = NOT_HERE if now is None else AS_RECORDED if now == source.sha256 else CHANGED
         sources.append({"role": role, "path": source.path, "sha256": source.sha256, "state": state})
-    return CardReport(card.stage, sources, card.params, card.environment)
+    return {"stage": card.stage, "sources": sources, "params": card.params, "environment": card.environment}

@@ -9,7 +9,6 @@ from align.cli.project.git import Revision
 from align.cli.show.lineage import Code, Lineage, Node, Run
 
 SHORT = 12  # characters of a hash
-WIDTH = 120
 NOT_RECORDED = "not recorded"
 
 
@@ -18,11 +17,11 @@ def report(lineage: Lineage) -> Iterator[str]:
     target = lineage.target
     if card := lineage.card:
         yield f"{lineage.name}  made by no stage of dvc.lock; its model card records:"
-        yield from _field("stage", card.stage)
-        for source in card.sources:
+        yield from _field("stage", card["stage"])
+        for source in card["sources"]:
             yield from _field(source["role"], f"{source['path']}  {source['sha256'][:SHORT]}  {source['state']}")
-        yield from _field("seed", str(card.params.get("seed", NOT_RECORDED)))
-        yield from _field("environment", _environment(card.environment))
+        yield from _field("seed", str(card["params"].get("seed", NOT_RECORDED)))
+        yield from _field("environment", _environment(card["environment"]))
     elif target is not None and target.stage is not None:
         run = lineage.runs[target.stage]
         yield f"{target.path}  {target.hash[:SHORT]}  {_state(target)}"
@@ -64,7 +63,7 @@ def _params(params: Mapping[str, Any]) -> Iterator[str]:
 
 def _field(name: str, text: str) -> list[str]:
     head = f"  {name:<12} "
-    wrap = textwrap.TextWrapper(WIDTH, head, " " * len(head), break_long_words=False, break_on_hyphens=False)
+    wrap = textwrap.TextWrapper(120, head, " " * len(head), break_long_words=False, break_on_hyphens=False)
     return wrap.wrap(text) or [head]
 
 

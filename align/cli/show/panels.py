@@ -11,7 +11,6 @@ from align.cli.show.selection import Row
 from align.core.errors import printable
 
 SHORT = 40  # characters of a value that shares a line with others
-IDS = ("id", "question_id")
 TEXTS = {"prompt", "response", "completion", "chosen", "rejected", "messages", "turns", "justification", "judgements"}
 SCORES = {"score", "judge_score", "reward", "margin", "chosen_score", "rejected_score", "predicted"}
 REPLIES = dict.fromkeys(("assistant", "response", "completion", "chosen"), "green")
@@ -29,7 +28,7 @@ def _parts(row: Row) -> Iterator[RenderableType]:
     """Yield a line of the short values, then a block for each long one."""
     line, blocks = Text(), []
     for column, value in row.items():
-        if column in IDS:
+        if column in ("id", "question_id"):
             continue
         if _is_short(column, value):
             line.append("  " if line else "")

@@ -6,6 +6,7 @@ from pathlib import Path
 from align.cli.page.page import Histogram, Section, write_page
 from align.cli.project.units import show_size
 from align.cli.show.selection import Row, Selection, is_number
+from align.report.statistics import histogram
 
 BINS = 12
 MAX_HISTOGRAMS = 6
@@ -40,8 +41,5 @@ def _histogram(name: str, values: Sequence[float]) -> Histogram:
     low, high = min(values), max(values)
     whole = all(value.is_integer() for value in values) and high - low < BINS
     bins = int(high - low) + 1 if whole else BINS
-    width = 1.0 if whole else (high - low) / bins
-    counts = [0] * bins
-    for value in values:
-        counts[min(bins - 1, int((value - low) / width))] += 1
-    return Histogram(name, [low + number * width for number in range(bins + 1)], counts)
+    edges = [low + number * (1.0 if whole else (high - low) / bins) for number in range(bins + 1)]
+    return Histogram(name, edges, histogram(values, edges))

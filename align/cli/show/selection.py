@@ -4,7 +4,7 @@ import operator
 import os
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Self
@@ -16,8 +16,7 @@ from align.core.jsonl import read_objects
 
 Row = dict[str, Any]
 _CONDITION = re.compile(r"\s*([^\s=!<>~]+)\s*(==|=|!=|<=|>=|<|>|~)\s*(.*?)\s*", re.DOTALL)
-_Order = Callable[[Any, Any], bool]
-_ORDER: dict[str, _Order] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+_ORDER: dict[str, Any] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
 @dataclass(frozen=True)
@@ -139,12 +138,12 @@ def _leaves(value: Any) -> Iterator[str]:
 def _sorted(rows: list[Row], column: str, descending: bool) -> list[Row]:
     """Sort stably: numbers before texts, and rows without a value last in both directions."""
     without = [row for row in rows if row.get(column) is None]
-    with_one = [row for row in rows if row.get(column) is not None]
-    return sorted(with_one, key=lambda row: _place(row[column]), reverse=descending) + without
+    rest = [row for row in rows if row.get(column) is not None]
 
+    def place(row: Row) -> tuple[bool, Any]:
+        return (False, row[column]) if is_number(row[column]) else (True, str(row[column]))
 
-def _place(value: Any) -> tuple[bool, Any]:
-    return (False, value) if is_number(value) else (True, str(value))
+    return sorted(rest, key=place, reverse=descending) + without
 
 
 def _count(shown: int, matching: int, total: int) -> str:
