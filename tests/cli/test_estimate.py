@@ -175,7 +175,7 @@ def test_a_recipe_names_its_stages_and_what_is_assumed(project: Path) -> None:
         (["--set", "ppo.num_update=3"], 'did you mean "ppo.num_updates"?'),
         (["--set", "ppo"], "expected KEY=VALUE"),
         (["--set", "ppo.num_updates=many"], "ppo.num_updates: should be"),
-        (["--set", "lora.layers_to_transform=[99]"], "the model has 30 layers"),
+        (["--set", "lora.layers_to_transform=[99]"], "the model has layers 0 to 29"),
         (["--set", "base_model.source=someone/unknown-model"], "base_model.source: cannot read"),
         (["--recipe", "none"], "no recipe is named"),
         (["sfd"], "no stage 'sfd'"),

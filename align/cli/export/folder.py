@@ -25,7 +25,7 @@ def write_export(parts: Parts, to: Path, dtype: torch.dtype | None = None, licen
         to = to.resolve()
         entry = min(to.iterdir(), default=None) if to.exists() else None
     except (OSError, ValueError) as error:
-        raise InputError(f"--to {to}: {error}; name a new folder") from None
+        raise InputError(f"--to {to}: {getattr(error, 'strerror', error)}; name a new folder") from None
     if entry is not None:
         raise InputError(f"--to {to}: holds {entry.name} already; name a new folder, or delete this one first")
     logging.set_verbosity_error()

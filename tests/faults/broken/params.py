@@ -99,7 +99,7 @@ VALUES: list[tuple[str, str, object, str]] = [
     ("base_model", "base_model.pad_token", "<|im_end|>", ""),
     ("base_model", "base_model.chat_template", "../report.md", "should "),
     ("base_model", "base_model.chat_template", "nosuch", "prompts/chat has no nosuch.jinja"),
-    ("base_model", "base_model.chat_template", "judge", "chat template"),
+    ("base_model", "base_model.chat_template", "judge", "prompts/chat has no judge.jinja"),
     ("prepare_data", "prepare_data.max_score_share", 0, "should be greater"),
     ("prepare_data", "prepare_data.max_score_share", float("nan"), "should be a finite number"),
     ("prepare_data", "prepare_data.off_topic_negatives", -1, "should be greater"),

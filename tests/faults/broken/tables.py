@@ -80,7 +80,10 @@ DIFF: dict[str, tuple[Break, str]] = {
     "no key column": (put("b.jsonl", '{"text": "x"}'), "b.jsonl: no row has the key column id"),
     "a row without the key": (put("b.jsonl", ROW + '{"text": "x"}'), "b.jsonl: row 2 has no key column id"),
     "a key that is a list": (put("b.jsonl", '{"id": [1]}'), "b.jsonl: row 1 has a list or an object as its key"),
-    "columns of one name": (put("b.jsonl", '{"id": 1, "A": 1, "a": 2}'), "b.jsonl: columns A and a differ in case"),
+    "columns of one name": (
+        put("b.jsonl", '{"id": 1, "A": 1, "a": 2}'),
+        "b.jsonl: columns A and a differ only in case",
+    ),
     "missing": (nothing, "b.jsonl: no such file"),
     "a directory": (lambda: Path("b.jsonl").mkdir(), "b.jsonl: is a directory"),
     "a link to itself": (lambda: Path("b.jsonl").symlink_to("b.jsonl"), "b.jsonl"),
