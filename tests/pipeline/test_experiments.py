@@ -15,7 +15,8 @@ from tests.factories import build_tiny_source
 from tests.pipeline.test_repro import SMALL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-DOCS = (REPOSITORY / "docs/EXPERIMENTS.md").read_text(encoding="utf-8")
+# The part about experiments; what comes after it is about rows.
+DOCS = (REPOSITORY / "docs/EXPERIMENTS.md").read_text(encoding="utf-8").partition("## What changed, row by row")[0]
 BLOCKS = re.findall(r"^```sh\n(.+?)^```", DOCS, re.MULTILINE | re.DOTALL)
 # PPO stands for all stages; what it gains is a function of its params.
 PPO = """
@@ -126,10 +127,10 @@ def test_each_command_in_the_prose_is_in_a_block_or_is_known() -> None:
 
 
 # In the clone, stage ppo fails if another one computes at the same time.
-ALONE = """    alone = Path("{}")
-    alone.touch(exist_ok=False)
-    import_module("atexit").register(alone.unlink)
-    stack = AdapterStack("""
+ALONE = """        alone = Path("{}")
+        alone.touch(exist_ok=False)
+        import_module("atexit").register(alone.unlink)
+        stack = AdapterStack("""
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Project:
         shutil.copyfile(REPOSITORY / name, project.path / name)
     for name in ("align", "prompts", "stages", "data/seed"):
         shutil.copytree(REPOSITORY / name, project.path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    project.replace("stages/ppo.py", "    stack = AdapterStack(", ALONE.format(folder / "alone"))
+    project.replace("stages/ppo.py", "        stack = AdapterStack(", ALONE.format(folder / "alone"))
     project.replace(
         "stages/ppo.py", "from pathlib import Path\n", "from importlib import import_module\nfrom pathlib import Path\n"
     )
