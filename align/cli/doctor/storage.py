@@ -50,8 +50,7 @@ def check_cache() -> Iterator[Finding]:
     needed = needed_objects(files.repo, files.cache) if corrupt else {}
     for path in corrupt:
         oid = path.parent.name + path.name
-        what = f"{os.path.relpath(path)} is corrupt"
-        remove = f"`rm -f {os.path.relpath(path)}`"
+        what, remove = f"{os.path.relpath(path)} is corrupt", f"`rm -f {os.path.relpath(path)}`"
         if oid not in needed:
             yield Finding("cache", "problem", f"{what}, and nothing here needs it", (remove,))
             continue

@@ -71,8 +71,7 @@ def repair(remote: Remote, report: Report) -> None:
     """Replace on the remote what the cache here has undamaged, and note what has worked."""
     lost = [path for one in report.bad if not one.repairable for path in one.paths]
 
-    def is_proof(one: BadObject) -> bool:
-        """Tell whether DVC would take this folder's list as proof of a file that is lost."""
+    def is_proof(one: BadObject) -> bool:  # DVC takes a folder's list as proof of its files, one of which is lost
         folders = [f"{path}/" for path in one.paths if one.oid.endswith(DIR)]
         return any(path.startswith(folder) for folder in folders for path in lost)
 

@@ -51,7 +51,8 @@ class Remote:
         """Return an object's content, empty if it is missing."""
         with self._reached():
             try:
-                return bytes(self._fs.cat_file(self._odb.oid_to_path(oid)))
+                with self._fs.open(self._odb.oid_to_path(oid), "rb") as stream:  # WebDAV has no cat_file
+                    return bytes(stream.read())
             except FileNotFoundError:
                 return b""
 
@@ -82,9 +83,11 @@ class Remote:
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
-        clients = [getattr(sys.modules[module], name) for module, name in CLIENT_ERRORS if module in sys.modules]
         try:
             yield
-        except (OSError, *clients) as error:
+        except Exception as error:  # only now, since another thread may still be importing the client
+            clients = [getattr(sys.modules[module], name) for module, name in CLIENT_ERRORS if module in sys.modules]
+            if not isinstance(error, (OSError, *clients)):
+                raise
             reason = f"{type(error).__name__}: {error}"
             raise InputError(f"remote {self.name}, {self.url}: {reason}; see docs/SHARING.md") from None
