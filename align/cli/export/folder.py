@@ -16,6 +16,7 @@ from align.models.base import copy_tokenizer
 
 README = "README.md"
 WRITTEN = ("*.json", "*.jinja", "*.safetensors", README, ".gitattributes")  # the last one is the hub's
+SHARD_SIZE = "5GB"
 
 
 def write_export(parts: Parts, to: Path, dtype: torch.dtype | None = None, license_id: str | None = None) -> None:
@@ -38,7 +39,7 @@ def write_export(parts: Parts, to: Path, dtype: torch.dtype | None = None, licen
     try:
         with replacing(to) as temporary:
             temporary.mkdir()
-            model.save_pretrained(temporary, max_shard_size="5GB")
+            model.save_pretrained(temporary, max_shard_size=SHARD_SIZE)
             copy_tokenizer(parts.model_dir, temporary)
             if (parts.model_dir / CARD_FILE).exists():
                 (temporary / CARD_FILE).write_bytes((parts.model_dir / CARD_FILE).read_bytes())

@@ -14,7 +14,6 @@ from align.cli.project.lock_file import Item, Lock, Stage
 from align.core.errors import InputError
 
 MODELS = Path("models")
-AS_RECORDED = "as recorded"
 
 
 @dataclass(frozen=True)
@@ -150,6 +149,6 @@ def _card_report(model_dir: Path) -> dict[str, Any]:
     sources = []
     for role, source in [*card.parents.items(), *card.data.items()]:
         now = source_hash(Path(source.path))
-        state = NOT_HERE if now is None else AS_RECORDED if now == source.sha256 else CHANGED
+        state = NOT_HERE if now is None else "as recorded" if now == source.sha256 else CHANGED
         sources.append({"role": role, "path": source.path, "sha256": source.sha256, "state": state})
     return {"stage": card.stage, "sources": sources, "params": card.params, "environment": card.environment}
