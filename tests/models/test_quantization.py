@@ -98,7 +98,7 @@ def test_a_packed_weight_is_the_nearest_of_sixteen_values_a_block_of_64(tiny_bas
     functional: Any = bitsandbytes.functional
     code = functional.get_4bit_type("nf4", device="cpu")
     # With AVX-512, bitsandbytes 0.50.2 gives blocks that span rows the scales of others; only tiny layers have such.
-    whole = {name: layer for name, layer in packed(model).items() if full.get_submodule(name).in_features % 64 == 0}
+    whole = {name: layer for name, layer in packed(model).items() if layer.in_features % 64 == 0}
     assert whole
     for name, layer in whole.items():
         weight = full.get_submodule(name).weight
