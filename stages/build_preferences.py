@@ -26,6 +26,7 @@ class BuildPreferencesSettings(Settings):
 
     min_margin: float = Field(ge=0)
     length_rho: float = Field(ge=0)
+    chosen_must_end: bool
     accept_score: float = Field(ge=0, le=5)
     max_generated_share: float = Field(ge=0, le=1)
 
@@ -40,7 +41,7 @@ def main(model: str, parent: str) -> None:
     out_dir, metrics_dir = Path("data") / model, Path("data/metrics") / model
     rows = read_rows(out_dir / "scores.jsonl", ScoredResponse, unique=["id", "sample"])
     parent_ift = read_rows(Path("data") / parent / "ift.jsonl", Instruction, unique=["id"])
-    pairs, dropped = build_pairs(rows, settings.min_margin, settings.length_rho)
+    pairs, dropped = build_pairs(rows, settings.min_margin, settings.length_rho, settings.chosen_must_end)
     counts = read_measures(metrics_dir / "scores.json", ScoreCounts)
     problems = judge_problems(gates, counts) + yield_problems(gates, len(pairs), dropped)
     if problems:

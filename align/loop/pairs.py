@@ -7,20 +7,24 @@ from align.core.rows import Message, PreferencePair, ScoredResponse
 
 
 def best_and_worst(
-    samples: Sequence[ScoredResponse], min_margin: float, length_rho: float = 0.0
+    samples: Sequence[ScoredResponse], min_margin: float, length_rho: float = 0.0, chosen_must_end: bool = False
 ) -> tuple[ScoredResponse, ScoredResponse] | str:
     """Return the chosen and the rejected of one prompt's responses, or why they make no pair.
 
     Failed judgements and empty responses are ignored. The lowest score is rejected. The shortest response within
     `length_rho` of the highest score is chosen (Meta-Rewarding, arXiv 2407.19594: replies then do not grow with each
-    iteration); at 0 the highest score is chosen, whatever its length. Ties go to the lower sample number. Scores that
-    are equal or closer than `min_margin` make no pair.
+    iteration); at 0 the highest score is chosen, whatever its length. With `chosen_must_end`, a response that was cut
+    off can be rejected but not chosen. Ties go to the lower sample number. Scores that are equal or closer than
+    `min_margin` make no pair.
     """
     valid = [(sample.score, sample) for sample in samples if sample.score is not None and sample.response.strip()]
     if len(valid) < 2:
         return "fewer than two judged responses"
-    highest = max(score for score, _ in valid)
-    near = [(score, sample) for score, sample in valid if score >= highest - length_rho]
+    eligible = [item for item in valid if item[1].finish_reason == "stop" or not chosen_must_end]
+    if not eligible:
+        return "no response ends by itself"
+    highest = max(score for score, _ in eligible)
+    near = [(score, sample) for score, sample in eligible if score >= highest - length_rho]
     if length_rho > 0:
         _, best = min(near, key=lambda item: (item[1].num_tokens, -item[0], item[1].sample))
     else:
@@ -42,7 +46,7 @@ def margin_of(chosen: ScoredResponse, rejected: ScoredResponse) -> float:
 
 
 def build_pairs(
-    rows: Iterable[ScoredResponse], min_margin: float, length_rho: float = 0.0
+    rows: Iterable[ScoredResponse], min_margin: float, length_rho: float = 0.0, chosen_must_end: bool = False
 ) -> tuple[list[PreferencePair], Counter[str]]:
     """Pair the best with the worst response of each prompt; return the pairs and the other prompts' count by reason."""
     by_prompt: dict[str, list[ScoredResponse]] = {}
@@ -50,7 +54,7 @@ def build_pairs(
         by_prompt.setdefault(row.id, []).append(row)
     pairs, dropped = [], Counter[str]()
     for prompt_id, samples in by_prompt.items():
-        match best_and_worst(samples, min_margin, length_rho):
+        match best_and_worst(samples, min_margin, length_rho, chosen_must_end):
             case str(reason):
                 dropped[reason] += 1
             case (best, worst):

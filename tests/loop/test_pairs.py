@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.core.rows import ScoredResponse
+from align.core.rows import FinishReason, ScoredResponse
 from align.loop.pairs import best_and_worst, build_pairs
 
 MIN_MARGIN = 0.5
@@ -16,14 +16,19 @@ Prompts = dict[str, list[tuple[float | None, str]]]
 
 
 def scored(
-    score: float | None, response: str, sample: int = 0, prompt_id: str = "p", num_tokens: int = 1
+    score: float | None,
+    response: str,
+    sample: int = 0,
+    prompt_id: str = "p",
+    num_tokens: int = 1,
+    finish_reason: FinishReason = "stop",
 ) -> ScoredResponse:
     return ScoredResponse(
         id=prompt_id,
         sample=sample,
         prompt=f"question of {prompt_id}",
         response=response,
-        finish_reason="stop",
+        finish_reason=finish_reason,
         num_tokens=num_tokens,
         score=score,
         failure=None if score is not None else "digit mass under 0.5",
@@ -172,3 +177,20 @@ def test_the_margin_is_that_of_the_pair_and_not_of_the_best_response() -> None:
 def test_length_control_that_would_choose_the_rejected_makes_no_pair() -> None:
     rows = [scored(3.0, "long", 0, num_tokens=9), scored(2.0, "short", 1, num_tokens=2)]
     assert best_and_worst(rows, 0.0, 1.0) == "identical responses"
+
+
+@pytest.mark.parametrize("length_rho", [0.0, 5.0])
+def test_a_reply_that_was_cut_off_is_rejected_but_never_chosen(length_rho: float) -> None:
+    cut_off = scored(4.5, "a fluent reply that", 0, finish_reason="length")
+    rows = [cut_off, scored(3.0, "it ends.", 1), scored(1.0, "so does this", 2, finish_reason="length")]
+    (pair,), _ = build_pairs(rows, MIN_MARGIN, length_rho, chosen_must_end=True)
+    assert (pair.chosen, pair.rejected, pair.rejected_finish_reason) == ("it ends.", "so does this", "length")
+    (pair,), _ = build_pairs(rows, MIN_MARGIN)
+    assert (pair.chosen, pair.chosen_finish_reason) == ("a fluent reply that", "length")
+
+
+def test_a_prompt_whose_replies_were_all_cut_off_is_counted() -> None:
+    rows = [scored(score, f"reply {score}", i, finish_reason="length") for i, score in enumerate((4.0, 1.0))]
+    pairs, dropped = build_pairs(rows, MIN_MARGIN, chosen_must_end=True)
+    assert not pairs
+    assert dropped == {"no response ends by itself": 1}
