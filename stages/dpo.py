@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import click
 from datasets import Dataset
-from peft import set_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic import Field
 from trl import DPOConfig, DPOTrainer
 
@@ -30,6 +30,7 @@ class DPOSettings(TrainingSettings):
     """Section `dpo` of params.yaml."""
 
     beta: float = Field(gt=0)
+    label_smoothing: float = Field(ge=0, lt=0.5)
     nll_coef: float = Field(ge=0)
     reference: Literal["previous", "m0"]
     sft_on_accepted: bool
@@ -83,23 +84,32 @@ def main(model_name: str, parent: str) -> None:
             instruction_tune(model, tokenizer, accepted, arguments, work.folder / "sft_history.csv", work)
         # Grouping by length needs one length per row, but a pair has two.
         arguments = training_arguments(settings, work.folder / "dpo", stage.seed, stage.runtime, order="random")
+        # TRL's robust DPO (arXiv 2403.00409) is the only loss of this kind that reads label_smoothing.
+        arguments |= {"loss_type": ["robust" if settings.label_smoothing else "sigmoid"]}
         if settings.nll_coef:
-            arguments |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings.nll_coef]}
-        trainer = TokenizedDPOTrainer(
+            arguments |= {"loss_type": [*arguments["loss_type"], "sft"], "loss_weights": [1.0, settings.nll_coef]}
+        parents = {"base": BASE, "parent": parent_dir, "reference": parent_dir}
+        start = {key: value.clone() for key, value in get_peft_model_state_dict(model).items()}
+        if settings.reference == "m0":
+            parents["reference"] = Path("models/m0")
+            set_peft_model_state_dict(model, load_adapter_weights(parents["reference"]))
+        trainer = TokenizedDPOTrainer(  # computes the reference's log-probabilities here, once for all epochs
             model=model,
-            args=DPOConfig(**arguments, max_length=None, beta=settings.beta),
+            args=DPOConfig(
+                **arguments,
+                max_length=None,
+                beta=settings.beta,
+                label_smoothing=settings.label_smoothing,
+                precompute_ref_log_probs=True,
+            ),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
-        reference_dir = parent_dir
-        if settings.reference == "m0":  # replaces the trainer's copy of its starting point
-            reference_dir = Path("models/m0")
-            set_peft_model_state_dict(model, load_adapter_weights(reference_dir), adapter_name="ref")
+        set_peft_model_state_dict(model, start)
         train(trainer, data / "dpo_history.csv", work)
         with replacing(Path("models") / model_name) as temporary:
             save_adapter(model, temporary)
             copy_tokenizer(BASE, temporary)
-            parents = {"base": BASE, "parent": parent_dir, "reference": reference_dir}
             sources = {"preferences": preferences} | ({"accepted": ift} if accepted else {})
             write_model_card(temporary, stage, parents, sources)
     summary = f"{len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens"

@@ -26,6 +26,7 @@ from align.core.rows import (
     read_rows,
     write_rows,
 )
+from align.data.cut_off import cut_off_rows
 from align.data.instructions import InstructionsFormat, read_instructions, take
 from align.data.judgements import cap_scores, first_questions, judgements_of_tree, keep_consistent
 from align.data.message_trees import read_trees
@@ -48,6 +49,7 @@ class PrepareDataSettings(Settings):
     language: str | None
     max_score_share: float = Field(gt=0, le=1)
     off_topic_negatives: int = Field(ge=0)
+    cut_off_negatives: int = Field(ge=0)
     preferences: str
     max_preferences: int | None = Field(ge=1)
     unusable_preferences: Literal["error", "drop"]
@@ -158,7 +160,8 @@ def main() -> None:
     instructions_dropped = dict(sorted((unusable + left_out).items()))
     judged = {_key(row.prompt) for row in eft}
     off_topic = off_topic_rows(eft, settings.off_topic_negatives, params.seed)
-    eft, over_frequent = cap_scores([*eft, *off_topic], settings.max_score_share, params.seed)
+    cut_off = cut_off_rows(eft, settings.cut_off_negatives, params.seed)
+    eft, over_frequent = cap_scores([*eft, *off_topic, *cut_off], settings.max_score_share, params.seed)
     train, test = split_by_group(
         preferences, conversation_key, settings.preferences_test_fraction, params.seed, settings.preferences
     )
@@ -179,6 +182,7 @@ def main() -> None:
         "ift": len(instructions),
         "eft": len(eft),
         "eft_off_topic_added": len(off_topic),
+        "eft_cut_off_added": len(cut_off),
         "eft_scores": {str(score): n for score, n in sorted(Counter(row.score for row in eft).items())},
         "eft_over_frequent_dropped": over_frequent,
         "judgements_dropped": dict(sorted(dropped_questions.items())),
