@@ -76,7 +76,7 @@ def main(model: str, count: int, new_tokens: int, venv: Path | None) -> None:
         exported = f"{scratch}/exported"
         command = [sys.executable, "-m", "align.cli.main", "export", model, "--to", exported, "--dtype", "float32"]
         subprocess.run(command, check=True)
-        threads = Params.read().section("runtime", RuntimeSettings).num_threads
+        threads = Params.read().section("runtime", RuntimeSettings).threads
         arguments = [exported, json.dumps(prompts), str(threads), str(new_tokens)]
         # -I: neither the working directory nor PYTHONPATH is searched.
         result = subprocess.run([python, "-I", "-c", PLAIN, *arguments], stdout=subprocess.PIPE, text=True, check=True)

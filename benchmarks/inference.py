@@ -109,7 +109,7 @@ def main(model: str, rows: int, samples: int, max_new_tokens: int, rounds: int, 
     sampling = SamplingParams(max_new_tokens, 0.7, 0.9)
     click.echo(
         f"transformers {transformers.__version__}, torch {torch.__version__}, {stack.device}, "
-        f"{runtime.num_threads} threads, {max_new_tokens} tokens a reply"
+        f"{runtime.threads} threads, {max_new_tokens} tokens a reply"
     )
 
     def ours(kind: type[TorchGenerator], causal_lm: PreTrainedModel, prompts: Tokens) -> None:

@@ -182,7 +182,7 @@ def peer_settings(setup: Setup, settings: PPOSettings) -> dict[str, Any]:
     """Return what `trl_ppo.py` needs, in the words of TRL's PPOConfig and PEFT's LoraConfig."""
     lora = LoraConfig.from_pretrained(str(setup.init))
     return {
-        "num_threads": setup.runtime.num_threads,
+        "num_threads": setup.runtime.threads,
         "dtype": setup.runtime.dtype,
         "score_bias": read_json(setup.reward / SCORE_FILE)["score_bias"],
         "lora": {key: getattr(lora, key) for key in ("r", "lora_alpha", "lora_dropout")}
@@ -302,7 +302,7 @@ def main(only: tuple[str, ...], updates: int, rollouts: int, dtype: str | None, 
     runtime = params.section("runtime", RuntimeSettings)
     start(runtime, params.seed)
     versions = ", ".join(f"{name} {version(name)}" for name in ("trl", *SHARED))
-    click.echo(f"ours: {versions}; {runtime.torch_device}, {runtime.num_threads} threads, {runtime.dtype}")
+    click.echo(f"ours: {versions}; {runtime.torch_device}, {runtime.threads} threads, {runtime.dtype}")
     names = ("reward_gain_vs_trl", "seconds_per_rollout_vs_trl", "weights_memory_vs_four_models")
     ratios: Ratios = dict.fromkeys(names)
     with tempfile.TemporaryDirectory() as folder:

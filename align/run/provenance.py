@@ -35,5 +35,5 @@ def environment(runtime: RuntimeSettings) -> dict[str, Any]:
         **{library: version(library) for library in LIBRARIES},
         **({"bitsandbytes": version("bitsandbytes")} if runtime.needs_bitsandbytes else {}),
         "device": f"{device.type} ({name})",
-        "num_threads": runtime.num_threads,
+        "num_threads": runtime.threads,
     }

@@ -9,6 +9,7 @@ import re
 import warnings
 from typing import Literal
 
+import psutil
 import torch
 from pydantic import Field
 
@@ -17,14 +18,26 @@ from align.core.params import Settings
 
 
 class RuntimeSettings(Settings):
-    """Section `runtime` of params.yaml. CPU results depend on `num_threads` to the last bit."""
+    """Section `runtime` of params.yaml. CPU results depend on the number of threads to the last bit."""
 
     device: str
     dtype: Literal["float32", "bfloat16"]
     quantization: Literal["none", "nf4"]
     optim: Literal["adamw_torch", "paged_adamw_32bit", "paged_adamw_8bit"]
-    num_threads: int = Field(ge=1, le=1024)
+    num_threads: int | None = Field(ge=1, le=1024)
     batch_size: int = Field(ge=1)
+
+    @property
+    def threads(self) -> int:
+        """The number of threads: `num_threads`, or as many as this process has physical cores.
+
+        A single core counts with its hardware threads, since decoding waits for memory.
+        """
+        if self.num_threads is not None:
+            return self.num_threads
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = min(psutil.cpu_count(logical=False) or usable, usable)
+        return cores if cores > 1 else min(usable, 2)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -78,7 +91,7 @@ def start(runtime: RuntimeSettings, seed: int) -> None:
     gc.set_threshold(700, 10, 10)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    torch.set_num_threads(runtime.num_threads)
+    torch.set_num_threads(runtime.threads)
     torch.manual_seed(seed)
     for name in ("transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "torch"):
         logging.getLogger(name).setLevel(logging.ERROR)

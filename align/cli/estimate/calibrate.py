@@ -24,7 +24,7 @@ TOKENS = 128  # of a measured row
 
 def cpu(config: PretrainedConfig, runtime: RuntimeSettings) -> Machine:
     """Return this machine, measured now unless it was before with the same base and settings."""
-    key = [platform.node(), torch.__version__, runtime.num_threads, runtime.batch_size, config.to_json_string()]
+    key = [platform.node(), torch.__version__, runtime.threads, runtime.batch_size, config.to_json_string()]
     if not FILE.is_file() or read_json(FILE)["key"] != key:
         click.echo(f"measuring this CPU for a minute; delete {FILE} to measure it again", err=True)
         write_json(FILE, {"key": key, "machine": asdict(measure(config.get_text_config(), runtime))})
