@@ -183,8 +183,8 @@ def test_the_best_reply_to_each_prompt_is_learned_and_no_prompt_that_the_judge_i
     trees = [*TREES, tree(20, "a", "b", lang="de"), tree(21)]
     trees[1] = {**trees[1], "prompt": {**trees[1]["prompt"], "text": asked}}
     # The last checked prompt is held out even where only the first is asked.
-    trees[21] = {**trees[21], "prompt": {**trees[21]["prompt"], "text": checked[-1].prompt.upper()}}
-    trees.append(tree(22))
+    held_out_tree = tree(22, "a", "b")
+    trees.append({**held_out_tree, "prompt": {**held_out_tree["prompt"], "text": checked[-1].prompt.upper()}})
     counts = prepare(TREES, judgements_format="message_trees", max_checked_prompts=1, **as_ift(trees))
     assert read_rows(Path("data/prepared/eval/checked_prompts.jsonl"), CheckedPrompt) == checked[:1]
     assert counts["checked_prompts"] == 1
