@@ -193,7 +193,6 @@ VALUES: list[tuple[str, str, object, str]] = [
     ("evaluate m0", "evaluate.max_turns", 0, "should be greater"),
     ("evaluate m0", "evaluate.max_new_tokens", 5000, "prompts are too long"),
     ("evaluate m0", "evaluate.checks_max_new_tokens", 0, "should be greater"),
-    ("evaluate m0", "evaluate.checks_max_new_tokens", 5000, "prompts are too long"),
 ]
 CHECKERS: dict[str, tuple[str, str, str]] = {
     "no such module": ("nosuch_module:f", "", "No module named 'nosuch_module'"),
