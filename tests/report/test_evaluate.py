@@ -74,7 +74,7 @@ def test_checked_answers_are_the_greedy_completions_up_to_their_own_cap_with_wha
             with torch.no_grad():
                 ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
     assert [(row.id, row.prompt) for row in answers] == [(row.id, row.prompt) for row in prompts]
-    assert answers[1].response == stack.tokenizer.decode(ids[0, -6:]).strip()
+    assert answers[1].response == str(stack.tokenizer.decode(ids[0, -6:])).strip()
     assert [(row.num_tokens, row.finish_reason) for row in answers] == [(6, "length")] * 3
     for row, answer in zip(prompts, answers, strict=True):
         assert answer.strict == [passes(check, answer.response, "length") for check in row.checks]
