@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from align.checks.checking import pass_rates, passes, passes_loosely
+from align.checks.checking import check_reply, pass_rates
 from align.checks.prompts import CheckedPrompt
 from align.core.files import write_json
 from align.core.params import Settings
@@ -150,16 +150,17 @@ def answer_checked_prompts(
     )
     answers = []
     for row, [completion] in zip(prompts, completions, strict=True):
-        response, finish_reason = completion.text.strip(), completion.finish_reason
+        response = completion.text.strip()
+        strict, loose = check_reply(row, response, completion.finish_reason)
         answers.append(
             CheckedAnswer(
                 id=row.id,
                 prompt=row.prompt,
                 response=response,
-                finish_reason=finish_reason,
+                finish_reason=completion.finish_reason,
                 num_tokens=len(completion.token_ids),
-                strict=[passes(check, response, finish_reason) for check in row.checks],
-                loose=[passes_loosely(check, response, finish_reason) for check in row.checks],
+                strict=strict,
+                loose=loose,
             )
         )
     return answers

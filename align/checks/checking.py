@@ -11,6 +11,19 @@ from align.core.language import language_of
 from align.core.rows import CheckedAnswer, FinishReason
 
 
+def check_reply(prompt: CheckedPrompt, response: str, finish_reason: FinishReason) -> tuple[list[bool], list[bool]]:
+    """Return whether the response passes each check of a prompt, strictly and loosely.
+
+    A response that only repeats the prompt passes nothing, though it may have all the words that the prompt asks for.
+    """
+    if pieces.answer_of(pieces.normalised(response)) == pieces.answer_of(pieces.normalised(prompt.prompt)):
+        return [False] * len(prompt.checks), [False] * len(prompt.checks)
+    return (
+        [passes(check, response, finish_reason) for check in prompt.checks],
+        [passes_loosely(check, response, finish_reason) for check in prompt.checks],
+    )
+
+
 def passes(check: kinds.Check, response: str, finish_reason: FinishReason = "stop") -> bool:
     """Return whether a response passes as it is (strict).
 

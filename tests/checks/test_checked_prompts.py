@@ -1,11 +1,12 @@
 """The seed file of checked prompts: each can be passed, none by saying next to nothing."""
 
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
-from align.checks.checking import passes
+from align.checks.checking import check_reply
 from align.checks.kinds import Check
 from align.checks.prompts import CheckedPrompt
 from align.core.errors import InputError
@@ -29,7 +30,8 @@ NEXT_TO_NOTHING = (
 
 
 def failed(row: CheckedPrompt, response: str) -> list[Check]:
-    return [check for check in row.checks if not passes(check, response)]
+    strict, _ = check_reply(row, response, "stop")
+    return [check for check, passed in zip(row.checks, strict, strict=True) if not passed]
 
 
 def test_a_good_reply_to_each_prompt_passes_all_its_checks() -> None:
@@ -40,6 +42,12 @@ def test_a_good_reply_to_each_prompt_passes_all_its_checks() -> None:
 @pytest.mark.parametrize("response", NEXT_TO_NOTHING)
 def test_no_prompt_is_passed_by_saying_next_to_nothing(response: str) -> None:
     assert [row.prompt for row in ROWS if not failed(row, response)] == []
+
+
+def test_no_prompt_is_passed_by_repeating_it_strictly_or_loosely() -> None:
+    for row in ROWS:
+        for repeated in (row.prompt, f'"{row.prompt}"', row.prompt.lower()):
+            assert not any(chain.from_iterable(check_reply(row, repeated, "stop")))
 
 
 def test_no_good_reply_to_one_prompt_passes_many_others() -> None:
