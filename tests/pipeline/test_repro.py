@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from align.checks.checking import passes
+from align.checks.checking import check_reply
 from align.checks.prompts import CheckedPrompt
 from align.core.params import Params
 from align.core.rows import (
@@ -184,7 +184,7 @@ def test_every_model_answers_the_first_checked_prompts_and_its_rates_are_those_o
         answers = read_rows(clone.path / f"data/eval/{model}.checks.jsonl", CheckedAnswer)
         assert [(row.id, row.prompt) for row in answers] == [(row.id, row.prompt) for row in asked]
         for row, answer in zip(asked, answers, strict=True):
-            assert answer.strict == [passes(check, answer.response, answer.finish_reason) for check in row.checks]
+            assert (answer.strict, answer.loose) == check_reply(row, answer.response, answer.finish_reason)
             assert answer.num_tokens <= 8
         checks = json.loads((clone.path / f"data/eval/{model}.json").read_text())["checks"]
         assert checks["prompts"] == 20
