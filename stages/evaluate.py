@@ -1,7 +1,8 @@
-"""Measure one model on the held-out prompts and judgements -> data/eval/<model>.{jsonl,anchors.jsonl,json}.
+"""Measure a model on held-out prompts and judgements -> data/eval/<model>.{jsonl,checks.jsonl,anchors.jsonl,json}.
 
-m0 judges the answers of every model; on the held-out judgements the model itself is the judge. A killed run resumes
-with the missing answers and judgements. Run with `python -m stages.evaluate m1`.
+m0 judges the answers of every model, and code checks the answers to the checked prompts; on the held-out judgements the
+model itself is the judge. A killed run resumes with the missing answers and judgements. Run with
+`python -m stages.evaluate m1`.
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from align.checks.checking import check_reply, pass_rates
+from align.checks.prompts import CheckedPrompt
 from align.core.files import write_json
 from align.core.params import Settings
-from align.core.rows import Answer, EvalPrompt, Judgement, Message, read_rows, write_rows
+from align.core.rows import Answer, CheckedAnswer, EvalPrompt, Judgement, Message, read_rows, write_rows
 from align.data.off_topic import off_topic_rows
 from align.generation.generator import Completion
 from align.generation.local import TorchGenerator
@@ -24,7 +27,7 @@ from align.judge.asking import judge_responses
 from align.judge.request import JudgeSettings
 from align.models.batching import PaddedBatch, cut_batches
 from align.models.stack import AdapterStack
-from align.models.tokenization import encode_prompt
+from align.models.tokenization import encode_prompt, encode_user
 from align.report.statistics import agreement, distinct_2, mean, words
 from align.reward.scoring import reward_scores
 from align.run.provenance import environment
@@ -40,6 +43,7 @@ class EvaluateSettings(Settings):
 
     max_turns: int = Field(ge=1)
     max_new_tokens: int = Field(ge=1)
+    checks_max_new_tokens: int = Field(ge=1)
     temperature: float = Field(ge=0)
     top_p: float = Field(gt=0, le=1)
 
@@ -134,6 +138,34 @@ def answer_prompts(
     return answers
 
 
+def answer_checked_prompts(
+    name: str, prompts: Sequence[CheckedPrompt], generator: TorchGenerator, settings: EvaluateSettings, seed: int
+) -> list[CheckedAnswer]:
+    """Answer the checked prompts and check the answers."""
+    completions = generator.generate(
+        [encode_user(generator.tokenizer, row.prompt) for row in prompts],
+        SamplingParams(settings.checks_max_new_tokens, settings.temperature, settings.top_p),
+        [row_seed(seed, "checks", row.id) for row in prompts],
+        description=f"{name} answers to checked prompts",
+    )
+    answers = []
+    for row, [completion] in zip(prompts, completions, strict=True):
+        response = completion.text.strip()
+        strict, loose = check_reply(row, response, completion.finish_reason)
+        answers.append(
+            CheckedAnswer(
+                id=row.id,
+                prompt=row.prompt,
+                response=response,
+                finish_reason=completion.finish_reason,
+                num_tokens=len(completion.token_ids),
+                strict=strict,
+                loose=loose,
+            )
+        )
+    return answers
+
+
 @click.command(help=__doc__)
 @click.argument("name")
 @click.option("--judge", default="m0", show_default=True, help="The model that judges every model's answers.")
@@ -144,6 +176,7 @@ def main(name: str, judge: str) -> None:
     stage.start()
     held_out, out = Path("data/prepared/eval"), Path("data/eval")
     eval_prompts = read_rows(held_out / "prompts.jsonl", EvalPrompt, unique=["id"])
+    checked_prompts = read_rows(held_out / "checked_prompts.jsonl", CheckedPrompt, unique=["id"])
     judgements = read_rows(held_out / "judgements.jsonl", Judgement)
     off_topic = off_topic_rows(judgements, 1, stage.seed)
     models = {"subject": name, "base": "base", "judge": judge, "reward": "reward"}
@@ -154,8 +187,10 @@ def main(name: str, judge: str) -> None:
             stack.add(role, Path("models") / model)
         answers = answer_prompts(name, eval_prompts, stack, stage.runtime, settings, judge_settings, stage.seed, work)
         with stack.using("subject") as causal_lm:
+            subject = TorchGenerator(causal_lm, stack.tokenizer, stage.runtime.batch_size, work=work, name="subject")
+            checked = answer_checked_prompts(name, checked_prompts, subject, settings, stage.seed)
             own = judge_responses(
-                TorchGenerator(causal_lm, stack.tokenizer, stage.runtime.batch_size, work=work, name="subject"),
+                subject,
                 [(row.prompt, row.response) for row in [*judgements, *off_topic]],
                 judge_settings,
                 stage.seed,
@@ -179,11 +214,13 @@ def main(name: str, judge: str) -> None:
             "ended_share": mean([float(row.finish_reason == "stop") for row in answers]),
             "distinct_2": distinct_2([words(row.response) for row in answers]),
             "kl_to_base": mean([row.kl_to_base for row in answers]),
+            "checks": pass_rates(checked_prompts, checked),
             "as_judge": as_judge,
             "relevance": relevance(judgements, own, off_topic, foreign),
             "environment": environment(stage.runtime),
         }
         write_rows(out / f"{name}.jsonl", answers)
+        write_rows(out / f"{name}.checks.jsonl", checked)
         write_rows(out / f"{name}.anchors.jsonl", anchor_scores(judgements, own))
         write_json(out / f"{name}.json", summary)
     headline = [mean(scores), as_judge["pairwise_accuracy"]]

@@ -16,6 +16,7 @@ import click
 from pydantic import Field, model_validator
 
 from align.backends.choose import GenerationSettings, open_generator
+from align.checks.prompts import CheckedPrompt
 from align.core.errors import InputError
 from align.core.files import write_json
 from align.core.params import Settings
@@ -88,6 +89,7 @@ def main(model: str, parent: str) -> None:
     known_file = Path("data") / parent / "known_prompts.jsonl"
     known = read_rows(known_file, KnownPrompt)
     evaluation = [turn for row in read_rows(held_out / "prompts.jsonl", EvalPrompt) for turn in row.turns]
+    evaluation += [row.prompt for row in read_rows(held_out / "checked_prompts.jsonl", CheckedPrompt)]
     evaluation += dict.fromkeys(row.prompt for row in read_rows(held_out / "judgements.jsonl", Judgement))
     usable = [row for row in known if len(words(row.prompt)) <= settings.max_words and "\n" not in row.prompt]
     seeds = [row.prompt for row in usable if row.source == "seed"]
@@ -110,7 +112,7 @@ def main(model: str, parent: str) -> None:
     writer = parent if settings.writer == "parent" else "base"
     accepted: list[str] = []
     dropped = Counter[str]()
-    inputs = [BASE, Path("models") / parent, known_file, held_out / "prompts.jsonl", held_out / "judgements.jsonl"]
+    inputs = [BASE, Path("models") / parent, known_file, held_out]
     with stage.unlocked_work(inputs) as work, open_generator(generation, stage.runtime, writer, work) as generator:
         for number in range(settings.max_rounds):
             missing = settings.num_prompts - len(accepted)

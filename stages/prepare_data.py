@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 import click
 from pydantic import Field
 
+from align.checks.prompts import CheckedPrompt
 from align.core.errors import InputError, quoted
 from align.core.files import write_json
 from align.core.params import Params, Settings
@@ -54,6 +55,8 @@ class PrepareDataSettings(Settings):
     max_preferences: int | None = Field(ge=1)
     unusable_preferences: Literal["error", "drop"]
     eval_prompts: str
+    checked_prompts: str
+    max_checked_prompts: int | None = Field(ge=1)
     judgements_test_fraction: float = Field(gt=0, lt=1)
     preferences_test_fraction: float = Field(gt=0, lt=1)
 
@@ -118,20 +121,26 @@ def read_judgements(settings: PrepareDataSettings) -> tuple[list[Judgement], Cou
     return rows, +left_out
 
 
-def held_out_prompts(evaluation: Sequence[EvalPrompt], judged: Sequence[Judgement]) -> dict[str, str]:
+def held_out_prompts(
+    evaluation: Sequence[EvalPrompt], checked: Sequence[CheckedPrompt], judged: Sequence[Judgement]
+) -> dict[str, str]:
     """Return the prompts that no instruction may have, each with the reason."""
     held_out = {_key(row.prompt): "held out for the judge" for row in judged}
+    held_out |= {_key(row.prompt): "a checked prompt" for row in checked}
     return held_out | {_key(turn): "an evaluation prompt" for row in evaluation for turn in row.turns}
 
 
-def check_own_instructions(settings: PrepareDataSettings, evaluation: Sequence[EvalPrompt]) -> None:
-    """Raise `InputError` if a row in our own format is an evaluation prompt: an error to fix, not a row to drop."""
-    held_out = held_out_prompts(evaluation, [])
+def check_own_instructions(
+    settings: PrepareDataSettings, evaluation: Sequence[EvalPrompt], checked: Sequence[CheckedPrompt]
+) -> None:
+    """Raise `InputError` if a row in our own format is held out for evaluation: an error to fix, not a row to drop."""
+    files = {_key(row.prompt): settings.checked_prompts for row in checked}
+    files |= {_key(turn): settings.eval_prompts for row in evaluation for turn in row.turns}
     for number, row in read_numbered_rows(Path(settings.instructions), Instruction):
-        if _key(row.prompt) in held_out:
+        if file := files.get(_key(row.prompt)):
             raise InputError(
-                f"{settings.instructions}:{number}: {quoted(row.id)} is a prompt of {settings.eval_prompts}: training "
-                "on it spoils the test; delete it from one of them"
+                f"{settings.instructions}:{number}: {quoted(row.id)} is a prompt of {file}: training on it spoils the "
+                "test; delete it from one of them"
             )
 
 
@@ -149,13 +158,16 @@ def main() -> None:
         Path(settings.preferences), settings.unusable_preferences == "drop", settings.max_preferences
     )
     eval_prompts = read_rows(Path(settings.eval_prompts), EvalPrompt, unique=["id"])
+    checked_prompts = read_rows(Path(settings.checked_prompts), CheckedPrompt, unique=["id"])
 
     eft, eval_judgements = split_by_group(
         judgements, lambda r: r.prompt, settings.judgements_test_fraction, params.seed, settings.judgements
     )
-    held_out = held_out_prompts(eval_prompts, eval_judgements)
+    # Also beyond max_checked_prompts: raising it later must not measure what was trained on.
+    held_out = held_out_prompts(eval_prompts, checked_prompts, eval_judgements)
     if settings.instructions_format == "instructions":
-        check_own_instructions(settings, eval_prompts)
+        check_own_instructions(settings, eval_prompts, checked_prompts)
+    checked_prompts = checked_prompts[: settings.max_checked_prompts]
     instructions, left_out = take(rows, lambda prompt: held_out.get(_key(prompt)), settings.max_instructions)
     instructions_dropped = dict(sorted((unusable + left_out).items()))
     judged = {_key(row.prompt) for row in eft}
@@ -177,6 +189,7 @@ def main() -> None:
     write_rows(prepared / "preferences" / "test.jsonl", test)
     write_rows(prepared / "prompts.jsonl", reversed(prompts.values()))
     write_rows(prepared / "eval" / "prompts.jsonl", eval_prompts)
+    write_rows(prepared / "eval" / "checked_prompts.jsonl", checked_prompts)
     write_rows(prepared / "eval" / "judgements.jsonl", eval_judgements)
     counts: dict[str, object] = {
         "ift": len(instructions),
@@ -191,6 +204,7 @@ def main() -> None:
         "preferences_dropped": dropped,
         "prompts": len(prompts),
         "eval_prompts": len(eval_prompts),
+        "checked_prompts": len(checked_prompts),
         "eval_judgements": len(eval_judgements),
     }
     if settings.instructions_format != "instructions" or instructions_dropped:

@@ -27,8 +27,9 @@ FIXED: dict[str, Any] = {
     "prepare_data": {"instructions": "data/seed/instructions.jsonl", "instructions_format": "instructions"}
     | {"judgements": "data/seed/judgements.jsonl", "judgements_format": "scores"}
     | {"preferences": "data/seed/preferences.jsonl", "unusable_preferences": "error"}
-    | {"eval_prompts": "data/seed/eval_prompts.jsonl", "off_topic_negatives": 1}
-    | {"max_instructions": None, "max_judgements": None, "max_preferences": None},
+    | {"eval_prompts": "data/seed/eval_prompts.jsonl", "checked_prompts": "data/seed/checked_prompts.jsonl"}
+    | {"max_instructions": None, "max_judgements": None, "max_preferences": None, "max_checked_prompts": None}
+    | {"off_topic_negatives": 1},
     "lora": {"lora_dropout": 0.0, "target_modules": "all-linear", "layers_to_transform": None},
     "iterations": {"m1": "m0", "m2": "m1"},
     "generation": {"backend": "transformers", "max_batch_tokens": None, "launch": "python"},

@@ -187,6 +187,18 @@ class Answer(Row):
     kl_to_base: float
 
 
+class CheckedAnswer(Row):
+    """A model's reply to a prompt of `CheckedPrompt`, and which of its checks pass, in their order."""
+
+    id: Text
+    prompt: Text
+    response: str
+    finish_reason: FinishReason
+    num_tokens: int = Field(ge=0)
+    strict: list[bool] = Field(min_length=1)
+    loose: list[bool] = Field(min_length=1)
+
+
 R = TypeVar("R", bound=Row)
 
 
@@ -231,14 +243,22 @@ def _parse_row(place: str, value: dict[str, Any], row_type: type[R]) -> R:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = json.dumps(".".join(str(part) for part in first["loc"])[:100])[1:-1]
-        known = ", ".join(row_type.model_fields)
+        in_row = len(first["loc"]) == 1
+        keys = f"a row has the keys {', '.join(row_type.model_fields)}"
         match first["type"]:
             case "missing":
-                raise InputError(f'{place}: "{field}" is missing; a row has the keys {known}') from None
+                raise InputError(f'{place}: "{field}" is missing; {keys if in_row else "add it"}') from None
             case "extra_forbidden":
-                raise InputError(f'{place}: "{field}" is not a key of this file; a row has the keys {known}') from None
+                advice = f"of this file; {keys}" if in_row else "there; remove it or correct its name"
+                raise InputError(f'{place}: "{field}" is not a key {advice}') from None
+            case "union_tag_not_found":
+                name = first["ctx"]["discriminator"].strip("'")
+                raise InputError(f'{place}: "{field}" has no "{name}"; add it (docs/DATA.md lists them)') from None
+            case "union_tag_invalid":
+                tag, known = quoted(first["ctx"]["tag"]), first["ctx"]["expected_tags"]
+                raise InputError(f'{place}: "{field}" has the unknown kind {tag}; write one of {known}') from None
             case "value_error":
                 message = first["msg"].removeprefix("Value error, ")
-                raise InputError(f'{place}: "{field}" {message}') from None
+                raise InputError(f'{place}: "{field}" {message}' if field else f"{place}: {message}") from None
         message = first["msg"].removeprefix("Input ")
         raise InputError(f'{place}: "{field}" {message}, got {quoted(first["input"])}; fix the row') from None

@@ -5,11 +5,10 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 
-import py3langid
-from py3langid.langid import RAW_FLOOR
 from rapidfuzz.distance import LCSseq
 
 from align.core.errors import InputError
+from align.core.language import check_language, language_of
 from align.report.statistics import words
 
 _ROUNDING = 1e-9  # far above the rounding error of threshold * length, far below one word
@@ -28,13 +27,6 @@ def nearest_similarity(texts: Sequence[list[str]], others: Sequence[list[str]]) 
     if not texts or not others:
         return None
     return sum(max(rouge_l(text, other) for other in others) for text in texts) / len(texts)
-
-
-def language_of(text: str) -> str | None:
-    """Return the ISO 639 code of a text's language by py3langid; None if it has none, such as `12 * 12`."""
-    language, log_probability = py3langid.classify(text)
-    # Without any feature all languages score the floor, and the first in the alphabet wins; zxx is "no language".
-    return None if log_probability <= RAW_FLOOR or language == "zxx" else str(language)
 
 
 class RougeIndex:
@@ -105,8 +97,11 @@ class PromptFilter:
         blocked_words: Iterable[str],
         contained: Collection[str] = (),
     ) -> None:
-        if language is not None and language not in dict(py3langid.rank("")):
-            raise InputError(f'language: py3langid does not know {language!r}; write an ISO 639 code such as "en"')
+        if language is not None:
+            try:
+                check_language(language)
+            except ValueError as error:
+                raise InputError(f"language: {error}") from None
         texts = {source: [words(text) for text in source_texts] for source, source_texts in known.items()}
         self._accepted = RougeIndex()
         self._sources = [(source, RougeIndex(tokens)) for source, tokens in texts.items()]

@@ -149,6 +149,7 @@ def test_every_stage_has_a_cost(project: Path, graph: str) -> None:
         ("ppo.num_updates=20", {"ppo"}),
         ("eft.num_train_epochs=3", {"sft"}),
         ("evaluate.max_new_tokens=512", {"evaluate", "evaluate_iteration"}),
+        ("evaluate.checks_max_new_tokens=512", {"evaluate", "evaluate_iteration"}),
         ("dpo.sft_on_accepted=true", {"dpo"}),
     ],
 )

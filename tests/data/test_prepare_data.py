@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from align.checks.prompts import CheckedPrompt
 from align.core.errors import InputError
 from align.core.rows import EvalPrompt, Instruction, Judgement, KnownPrompt, read_rows
 from stages.prepare_data import main, read_preferences, split_by_group
@@ -178,15 +179,22 @@ def test_the_best_reply_to_each_prompt_is_learned_and_no_prompt_that_the_judge_i
     prepare: Callable[..., Any],
 ) -> None:
     asked = read_rows(COMMITTED / "data/seed/eval_prompts.jsonl", EvalPrompt)[0].turns[0]
+    checked = read_rows(COMMITTED / "data/seed/checked_prompts.jsonl", CheckedPrompt)
     trees = [*TREES, tree(20, "a", "b", lang="de"), tree(21)]
     trees[1] = {**trees[1], "prompt": {**trees[1]["prompt"], "text": asked}}
-    counts = prepare(TREES, judgements_format="message_trees", **as_ift(trees))
+    # The last checked prompt is held out even where only the first is asked.
+    held_out_tree = tree(22, "a", "b")
+    trees.append({**held_out_tree, "prompt": {**held_out_tree["prompt"], "text": checked[-1].prompt.upper()}})
+    counts = prepare(TREES, judgements_format="message_trees", max_checked_prompts=1, **as_ift(trees))
+    assert read_rows(Path("data/prepared/eval/checked_prompts.jsonl"), CheckedPrompt) == checked[:1]
+    assert counts["checked_prompts"] == 1
     rows = read_rows(Path("data/m0/ift.jsonl"), Instruction)
     held_out = {row.prompt for row in read_rows(Path("data/prepared/eval/judgements.jsonl"), Judgement)}
     assert held_out
     assert not held_out & {row.prompt for row in rows}
     assert all(row.completion == f"reply 0 to {row.id[1:]}" for row in rows)
     assert counts["instructions_dropped"] == {
+        "a checked prompt": 1,
         "an evaluation prompt": 1,
         "another language": 1,
         "held out for the judge": len(held_out - {"Question 1?"}),

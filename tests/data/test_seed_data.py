@@ -4,6 +4,7 @@ from itertools import combinations
 
 import pytest
 
+from align.checks.prompts import CheckedPrompt
 from align.core.rows import EvalPrompt, Instruction, Judgement, PreferencePair, read_rows
 from align.loop.novelty import rouge_l
 from align.report.statistics import words
@@ -47,6 +48,10 @@ def preference_prompts() -> list[str]:
 
 def eval_first_turns() -> list[str]:
     return [row.turns[0] for row in eval_prompts()]
+
+
+def checked_prompts() -> list[str]:
+    return [row.prompt for row in read_rows(SEED / "checked_prompts.jsonl", CheckedPrompt, unique=["id"])]
 
 
 def tweets() -> list[str]:
@@ -98,7 +103,7 @@ def test_there_are_48_eval_prompts_of_two_turns_six_in_each_of_8_categories() ->
 
 
 @pytest.mark.parametrize(
-    "prompts", [instruction_prompts, judgement_prompts, preference_prompts, eval_first_turns, tweets]
+    "prompts", [instruction_prompts, judgement_prompts, preference_prompts, eval_first_turns, checked_prompts, tweets]
 )
 def test_no_two_prompts_of_a_file_are_alike(prompts: Callable[[], list[str]]) -> None:
     tokens = [words(prompt) for prompt in prompts()]
@@ -110,8 +115,13 @@ def test_no_eval_prompt_is_like_one_of_the_training_data(prompts: Callable[[], l
     known = [words(prompt) for prompt in prompts()]
     alike = [
         (turn, " ".join(other))
-        for turn in eval_first_turns()
+        for turn in [*eval_first_turns(), *checked_prompts()]
         for other in known
         if rouge_l(words(turn), other) >= MAX_ROUGE_L
     ]
     assert alike == []
+
+
+def test_no_checked_prompt_is_like_an_eval_prompt() -> None:
+    held_out = [words(turn) for row in eval_prompts() for turn in row.turns]
+    assert [text for text in checked_prompts() if max(rouge_l(words(text), other) for other in held_out) >= 0.7] == []

@@ -12,6 +12,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
+from align.checks.prompts import CheckedPrompt
 from align.compare.join import compare
 from align.core.errors import InputError
 from align.core.files import read_csv, read_json
@@ -19,6 +20,7 @@ from align.core.params import SECTIONS, Params, Settings
 from align.core.rows import (
     AnchorScore,
     Answer,
+    CheckedAnswer,
     EvalPrompt,
     Instruction,
     Judgement,
@@ -43,6 +45,8 @@ from align.report.schemas import ModelMeasures, RewardMeasures, ScoreCounts, rea
 ROWS: tuple[type[Row], ...] = (
     AnchorScore,
     Answer,
+    CheckedAnswer,
+    CheckedPrompt,
     EvalPrompt,
     Instruction,
     Judgement,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from align.checks.prompts import CheckedPrompt
 from align.core.rows import EvalPrompt, Judgement, KnownPrompt, Prompt, read_rows, write_rows
 from align.generation.generator import Completion
 from align.generation.local import TorchGenerator
@@ -16,6 +17,7 @@ from tests.committed import committed_params, write_params
 
 SEEDS = [f"Explain how the {thing} works in a house" for thing in ("boiler", "fuse", "lock", "oven", "tap", "bell")]
 HELD_OUT = "Which birds stay over the winter here?"
+CHECKED = "Which river flows through Paris, in lower case?"
 JUDGED = "How long should pasta boil in salted water?"
 Reply = Callable[[int], Completion]
 
@@ -43,6 +45,9 @@ def run(
         write_rows(Path("data/m0/known_prompts.jsonl"), [KnownPrompt(prompt=text, source="seed") for text in SEEDS])
         held_out = Path("data/prepared/eval")
         write_rows(held_out / "prompts.jsonl", [EvalPrompt(id="e", category="c", turns=[HELD_OUT])])
+        checks = [{"kind": "lower_case"}]
+        checked = CheckedPrompt.model_validate({"id": "c", "prompt": CHECKED, "checks": checks})
+        write_rows(held_out / "checked_prompts.jsonl", [checked])
         judged = Judgement(question_id="q", category="c", prompt=JUDGED, response="Nine minutes.", score=5)
         write_rows(held_out / "judgements.jsonl", [judged])
         written = 0
@@ -88,6 +93,8 @@ def test_new_prompts_are_written_with_what_the_loop_now_knows(run: Callable[...,
         (SEEDS[0] + " today", "near a known prompt"),
         (HELD_OUT, "duplicate of an evaluation prompt"),
         (JUDGED.lower(), "duplicate of an evaluation prompt"),
+        (CHECKED, "duplicate of an evaluation prompt"),
+        (f"Answer a question for me, as well as you can: {CHECKED} Thank you!", "contains an evaluation prompt"),
         ("Draw me an image of a house by the sea", "blocked word"),
         ("Quelle est la capitale de la France aujourd'hui ?", "another language"),
         ("Why?", "too short"),

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.core.errors import InputError
-from align.loop.novelty import PromptFilter, RougeIndex, language_of, nearest_similarity, rouge_l
+from align.core.language import language_of
+from align.loop.novelty import PromptFilter, RougeIndex, nearest_similarity, rouge_l
 from align.report.statistics import words
 
 word_lists = st.lists(st.sampled_from(["a", "b", "c", "dd"]), max_size=12)

@@ -8,7 +8,7 @@ from tests.pipeline.test_pipeline import imported_modules
 
 LAYERS = (
     {"core"},
-    {"run", "data", "report", "compare"},
+    {"run", "data", "report", "compare", "checks"},
     {"models", "loop"},
     {"training", "generation", "cli"},
     {"backends", "judge", "reward", "text"},

@@ -47,7 +47,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "reward_model": {"num_train_epochs": 0.2, "max_length": 2048},
     "ppo": {"num_updates": 1, "rollout_batch_size": 4, "mini_batch_size": 4, "per_device_train_batch_size": 2}
     | {"value_layers": 1, "max_new_tokens": 4, "max_prompt_length": 2048},
-    "evaluate": {"max_new_tokens": 4, "max_turns": 1},
+    "evaluate": {"max_new_tokens": 4, "checks_max_new_tokens": 4, "max_turns": 1},
     "text": {"num_train_epochs": 0.2},
 }
 # ... and what random weights do not pass.
@@ -174,7 +174,7 @@ MODELS: Mapping[str, Callable[[Path], None]] = {
     "mistralai/Mistral-7B-Instruct-v0.2": tiny_mistral,
     "openai-community/openai-gpt": tiny_gpt,
 }
-SEED_ROWS = {"instructions": 24, "judgements": 72, "preferences": 16, "eval_prompts": 2}
+SEED_ROWS = {"instructions": 24, "judgements": 72, "preferences": 16, "eval_prompts": 2, "checked_prompts": 3}
 
 
 def prepare(values: dict[str, Any]) -> None:

@@ -14,8 +14,19 @@ from typing import Any
 
 import pytest
 
+from align.checks.checking import check_reply
+from align.checks.prompts import CheckedPrompt
 from align.core.params import Params
-from align.core.rows import Answer, Instruction, KnownPrompt, PreferencePair, Prompt, ScoredPair, read_rows
+from align.core.rows import (
+    Answer,
+    CheckedAnswer,
+    Instruction,
+    KnownPrompt,
+    PreferencePair,
+    Prompt,
+    ScoredPair,
+    read_rows,
+)
 from align.models.stack import AdapterStack
 from align.report.statistics import mean
 from align.reward.training import score_pairs
@@ -29,7 +40,7 @@ from tests.shared import shared
 SMALL: dict[str, dict[str, Any]] = {
     "runtime": {"batch_size": 64},
     "base_model": {"source": "data/tiny"},
-    "prepare_data": {"judgements_test_fraction": 0.2, "preferences_test_fraction": 0.9},
+    "prepare_data": {"judgements_test_fraction": 0.2, "preferences_test_fraction": 0.9, "max_checked_prompts": 20},
     "lora": {"r": 4, "layers_to_transform": None},
     "eft": {"num_train_epochs": 0.02, "max_length": 1024},
     "sft": {"num_train_epochs": 0.1, "max_length": 1024},
@@ -44,7 +55,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "reward_model": {"num_train_epochs": 0.5, "max_length": 1024},
     "ppo": {"num_updates": 2, "rollout_batch_size": 8, "mini_batch_size": 4, "per_device_train_batch_size": 4}
     | {"value_layers": 1, "max_new_tokens": 8, "max_prompt_length": 512},
-    "evaluate": {"max_new_tokens": 8, "max_turns": 2},
+    "evaluate": {"max_new_tokens": 8, "checks_max_new_tokens": 8, "max_turns": 2},
 }
 
 
@@ -165,6 +176,20 @@ def test_the_reward_of_ended_answers_leaves_out_those_that_were_cut_off(clone: C
         assert summary["reward"] == pytest.approx(mean([row.reward for row in answers]))
         ended = mean([row.reward for row in answers if row.finish_reason == "stop"])
         assert summary["reward_of_ended"] == pytest.approx(ended)
+
+
+def test_every_model_answers_the_first_checked_prompts_and_its_rates_are_those_of_its_rows(clone: Clone) -> None:
+    asked = read_rows(clone.path / "data/seed/checked_prompts.jsonl", CheckedPrompt)[:20]
+    for model in ("base", "m0", "m1", "m2", "ppo"):
+        answers = read_rows(clone.path / f"data/eval/{model}.checks.jsonl", CheckedAnswer)
+        assert [(row.id, row.prompt) for row in answers] == [(row.id, row.prompt) for row in asked]
+        for row, answer in zip(asked, answers, strict=True):
+            assert (answer.strict, answer.loose) == check_reply(row, answer.response, answer.finish_reason)
+            assert answer.num_tokens <= 8
+        checks = json.loads((clone.path / f"data/eval/{model}.json").read_text())["checks"]
+        assert checks["prompts"] == 20
+        assert checks["strict"] == mean([float(all(row.strict)) for row in answers])
+        assert sum(kind["checks"] for kind in checks["by_kind"].values()) == sum(len(row.checks) for row in asked)
 
 
 def test_dpo_starts_at_log_2_since_the_reference_is_the_parent(clone: Clone) -> None:

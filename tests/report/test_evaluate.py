@@ -1,4 +1,4 @@
-"""The KL divergence between two models on given answers."""
+"""The KL divergence between two models on given answers, and the answers to checked prompts."""
 
 import math
 from collections.abc import Callable
@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from align.checks.checking import passes
+from align.checks.prompts import CheckedPrompt
 from align.generation.generator import Completion
+from align.generation.local import TorchGenerator
 from align.models.stack import AdapterStack
+from align.models.tokenization import encode_user
 from align.run.runtime import RuntimeSettings
-from stages.evaluate import kl_divergence, kl_to_base
+from stages.evaluate import EvaluateSettings, answer_checked_prompts, kl_divergence, kl_to_base
 
 # Of many lengths, and not in their order: rows are padded and batched by length.
 PROMPTS = [[5, 9, 30, 31, 32, 33, 34], [7], [40, 41, 42], [8, 9]]
@@ -49,3 +53,29 @@ def test_kl_divergence_is_0_between_equal_distributions_and_positive_otherwise()
     logits, other = torch.randn(2, 6, 5, 9, generator=torch.Generator().manual_seed(1))
     assert float(kl_divergence(logits, logits + 3.0).abs().max()) < 1e-6
     assert float(kl_divergence(logits, other).min()) > 0.05
+
+
+def test_checked_answers_are_the_greedy_completions_up_to_their_own_cap_with_what_each_check_says(
+    tiny_base: Path, runtime: RuntimeSettings, make_adapter: Callable[..., Path]
+) -> None:
+    stack = AdapterStack(tiny_base, runtime)
+    stack.add("subject", make_adapter("subject", 1))
+    settings = EvaluateSettings(max_turns=1, max_new_tokens=3, checks_max_new_tokens=6, temperature=0.0, top_p=1.0)
+    values = [{"kind": "words", "min": 2}, {"kind": "upper_case"}]
+    prompts = [
+        CheckedPrompt.model_validate({"id": f"c{i}", "prompt": f"Say {word}.", "checks": values[: i % 2 + 1]})
+        for i, word in enumerate(("yes", "no", "please"))
+    ]
+    with stack.using("subject") as model:
+        generator = TorchGenerator(model, stack.tokenizer, batch_size=2)
+        answers = answer_checked_prompts("m0", prompts, generator, settings, seed=1)
+        ids = torch.tensor([encode_user(stack.tokenizer, "Say no.")])
+        for _ in range(6):
+            with torch.no_grad():
+                ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
+    assert [(row.id, row.prompt) for row in answers] == [(row.id, row.prompt) for row in prompts]
+    assert answers[1].response == str(stack.tokenizer.decode(ids[0, -6:])).strip()
+    assert [(row.num_tokens, row.finish_reason) for row in answers] == [(6, "length")] * 3
+    for row, answer in zip(prompts, answers, strict=True):
+        assert answer.strict == [passes(check, answer.response, "length") for check in row.checks]
+        assert len(answer.loose) == len(row.checks)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig
 
+from align.checks.prompts import CheckedPrompt
 from align.cli.estimate.costs import Machine, Model, Part
 from align.core.rows import EvalPrompt, read_rows
 from align.core.templates import render
@@ -131,11 +132,13 @@ class Plan:
                 ]
             case "evaluate" | "evaluate_iteration":
                 s, rows, held_out = self.s.evaluate, self._rows("eval_prompts"), self._split("judgements")[1]
+                checked = self._rows("checked_prompts")
                 prompt, reply = rows.prompt + TEMPLATE_TOKENS, REPLY_SHARE * s.max_new_tokens
                 count, length = rows.total * s.max_turns, prompt + reply
                 compared = 0 if name == "evaluate@base" else 2 * count  # with the base
                 return [
                     *self._decode(rows.total, prompt, s.max_new_tokens, times=s.max_turns),
+                    *self._decode(checked.total, checked.prompt + TEMPLATE_TOKENS, s.checks_max_new_tokens),
                     *self._judge(count, length),
                     self._forward(count, length),
                     self._forward(compared, length * PADDING, KL_BATCH_SIZE, positions=reply),
@@ -211,5 +214,7 @@ def _texts(key: str, path: Path, s: Any) -> list[tuple[str, str]]:  # prompts an
             return [(" ".join(turn.content for turn in row.messages), row.chosen) for row in pairs]
         case "eval_prompts":
             return [(row.turns[0], "") for row in read_rows(path, EvalPrompt)]
+        case "checked_prompts":
+            return [(row.prompt, "") for row in read_rows(path, CheckedPrompt)[: s.max_checked_prompts]]
     texts = read_rows(path, LabelledText)
     return [(s.template.format(text=row.text, label_text=row.label_text), "") for row in texts]

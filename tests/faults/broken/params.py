@@ -103,6 +103,7 @@ VALUES: list[tuple[str, str, object, str]] = [
     ("prepare_data", "prepare_data.max_score_share", 0, "should be greater"),
     ("prepare_data", "prepare_data.max_score_share", float("nan"), "should be a finite number"),
     ("prepare_data", "prepare_data.off_topic_negatives", -1, "should be greater"),
+    ("prepare_data", "prepare_data.max_checked_prompts", 0, "should be greater"),
     ("prepare_data", "prepare_data.judgements_test_fraction", 1, "should be less"),
     ("prepare_data", "prepare_data.preferences_test_fraction", float("inf"), "should be a finite number"),
     ("prepare_data", "prepare_data.unusable_preferences", "skip", "should be 'error' or 'drop'"),
@@ -191,6 +192,7 @@ VALUES: list[tuple[str, str, object, str]] = [
     ("evaluate m0", "evaluate.temperature", -1, "should be greater"),
     ("evaluate m0", "evaluate.max_turns", 0, "should be greater"),
     ("evaluate m0", "evaluate.max_new_tokens", 5000, "prompts are too long"),
+    ("evaluate m0", "evaluate.checks_max_new_tokens", 0, "should be greater"),
 ]
 CHECKERS: dict[str, tuple[str, str, str]] = {
     "no such module": ("nosuch_module:f", "", "No module named 'nosuch_module'"),

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tests.faults.broken.workspace import INSTRUCTIONS, JUDGEMENTS, Break, Case, both, line, param, put, row, without
 
-SEED = "data/seed/instructions.jsonl"
+SEED, CHECKED = "data/seed/instructions.jsonl", "data/seed/checked_prompts.jsonl"
+OPPOSITE = [{"kind": "lower_case"}, {"kind": "upper_case"}]
 SECOND = json.dumps(INSTRUCTIONS[1])
 GOOD = json.dumps(INSTRUCTIONS[0])
 
@@ -109,6 +110,20 @@ ROWS: list[tuple[str, str, int, dict[str, object], str]] = [
     ("prepare_data", "data/seed/eval_prompts.jsonl", 2, {"turns": "one"}, '"turns"'),
     ("prepare_data", "data/seed/eval_prompts.jsonl", 2, {"turns": ["a", ""]}, '"turns.1" is empty'),
     ("prepare_data", "data/seed/eval_prompts.jsonl", 2, {"id": "e1"}, "duplicate id 'e1', first used in line 1"),
+    ("prepare_data", SEED, 2, {"prompt": "Say 2 in words."}, f"is a prompt of {CHECKED}"),
+    ("prepare_data", CHECKED, 2, {"id": "c1"}, "duplicate id 'c1', first used in line 1"),
+    ("prepare_data", CHECKED, 2, {"checks": []}, '"checks" List should have at least 1 item'),
+    ("prepare_data", CHECKED, 2, {"checks": ["words"]}, '"checks.0" should be'),
+    ("prepare_data", CHECKED, 2, {"checks": [{"min": 3}]}, '"checks.0" has no "kind"; add it'),
+    ("prepare_data", CHECKED, 2, {"checks": [{"kind": "rhymes"}]}, "\"checks.0\" has the unknown kind 'rhymes'; write"),
+    ("prepare_data", CHECKED, 2, {"checks": [{"kind": "words"}]}, '"checks.0.words" needs min, max or both'),
+    ("prepare_data", CHECKED, 2, {"checks": [{"kind": "words", "mim": 3}]}, '"checks.0.words.mim" is not a key there'),
+    ("prepare_data", CHECKED, 2, {"checks": [{"kind": "words", "min": 0}]}, '"checks.0.words.min" should be greater'),
+    ("prepare_data", CHECKED, 2, {"checks": [{"kind": "words", "min": 9, "max": 3}]}, "has min 9 above max 3"),
+    ("prepare_data", CHECKED, 2, {"checks": [{"kind": "one_of", "options": []}]}, '"checks.0.one_of.options" List'),
+    ("prepare_data", CHECKED, 2, {"checks": [{"kind": "ends_with"}]}, '"checks.0.ends_with.text" is missing; add it'),
+    ("prepare_data", CHECKED, 2, {"checks": [{"kind": "language", "language": "xx"}]}, "py3langid does not know 'xx'"),
+    ("prepare_data", CHECKED, 2, {"checks": OPPOSITE}, "lower_case and upper_case exclude each other"),
     ("sft", "data/m0/ift.jsonl", 4, {"completion": ""}, '"completion" is empty'),
     ("sft", "data/m0/eft.jsonl", 4, {"response": 1}, '"response" should be'),
     ("generate_prompts m1 m0", "data/m0/known_prompts.jsonl", 5, {"source": 1}, '"source" should be'),
@@ -142,6 +157,7 @@ ROWS: list[tuple[str, str, int, dict[str, object], str]] = [
     ("reward_model", "data/prepared/preferences/test.jsonl", 3, {"chosen": ""}, '"chosen" is empty'),
     ("ppo", "data/prepared/prompts.jsonl", 3, {"messages": "Hi"}, '"messages" should be'),
     ("evaluate m0", "data/prepared/eval/prompts.jsonl", 2, {"category": ""}, '"category" is empty'),
+    ("evaluate m0", "data/prepared/eval/checked_prompts.jsonl", 2, {"prompt": ""}, '"prompt" is empty'),
     ("evaluate m0", "data/prepared/eval/judgements.jsonl", 2, {"score": -1}, '"score" should be'),
     ("summary", "data/eval/m1.jsonl", 1, {"reward": None}, '"reward" should be'),
     ("summary", "data/eval/m1.jsonl", 2, {"id": "e1"}, "duplicate id 'e1', turn 1, first used in line 1"),
@@ -158,7 +174,7 @@ TORN = {
     "dpo m1 m0": ["data/m1/preferences.jsonl", "data/m1/ift.jsonl"],
     "reward_model": ["data/prepared/preferences/train.jsonl", "data/prepared/preferences/test.jsonl"],
     "ppo": ["data/prepared/prompts.jsonl"],
-    "evaluate m0": ["data/prepared/eval/prompts.jsonl", "data/prepared/eval/judgements.jsonl"],
+    "evaluate m0": [f"data/prepared/eval/{name}.jsonl" for name in ("prompts", "checked_prompts", "judgements")],
     "summary": ["data/eval/base.jsonl", "data/eval/m1.anchors.jsonl", "data/ppo/samples.jsonl"],
 }
 START = "\n\nHuman: Hi\n\nAssistant: Yo\n\nHuman: So?\n\nAssistant:"

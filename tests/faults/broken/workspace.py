@@ -60,6 +60,10 @@ TRANSCRIPTS = [
     for n in range(1, 9)
 ]
 EVAL_PROMPTS = [{"id": f"e{n}", "category": "c", "turns": [f"Tell me about the number {n}."]} for n in range(1, 4)]
+CHECKED_PROMPTS = [
+    {"id": f"c{n}", "prompt": f"Say {n} in words.", "checks": [{"kind": "words", "min": 1, "max": 9}]}
+    for n in range(1, 4)
+]
 PROMPTS = [{"id": f"p{n}", "messages": [{"role": "user", "content": f"Count to {n}."}]} for n in range(1, 4)]
 PAIRS = [{**row, "chosen": "One, two.", "rejected": "No."} for row in PROMPTS]
 RESPONSES = [
@@ -131,7 +135,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "judge": {"min_digit_mass": 0.0},
     "ppo": {"num_updates": 1, "rollout_batch_size": 2, "mini_batch_size": 2, "per_device_train_batch_size": 2}
     | {"value_layers": None, "max_new_tokens": 4},
-    "evaluate": {"max_new_tokens": 4},
+    "evaluate": {"max_new_tokens": 4, "checks_max_new_tokens": 4},
 }
 
 
@@ -153,6 +157,7 @@ def build(root: Path) -> Path:
         "seed/judgements": JUDGEMENTS,
         "seed/preferences": TRANSCRIPTS,
         "seed/eval_prompts": EVAL_PROMPTS,
+        "seed/checked_prompts": CHECKED_PROMPTS,
         "m0/ift": INSTRUCTIONS,
         "m0/eft": JUDGEMENTS,
         "m0/known_prompts": KNOWN,
@@ -160,6 +165,7 @@ def build(root: Path) -> Path:
         "prepared/preferences/test": PAIRS,
         "prepared/prompts": PROMPTS,
         "prepared/eval/prompts": EVAL_PROMPTS,
+        "prepared/eval/checked_prompts": CHECKED_PROMPTS,
         "prepared/eval/judgements": JUDGEMENTS,
         "m1/prompts": PROMPTS,
         "m1/responses": RESPONSES,
