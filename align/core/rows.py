@@ -172,7 +172,10 @@ class AnchorScore(Row):
 
 
 class Answer(Row):
-    """A model's reply to a held-out prompt, with all that `evaluate` measures on it."""
+    """A model's reply to a held-out prompt, with all that `evaluate` measures on it.
+
+    `kl_to_base` is in nats per token, `kl_to_m0` in nats per response.
+    """
 
     id: Text
     category: Text
@@ -185,6 +188,22 @@ class Answer(Row):
     judge_failure: str | None
     reward: float
     kl_to_base: float
+    kl_to_m0: float
+
+
+class CheckedAnswer(Row):
+    """A model's reply to a checked prompt, and whether it passes each of the prompt's checks.
+
+    `loose` allows for a first or last line, or markup, that is not part of the answer.
+    """
+
+    id: Text
+    prompt: Text
+    response: str
+    finish_reason: FinishReason
+    num_tokens: int = Field(ge=0)
+    strict: list[bool] = Field(min_length=1)
+    loose: list[bool] = Field(min_length=1)
 
 
 R = TypeVar("R", bound=Row)

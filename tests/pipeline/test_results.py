@@ -17,7 +17,7 @@ def answer(number: int, response: str, finish_reason: str = "stop", turn: int = 
     return Answer.model_validate(
         {"id": f"e{number}", "category": "c", "turn": turn, "prompt": f"Question {number}?", "response": response}
         | {"finish_reason": finish_reason, "num_tokens": 3, "judge_score": 2.5, "judge_failure": None}
-        | {"reward": 0.0, "kl_to_base": 0.0}
+        | {"reward": 0.0, "kl_to_base": 0.0, "kl_to_m0": 0.0}
     )
 
 
