@@ -96,7 +96,7 @@ def answer_prompts(
     settings: EvaluateSettings,
     judge_settings: JudgeSettings,
     seed: int,
-    work: Work,
+    work: Work | None,
     m0: str,
 ) -> list[Answer]:
     """Answer with the stack's `subject`, turn by turn, and measure each answer with its `judge` and `reward`.

@@ -158,7 +158,9 @@ def test_mcnemars_p_of_thousands_of_pairs_is_a_number() -> None:
     assert mcnemar_p(2200, 1800) == pytest.approx(math.erfc(6.309 / math.sqrt(2)), rel=0.05)
 
 
-def of_length(generator: np.random.Generator, count: int, skill: float, taste: float) -> tuple[list[float], list[float]]:
+def of_length(
+    generator: np.random.Generator, count: int, skill: float, taste: float
+) -> tuple[list[float], list[float]]:
     """Draw wins whose log-odds are `skill`, plus `taste` times tanh of the standardized difference in length."""
     differences = generator.normal(30, 40, count)
     logits = skill + taste * np.tanh(differences / differences.std())

@@ -75,7 +75,10 @@ OTHER_ROWS: dict[str, tuple[Break, str]] = {
         "data/eval/m1.checks.jsonl: has other numbers of checks than m0's",
     ),
     "checked answers of one model missing": (_gone("data/eval/m1.checks.jsonl"), "m1.checks.jsonl: no such file"),
-    "a checked answer without checks": (row("data/eval/m0.checks.jsonl", 1, strict=[]), '"strict" List should have at least 1 item'),
+    "a checked answer without checks": (
+        row("data/eval/m0.checks.jsonl", 1, strict=[]),
+        '"strict" List should have at least 1 item',
+    ),
 }
 ROW = '{"id": 1, "text": "x"}\n'
 DIFF: dict[str, tuple[Break, str]] = {

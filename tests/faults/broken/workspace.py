@@ -166,6 +166,12 @@ def build(root: Path) -> Path:
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
     _write_adapters(root)
+    write_files(root)
+    return root
+
+
+def write_files(root: Path) -> None:
+    """Write the workspace's params and data to `root`."""
     write_params(root, SETTINGS)
     rows: dict[str, Sequence[Mapping[str, object]]] = {
         "seed/instructions": INSTRUCTIONS,
@@ -203,7 +209,6 @@ def build(root: Path) -> Path:
         path = root / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    return root
 
 
 def _write_adapters(root: Path) -> None:
