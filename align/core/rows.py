@@ -192,10 +192,7 @@ class Answer(Row):
 
 
 class CheckedAnswer(Row):
-    """A model's reply to a checked prompt, and whether it passes each of the prompt's checks.
-
-    `loose` allows for a first or last line, or markup, that is not part of the answer.
-    """
+    """A model's reply to a prompt of `CheckedPrompt`, and which of its checks pass, in their order."""
 
     id: Text
     prompt: Text
