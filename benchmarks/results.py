@@ -15,10 +15,12 @@ from align.core.errors import InputError, printable
 from align.core.files import write_text
 from align.core.params import Params
 from align.core.rows import Answer, read_rows
+from align.report.paired import BETTER, CANNOT_TELL, WORSE
 
 README = Path("README.md")
 SOURCES = {"results": "data/summary", "sample": "data/eval"}
 MAX_WORDS = 25
+MARKS = {BETTER: BETTER, WORSE: WORSE, CANNOT_TELL: "?"}
 COLUMNS = {"model", "checks_passed", "ended_share", "as_judge_pairwise_accuracy"} | {
     f"{measure}_difference_vs_m0{end}" for measure in ("judge", "reward", "checks") for end in ("", "_verdict")
 }
@@ -54,7 +56,7 @@ def table(root: Path) -> str:
             for key in ("checks_passed", "ended_share", "as_judge_pairwise_accuracy")
         )
         if row["model"] != "m0" and row["checks_difference_vs_m0"]:
-            checks += f" {row['checks_difference_vs_m0_verdict']}"
+            checks += f" {MARKS[row['checks_difference_vs_m0_verdict']]}"
         lines.append(f"| {row['model']} | {by_judge} | {by_reward} | {checks} | {ended} | {accuracy} |")
     return "\n".join(lines)
 
@@ -62,7 +64,7 @@ def table(root: Path) -> str:
 def difference(row: Mapping[str, str], key: str) -> str:
     """Return a column's difference, its 95% interval and its verdict."""
     mean, low, high = (f"{float(row[key + end]):+.2f}" if row[key + end] else "-" for end in ("", "_low", "_high"))
-    return f"{mean} [{low}, {high}] {row[f'{key}_verdict']}"
+    return f"{mean} [{low}, {high}] {MARKS[row[f'{key}_verdict']]}"
 
 
 def sample(first: list[Answer], last: list[Answer], names: tuple[str, str]) -> str:

@@ -72,7 +72,7 @@ def mcnemar_p(wins: int, losses: int) -> float:
     """
     discordant = wins + losses
     tail = sum(math.comb(discordant, k) for k in range(min(wins, losses) + 1))
-    return min(1.0, 2 * tail / 2**discordant)
+    return min(1.0, 2 * tail / (1 << discordant))
 
 
 def length_controlled_win_rate(

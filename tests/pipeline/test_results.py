@@ -56,9 +56,9 @@ def test_the_table_has_each_difference_with_its_interval_and_verdict(tmp_path: P
     write_csv(tmp_path / "data/summary/models.csv", rows)
 
     assert table(tmp_path).splitlines()[2:] == [
-        "| base | -0.10 [+0.07, +0.38] cannot tell | +0.22 [+0.07, +0.38] better | 0.25 better | 0.50 | 0.70 |",
+        "| base | -0.10 [+0.07, +0.38] ? | +0.22 [+0.07, +0.38] better | 0.25 better | 0.50 | 0.70 |",
         "| m0 | - | - | 0.25 | 0.50 | 0.70 |",
-        "| m1 | +0.22 [+0.07, +0.38] better | - [-, -] cannot tell | 0.25 better | 0.50 | 0.70 |",
+        "| m1 | +0.22 [+0.07, +0.38] better | - [-, -] ? | 0.25 better | 0.50 | 0.70 |",
         "| ppo | +0.22 [+0.07, +0.38] better | +0.22 [+0.07, +0.38] better | - | 0.50 | 0.70 |",
     ]
 
