@@ -6,6 +6,7 @@ of the last iteration, goes between the `sample` markers; a README without those
 
 import csv
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -14,10 +15,15 @@ from align.core.errors import InputError, printable
 from align.core.files import write_text
 from align.core.params import Params
 from align.core.rows import Answer, read_rows
+from align.report.paired import BETTER, CANNOT_TELL, WORSE
 
 README = Path("README.md")
 SOURCES = {"results": "data/summary", "sample": "data/eval"}
 MAX_WORDS = 25
+MARKS = {BETTER: BETTER, WORSE: WORSE, CANNOT_TELL: "?"}
+COLUMNS = {"model", "checks_passed", "ended_share", "as_judge_pairwise_accuracy"} | {
+    f"{measure}_difference_vs_m0{end}" for measure in ("judge", "reward", "checks") for end in ("", "_verdict")
+}
 # What Markdown reads as markup inside a line, and at its beginning (a heading, a list, a number, a rule).
 MARKUP = r"([\\`*_<>\[\]&|~$]|^[#+=-]|(?<=^\d)[.)])"
 
@@ -30,24 +36,35 @@ def markers(name: str) -> tuple[str, str]:
 
 def table(root: Path) -> str:
     """Return the results of the last run as Markdown."""
-    with (root / "data/summary/models.csv").open(encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
+    path = root / "data/summary/models.csv"
+    with path.open(encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        rows = list(reader)
+    if missing := COLUMNS - set(reader.fieldnames or ()):
+        raise InputError(f"{path}: column {', '.join(sorted(missing))} is missing; run `dvc repro summary`")
     lines = [
-        "| model | wins vs m0 by judge (95%) | by reward model | answers end | accuracy as judge |",
-        "|---|---|---|---|---|",
+        "| model | judge vs m0 | reward vs m0, both end | checks passed | answers end | accuracy as judge |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        by_judge, by_reward, accuracy = (
-            "{:.2f} ({:.2f}-{:.2f})".format(*(float(row[f"{key}{end}"]) for end in ("", "_low", "_high")))
-            if row[key]
-            else "-"
-            for key in ("win_rate_vs_m0", "reward_win_rate_vs_m0", "as_judge_pairwise_accuracy")
+        by_judge, by_reward = (
+            "-" if row["model"] == "m0" else difference(row, key)
+            for key in ("judge_difference_vs_m0", "reward_difference_vs_m0")
         )
-        if row["model"] == "m0":
-            by_judge = by_reward = "-"
-        cells = [row["model"], by_judge, by_reward, f"{float(row['ended_share']):.2f}", accuracy]
-        lines.append("| " + " | ".join(cells) + " |")
+        checks, ended, accuracy = (
+            f"{float(row[key]):.2f}" if row[key] else "-"
+            for key in ("checks_passed", "ended_share", "as_judge_pairwise_accuracy")
+        )
+        if row["model"] != "m0" and row["checks_difference_vs_m0"]:
+            checks += f" {MARKS[row['checks_difference_vs_m0_verdict']]}"
+        lines.append(f"| {row['model']} | {by_judge} | {by_reward} | {checks} | {ended} | {accuracy} |")
     return "\n".join(lines)
+
+
+def difference(row: Mapping[str, str], key: str) -> str:
+    """Return a column's difference, its 95% interval and its verdict."""
+    mean, low, high = (f"{float(row[key + end]):+.2f}" if row[key + end] else "-" for end in ("", "_low", "_high"))
+    return f"{mean} [{low}, {high}] {MARKS[row[f'{key}_verdict']]}"
 
 
 def sample(first: list[Answer], last: list[Answer], names: tuple[str, str]) -> str:

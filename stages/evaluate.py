@@ -24,6 +24,7 @@ from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
 from align.judge.anchors import anchor_scores, relevance
 from align.judge.asking import judge_responses
+from align.judge.conversation import conversation_question
 from align.judge.request import JudgeSettings
 from align.models.batching import PaddedBatch, cut_batches
 from align.models.stack import AdapterStack
@@ -55,9 +56,14 @@ def kl_divergence(logits: Tensor, other_logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def kl_to_base(stack: AdapterStack, prompts: Sequence[list[int]], completions: Sequence[Completion]) -> list[float]:
-    """Return KL(model || base) in nats per token, exact at each position and averaged over each response."""
-    result = [0.0] * len(prompts)
+def response_kl(
+    stack: AdapterStack, prompts: Sequence[list[int]], completions: Sequence[Completion], references: Sequence[str]
+) -> list[list[float]]:
+    """Return, for each of `references`, KL(subject || reference) of each response in nats.
+
+    It is exact at each position, over the whole vocabulary, and summed over the response's tokens.
+    """
+    result = [[0.0] * len(prompts) for _ in references]
     lengths = [len(prompt) + len(c.token_ids) for prompt, c in zip(prompts, completions, strict=True)]
     order = sorted(range(len(prompts)), key=lambda i: lengths[i])
     for rows in cut_batches(order, lengths, KL_BATCH_SIZE):
@@ -67,19 +73,22 @@ def kl_to_base(stack: AdapterStack, prompts: Sequence[list[int]], completions: S
             int(stack.tokenizer.pad_token_id or 0),
             stack.device,
         )
-        logits = {}
-        for name in ("subject", "base"):
+
+        def response_logits(name: str, batch: PaddedBatch = batch) -> Tensor:
             with stack.using(name) as model:
-                logits[name] = model(
+                logits: Tensor = model(
                     input_ids=batch.input_ids,
                     attention_mask=batch.attention_mask,
                     position_ids=batch.position_ids,
                     logits_to_keep=batch.response_mask.shape[1] + 1,
                 ).logits[:, :-1]
-        kl = kl_divergence(logits["subject"], logits["base"])
-        mask = batch.response_mask
-        for i, value in zip(rows, (torch.where(mask, kl, 0.0).sum(1) / mask.sum(1)).tolist(), strict=True):
-            result[i] = value
+            return logits
+
+        subject = response_logits("subject")
+        for sums, reference in zip(result, references, strict=True):
+            kl = kl_divergence(subject, response_logits(reference))
+            for i, value in zip(rows, torch.where(batch.response_mask, kl, 0.0).sum(1).tolist(), strict=True):
+                sums[i] = value
     return result
 
 
@@ -91,9 +100,13 @@ def answer_prompts(
     settings: EvaluateSettings,
     judge_settings: JudgeSettings,
     seed: int,
-    work: Work,
+    work: Work | None,
+    m0: str,
 ) -> list[Answer]:
-    """Answer with the stack's `subject`, turn by turn, and measure each answer with its `judge` and `reward`."""
+    """Answer with the stack's `subject`, turn by turn, and measure each answer with its `judge` and `reward`.
+
+    `m0` is the stack's name for m0.
+    """
     answers: list[Answer] = []
     history: dict[str, list[Message]] = {row.id: [] for row in eval_prompts}
     for turn in range(settings.max_turns):
@@ -110,29 +123,37 @@ def answer_prompts(
                 description=f"{name} answers",
             )
         completions = [completion for [completion] in sampled]
-        texts = [(row.turns[turn], c.text.strip()) for row, c in zip(asked, completions, strict=True)]
+        texts = [completion.text.strip() for completion in completions]
+        # A checker knows the prompts of its task, not conversations.
+        questions = [
+            conversation_question(history[row.id]) if judge_settings.checker is None else row.turns[turn]
+            for row in asked
+        ]
         with stack.using("judge") as causal_lm:
             generator = TorchGenerator(causal_lm, stack.tokenizer, runtime.batch_size, work=work, name="judge")
-            verdicts = judge_responses(generator, texts, judge_settings, seed)
+            verdicts = judge_responses(generator, list(zip(questions, texts, strict=True)), judge_settings, seed)
         tokens = [prompt + c.token_ids for prompt, c in zip(prompts, completions, strict=True)]
         rewards = reward_scores(stack, "reward", tokens, batch_size=runtime.batch_size)
-        kl = kl_to_base(stack, prompts, completions) if name != "base" else [0.0] * len(asked)
+        references = {model: role for model, role in {"base": "base", "m0": m0}.items() if model != name}
+        kl = dict(zip(references, response_kl(stack, prompts, completions, list(references.values())), strict=True))
+        kl[name] = [0.0] * len(asked)
         for i, row in enumerate(asked):
             # A message must not be empty, so the next turn follows a single space after an empty answer.
-            history[row.id].append(Message.model_construct(role="assistant", content=texts[i][1] or " "))
+            history[row.id].append(Message.model_construct(role="assistant", content=texts[i] or " "))
             answers.append(
                 Answer(
                     id=row.id,
                     category=row.category,
                     turn=turn + 1,
                     prompt=row.turns[turn],
-                    response=texts[i][1],
+                    response=texts[i],
                     finish_reason=completions[i].finish_reason,
                     num_tokens=len(completions[i].token_ids),
                     judge_score=verdicts[i].score,
                     judge_failure=verdicts[i].failure,
                     reward=rewards[i],
-                    kl_to_base=kl[i],
+                    kl_to_base=kl["base"][i] / len(completions[i].token_ids),
+                    kl_to_m0=kl["m0"][i],
                 )
             )
     return answers
@@ -144,7 +165,7 @@ def answer_checked_prompts(
     """Answer the checked prompts and check the answers."""
     completions = generator.generate(
         [encode_user(generator.tokenizer, row.prompt) for row in prompts],
-        SamplingParams(settings.checks_max_new_tokens, settings.temperature, settings.top_p),
+        SamplingParams(settings.checks_max_new_tokens, temperature=0.0),  # a constraint asks for the likeliest answer
         [row_seed(seed, "checks", row.id) for row in prompts],
         description=f"{name} answers to checked prompts",
     )
@@ -180,12 +201,16 @@ def main(name: str, judge: str) -> None:
     judgements = read_rows(held_out / "judgements.jsonl", Judgement)
     off_topic = off_topic_rows(judgements, 1, stage.seed)
     models = {"subject": name, "base": "base", "judge": judge, "reward": "reward"}
+    m0 = "judge" if judge == "m0" else "m0"
+    models |= {m0: "m0"}
     inputs = [*(Path("models") / model for model in models.values()), held_out]
     with stage.work(inputs) as work:
         stack = AdapterStack(BASE, stage.runtime)
         for role, model in models.items():
             stack.add(role, Path("models") / model)
-        answers = answer_prompts(name, eval_prompts, stack, stage.runtime, settings, judge_settings, stage.seed, work)
+        answers = answer_prompts(
+            name, eval_prompts, stack, stage.runtime, settings, judge_settings, stage.seed, work, m0
+        )
         with stack.using("subject") as causal_lm:
             subject = TorchGenerator(causal_lm, stack.tokenizer, stage.runtime.batch_size, work=work, name="subject")
             checked = answer_checked_prompts(name, checked_prompts, subject, settings, stage.seed)
@@ -214,6 +239,7 @@ def main(name: str, judge: str) -> None:
             "ended_share": mean([float(row.finish_reason == "stop") for row in answers]),
             "distinct_2": distinct_2([words(row.response) for row in answers]),
             "kl_to_base": mean([row.kl_to_base for row in answers]),
+            "kl_to_m0": mean([row.kl_to_m0 for row in answers]),
             "checks": pass_rates(checked_prompts, checked),
             "as_judge": as_judge,
             "relevance": relevance(judgements, own, off_topic, foreign),

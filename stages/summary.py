@@ -7,22 +7,29 @@ Run with `python -m stages.summary`.
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from align.core.errors import InputError
-from align.core.files import REBUILD, read_csv, write_csv, write_json, write_text
+from align.core.files import read_csv, write_csv, write_json, write_text
 from align.core.params import Params
-from align.core.rows import AnchorScore, Answer, TrainingSample, read_rows
+from align.core.rows import AnchorScore, TrainingSample, read_rows
 from align.core.templates import render
 from align.judge.anchors import drift
 from align.report import schemas
+from align.report.comparisons import (
+    BASELINES,
+    MEASURES,
+    Evaluated,
+    comparison_columns,
+    own_columns,
+    read_evaluated,
+    read_same,
+)
 from align.report.iterations import loop_row, score_histogram, score_rows
-from align.report.statistics import bootstrap_interval, mean, win_rate
+from align.report.statistics import mean
 from align.run.release import drop_recorded
 
-R = TypeVar("R", Answer, AnchorScore)
 DATA = Path("data")
 SAMPLE_PROMPTS = 5
 Kinds = dict[str, type[schemas.Measures]]
@@ -31,56 +38,67 @@ CALIBRATION = ("predicted", "observed", "pairs")
 HISTORY = ("update", "mean_reward", "mean_score", "kl", "eos_rate", "response_tokens", "clip_fraction")
 
 
-def read_same(
-    folder: Path, models: Sequence[str], ending: str, row_type: type[R], key: Sequence[str]
-) -> dict[str, list[R]]:
-    """Read a file of each model; all must have the same keys in the same order, to be compared row by row."""
-    rows = {name: read_rows(folder / f"{name}{ending}", row_type, unique=key) for name in models}
-    keys = {name: [tuple(getattr(row, field) for field in key) for row in own] for name, own in rows.items()}
-    for name in models:
-        if keys[name] != keys["m0"]:
-            raise InputError(f"{folder / name}{ending}: its rows differ from m0's, by {', '.join(key)}; {REBUILD}")
-    return rows
-
-
 def trend(history: Sequence[Mapping[str, float]], key: str) -> tuple[float | None, float | None]:
     """Return the means of a column over the first and the last third of the updates."""
     third = max(1, len(history) // 3)
     return mean([row[key] for row in history[:third]]), mean([row[key] for row in history[-third:]])
 
 
-def compare(answers: Mapping[str, Sequence[Answer]], model: str, baseline: str, key: str) -> dict[str, Any]:
-    """Return the win rate of `model` against `baseline` by `key`, with a 95% bootstrap interval over prompts.
-
-    `key` is `judge_score` or `reward`; prompts where either model has none (a failed judgement) are left out.
-    """
-    both = zip(*([getattr(row, key) for row in answers[name]] for name in (model, baseline)), strict=True)
-    pairs = [(ours, theirs) for ours, theirs in both if ours is not None and theirs is not None]
-    wins = win_rate([ours for ours, _ in pairs], [theirs for _, theirs in pairs])
-    low, high = bootstrap_interval([[win] for win in wins]) or (None, None)
-    return {"": mean(wins), "_low": low, "_high": high}
+def last_third(history: Sequence[Mapping[str, float]], key: str) -> float | None:
+    """Return the mean of a column over the last third of the updates, None if the column is absent or empty."""
+    return mean([row[key] for row in history[-max(1, len(history) // 3) :] if key in row])
 
 
 def model_row(
     name: str,
     metrics: Mapping[str, Any],
-    answers: Mapping[str, Sequence[Answer]],
+    evaluated: Mapping[str, Evaluated],
     anchors: Mapping[str, Sequence[AnchorScore]],
 ) -> dict[str, Any]:
-    """Return a model's row of models.csv; win rates and drift as a judge are against m0."""
+    """Return a model's row of models.csv; drift as a judge is against m0."""
     judge, moved = metrics["as_judge"], drift(anchors["m0"], anchors[name])
-    by_judge, by_reward = (compare(answers, name, "m0", key) for key in ("judge_score", "reward"))
     own = ("judge_score", "reward", "reward_of_ended", "response_tokens", "ended_share", "distinct_2", "kl_to_base")
     measures = ("pairwise_accuracy", "pairwise_accuracy_low", "pairwise_accuracy_high", "exact_match", "five_best")
+    row = {"model": name, **{key: metrics[key] for key in (*own, "kl_to_m0", "judge_failures")}}
+    row |= own_columns(evaluated[name])
+    for baseline in BASELINES:
+        row |= comparison_columns(evaluated, name, baseline)
     return {
-        "model": name,
-        **{key: metrics[key] for key in (*own, "judge_failures")},
-        **{f"win_rate_vs_m0{suffix}": value for suffix, value in by_judge.items()},
-        **{f"reward_win_rate_vs_m0{suffix}": value for suffix, value in by_reward.items()},
+        **row,
         **{f"as_judge_{key}": judge[key] for key in (*measures, "spearman", "kendall", "failures")},
         "as_judge_relevance": metrics["relevance"]["accuracy"],
         "as_judge_shift": moved["shift"],
         "as_judge_same_order": moved["spearman"],
+    }
+
+
+def headline(
+    rows: Mapping[str, Mapping[str, Any]],
+    last: str,
+    reward: Mapping[str, Any],
+    ppo: Sequence[Mapping[str, float]],
+) -> dict[str, Any]:
+    """Return metrics.json from the models' rows, the reward model's measures and PPO's history.
+
+    `base`, `loop` (the model `last`) and `rlhf` (ppo) are compared with m0; null where a measure is undefined.
+    """
+    compared = {"base": ("base", ["judge"]), "loop": (last, MEASURES), "rlhf": ("ppo", MEASURES)}
+    first_third, final_third = trend(ppo, "mean_reward")
+    return {
+        **{
+            f"{side}_{measure}_difference{end}": rows[name][f"{measure}_difference_vs_m0{end}"]
+            for side, (name, measures) in compared.items()
+            for measure in measures
+            for end in ("", "_low", "_high")
+        },
+        "rlhf_kl_to_m0": rows["ppo"]["kl_to_m0"],
+        "ppo_training_reward_first_third": first_third,
+        "ppo_training_reward_last_third": final_third,
+        "critic_explained_variance": last_third(ppo, "explained_variance"),
+        **{f"reward_model_accuracy{end}": reward[f"accuracy{end}"] for end in ("", "_low", "_high")},
+        "reward_model_test_pairs": reward["pairs"],
+        **{f"{name}_judge_accuracy": rows[name]["as_judge_pairwise_accuracy"] for name in ("base", "m0")},
+        "m0_judge_relevance": rows["m0"]["as_judge_relevance"],
     }
 
 
@@ -91,9 +109,10 @@ def main() -> None:
     # Take the models from the params, since data/ may have files of a removed iteration.
     models = ["base", "m0", *iterations, "ppo"]
     metrics = {name: schemas.read_measures(DATA / "eval" / f"{name}.json", schemas.ModelMeasures) for name in models}
-    answers = read_same(DATA / "eval", models, ".jsonl", Answer, ["id", "turn"])
+    evaluated = read_evaluated(DATA / "eval", models)
+    answers = {name: evaluated[name].answers for name in models}
     anchors = read_same(DATA / "eval", models, ".anchors.jsonl", AnchorScore, ["question_id", "number"])
-    rows = [model_row(name, metrics[name], answers, anchors) for name in models]
+    rows = [model_row(name, metrics[name], evaluated, anchors) for name in models]
     loop = []
     for name, parent in params.iterations.items():
         counts = (schemas.read_measures(DATA / f"metrics/{name}/{part}.json", kind) for part, kind in COUNTS.items())
@@ -107,32 +126,21 @@ def main() -> None:
         ppo_samples.setdefault(sample.prompt, []).append(sample)
     ppo_trend = {key: trend(ppo, key) for key in ("mean_reward", "mean_score", "eos_rate")}
     by_name = {row["model"]: row for row in rows}
-    last = iterations[-1]
-    headline = {
-        **{f"loop_{key}": by_name[last][key] for key in ("win_rate_vs_m0", "reward_win_rate_vs_m0", "judge_score")},
-        "ppo_win_rate_vs_m0": by_name["ppo"]["win_rate_vs_m0"],
-        "ppo_reward": by_name["ppo"]["reward"],
-        "m0_reward": by_name["m0"]["reward"],
-        "ppo_kl_to_base": by_name["ppo"]["kl_to_base"],
-        "ppo_training_reward_first_third": ppo_trend["mean_reward"][0],
-        "ppo_training_reward_last_third": ppo_trend["mean_reward"][1],
-        **{f"reward_model_accuracy{end}": reward[f"accuracy{end}"] for end in ("", "_low", "_high")},
-        "reward_model_test_pairs": reward["pairs"],
-        **{f"{name}_judge_accuracy": by_name[name]["as_judge_pairwise_accuracy"] for name in ("base", "m0")},
-        "m0_judge_relevance": by_name["m0"]["as_judge_relevance"],
-    }
+    measured = headline(by_name, iterations[-1], reward, ppo)
     first_turns = [row for row in answers["m0"] if row.turn == 1]
     picked = random.Random(params.seed).sample(first_turns, min(SAMPLE_PROMPTS, len(first_turns)))
     by_id = {name: {(row.id, row.turn): row for row in answers[name]} for name in models}
     samples = [(row, [(name, by_id[name][row.id, row.turn]) for name in models]) for row in picked]
     out = DATA / "summary"
-    write_json(out / "metrics.json", headline)
+    write_json(out / "metrics.json", measured)
     write_csv(out / "models.csv", rows)
     write_csv(out / "loop.csv", loop)
     write_csv(out / "scores.csv", score_rows(answers))
     report = render(
         "report.md.jinja",
         rows=rows,
+        baselines=BASELINES,
+        checks=len(evaluated["m0"].checked),
         loop=loop,
         changes=changes,
         parents=params.iterations,
@@ -141,11 +149,18 @@ def main() -> None:
         calibration=calibration,
         ppo=ppo,
         ppo_trend=ppo_trend,
+        explained_variance=measured["critic_explained_variance"],
         ppo_samples=ppo_samples,
         samples=samples,
     )
     write_text(out / "report.md", report + "\n")
     drop_recorded()  # the last long stage has been recorded
+    if (measured["critic_explained_variance"] or 0) < 0:
+        click.echo(
+            "summary: warning: PPO's critic predicts returns worse than their mean does (explained variance "
+            f"{measured['critic_explained_variance']:.2f} over the last third of the updates); raise "
+            "ppo.value_learning_rate or the number of updates"
+        )
     click.echo(f"summary: {', '.join(models)} -> {out / 'report.md'}")
 
 

@@ -141,7 +141,7 @@ def read_json(path: Path, advice: str = REBUILD) -> dict[str, Any]:
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, float]]:
-    """Read a table of numbers with at least `columns`."""
+    """Read a table of numbers with at least `columns`; empty cells of other columns are left out of their rows."""
     text = read_bytes(path).decode("utf-8", errors="replace")
     rows: list[dict[str, float]] = []
     reader = csv.reader(text.splitlines(), strict=True)
@@ -152,7 +152,8 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, float]]:
         for row in reader:
             if len(row) != len(header):
                 raise ValueError(f"{len(row)} cells under {len(header)} columns")
-            rows.append({key: float(value) for key, value in zip(header, row, strict=True)})
+            cells = zip(header, row, strict=True)
+            rows.append({key: float(value) for key, value in cells if value or key in columns})
     except (csv.Error, ValueError) as error:
         raise InputError(f"{path}:{reader.line_num}: not a row of numbers ({error}); {REBUILD}") from None
     return rows

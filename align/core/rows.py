@@ -172,7 +172,10 @@ class AnchorScore(Row):
 
 
 class Answer(Row):
-    """A model's reply to a held-out prompt, with all that `evaluate` measures on it."""
+    """A model's reply to a held-out prompt, with all that `evaluate` measures on it.
+
+    `kl_to_base` is in nats per token, `kl_to_m0` in nats per response.
+    """
 
     id: Text
     category: Text
@@ -185,6 +188,7 @@ class Answer(Row):
     judge_failure: str | None
     reward: float
     kl_to_base: float
+    kl_to_m0: float
 
 
 class CheckedAnswer(Row):

@@ -47,6 +47,7 @@ class ModelMeasures(Measures):
     ended_share: Measure
     distinct_2: Measure
     kl_to_base: Measure
+    kl_to_m0: Measure
     as_judge: Agreement
     relevance: Relevance
 

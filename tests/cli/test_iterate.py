@@ -1,6 +1,5 @@
 """`align iterate`: the loop with a `dvc repro` made of Python, and once with the real one."""
 
-import csv
 import os
 import signal
 import subprocess
@@ -13,8 +12,7 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from align.cli.iterate.loop import (
-    MODELS_FILE,
-    WIN_RATE,
+    EVAL_DIR,
     Dvc,
     add_iteration,
     extend_chain,
@@ -25,6 +23,9 @@ from align.cli.main import main
 from align.cli.project.dvc import LOCK_FILE
 from align.core.errors import InputError
 from align.core.params import PARAMS_FILE, SECTIONS, Params
+from align.core.rows import Answer, CheckedAnswer, write_rows
+from align.report.comparisons import in_development_half
+from tests.answers import answer, checked_answer
 
 START = """\
 # What the chain is made with.
@@ -36,7 +37,18 @@ iterations:
 
 """ + "".join(f"{section}: null  # not read here\n" for section in SECTIONS if section not in ("seed", "iterations"))
 
-Values = Mapping[str, float | None]
+IDS = [f"e{i}" for i in range(40)]
+# Skill of a model: on the prompts of the development half, and on the others where that differs.
+Values = Mapping[str, float | tuple[float, float]]
+
+
+def evaluated(skill: float | tuple[float, float]) -> tuple[list[Answer], list[CheckedAnswer]]:
+    """Return answers whose judge score and reward are the skill, and checks passed on that share of prompts."""
+    development, other = skill if isinstance(skill, tuple) else (skill, skill)
+    skills = {name: development if in_development_half(name) else other for name in IDS}
+    answers = [answer(name, judge_score=value, reward=value) for name, value in skills.items()]
+    checked = [checked_answer(name, [i < value * len(IDS)]) for i, (name, value) in enumerate(skills.items())]
+    return answers, checked
 
 
 @pytest.fixture(autouse=True)
@@ -49,10 +61,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class FakeRepro:
-    """Writes models.csv and dvc.lock for the models in params.yaml, as the pipeline would; may fail or be edited at."""
+    """Writes data/eval and dvc.lock for the models in params.yaml, as the pipeline would; may fail or be edited at."""
 
-    def __init__(self, values: Values, failing: str = "", during: Callable[[], None] = lambda: None) -> None:
-        self.values, self.failing, self.during = values, failing, during
+    def __init__(
+        self, values: Values, failing: str = "", during: Callable[[], None] = lambda: None, checks: bool = True
+    ) -> None:
+        self.values, self.failing, self.during, self.checks = values, failing, during, checks
         self.chains: list[list[str]] = []
 
     def __call__(self, command: str) -> bool:
@@ -66,18 +80,17 @@ class FakeRepro:
         LOCK_FILE.write_text(f"stages of {chain}\n", encoding="utf-8")
         if self.failing in chain:
             return False
-        MODELS_FILE.parent.mkdir(parents=True, exist_ok=True)
-        with MODELS_FILE.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["model", "win_rate_vs_m0", "reward", "note"])
-            for model in ("base", "m0", *chain, "ppo"):
-                writer.writerow([model, self.values.get(model), self.values.get(model), "words"])
+        for model in ("base", "m0", *chain, "ppo"):
+            answers, checked = evaluated(self.values.get(model, 0.5))
+            write_rows(EVAL_DIR / f"{model}.jsonl", answers)
+            if self.checks:
+                write_rows(EVAL_DIR / f"{model}.checks.jsonl", checked)
         return True
 
 
-def run(repro: Dvc, limit: int = 3, metric: str = WIN_RATE, lower_is_better: bool = False) -> list[str]:
+def run(repro: Dvc, limit: int = 3, measure: str = "judge") -> list[str]:
     said: list[str] = []
-    extend_chain(metric, limit, lower_is_better, said.append, repro)
+    extend_chain(measure, limit, said.append, repro)
     return said
 
 
@@ -128,56 +141,72 @@ def test_a_chain_that_no_name_can_follow_is_an_error(chain: list[str]) -> None:
         next_model(dict.fromkeys(chain, "m0"))
 
 
-def test_it_stops_at_the_first_iteration_that_is_no_better_and_keeps_it() -> None:
-    repro = FakeRepro({"m1": 0.6, "m2": 0.65, "m3": 0.66, "m4": 0.66, "m5": 0.9})
+def test_it_stops_at_the_first_iteration_that_is_not_better_than_its_parent_and_keeps_it() -> None:
+    repro = FakeRepro({"m0": 0.5, "m1": 0.6, "m2": 0.65, "m3": 0.7, "m4": 0.7, "m5": 0.9})
 
     said = run(repro, limit=5)
 
     assert repro.chains == [["m1", "m2"], ["m1", "m2", "m3"], ["m1", "m2", "m3", "m4"]]
+    development = sum(map(in_development_half, IDS))
     assert said == [
-        "m3: win_rate_vs_m0 0.66 (best before: 0.65 of m2)",
-        "m4: win_rate_vs_m0 0.66 (best before: 0.66 of m3)",
-        "m4 is no better than m3, so the loop ends; m4 stays in params.yaml",
+        "m3 against m2 by judge, on the development half: "
+        f"+0.05 [+0.05, +0.05], better ({development} prompts can show 0.00)",
+        "m3 against m2 by judge, on the other half: "
+        f"+0.05 [+0.05, +0.05], better ({40 - development} prompts can show 0.00)",
+        "m3 against m0 by judge, on the other half: "
+        f"+0.20 [+0.20, +0.20], better ({40 - development} prompts can show 0.00)",
+        "m4 against m3 by judge, on the development half: "
+        f"+0.00 [+0.00, +0.00], cannot tell ({development} prompts can show 0.00)",
+        "m4 against m3 by judge, on the other half: "
+        f"+0.00 [+0.00, +0.00], cannot tell ({40 - development} prompts can show 0.00)",
+        "m4 against m0 by judge, on the other half: "
+        f"+0.20 [+0.20, +0.20], better ({40 - development} prompts can show 0.00)",
+        "m4 is not shown to be better than m3, so the loop ends; m4 stays in params.yaml",
     ]
     assert Params.read().iterations == {"m1": "m0", "m2": "m1", "m3": "m2", "m4": "m3"}
 
 
-def test_the_value_to_beat_is_the_best_of_the_chain_not_the_last() -> None:
-    said = run(FakeRepro({"m1": 0.7, "m2": 0.6, "m3": 0.65}))
+def test_it_decides_on_the_development_half_and_reports_on_the_other() -> None:
+    said = run(FakeRepro({"m2": 0.5, "m3": (0.9, 0.1), "m4": (0.1, 0.9)}))
 
-    assert said[0] == "m3: win_rate_vs_m0 0.65 (best before: 0.7 of m1)"
-    assert "m3 is no better than m1, so the loop ends" in said[1]
-
-
-def test_m0_is_to_be_beaten_too_and_ties_with_itself() -> None:
-    assert "(best before: 0.5 of m0)" in run(FakeRepro({"m1": 0.3, "m2": 0.4, "m3": 0.45}))[0]
-
-
-def test_base_and_ppo_are_not_in_the_chain() -> None:
-    assert "(best before: 0.6 of m1)" in run(FakeRepro({"m1": 0.6, "m2": 0.6, "base": 0.9, "ppo": 0.9, "m3": 0.5}))[0]
-
-
-def test_it_ends_at_max_while_the_metric_still_improves() -> None:
-    said = run(FakeRepro({"m1": 0.6, "m2": 0.65, "m3": 0.7, "m4": 0.75, "m5": 0.8, "m6": 0.9}), limit=3)
-
-    assert said[-1] == "m5 is the best; --max 3 reached"
-    assert chain_now() == ["m1", "m2", "m3", "m4", "m5"]
-
-
-def test_a_metric_may_have_to_fall() -> None:
-    values = {"m0": 3.0, "m1": 2.0, "m2": 1.0, "m3": 0.5, "m4": 0.7}
-
-    said = run(FakeRepro(values), metric="reward", lower_is_better=True)
-
-    assert said[1] == "m4: reward 0.7 (best before: 0.5 of m3)"
+    assert [line.split(":")[0] for line in said if "better" in line.split("(")[0] and "half" in line] == [
+        "m3 against m2 by judge, on the development half",
+        "m4 against m3 by judge, on the other half",
+        "m4 against m0 by judge, on the other half",
+    ]
     assert chain_now() == ["m1", "m2", "m3", "m4"]
 
 
-def test_a_model_without_a_value_is_no_better() -> None:
-    said = run(FakeRepro({"m1": 0.6, "m2": None, "m3": None}))
+def test_an_iteration_is_compared_with_its_parent_and_not_with_the_best_of_the_chain() -> None:
+    said = run(FakeRepro({"m1": 0.9, "m2": 0.6, "m3": 0.7}), limit=1)
 
-    assert said[0] == "m3: win_rate_vs_m0 nan (best before: 0.6 of m1)"
-    assert "m3 is no better" in said[1]
+    assert said[-1] == "--max 1 reached, and each iteration was better than its parent"
+
+
+def test_it_ends_at_max_while_every_iteration_is_better() -> None:
+    said = run(FakeRepro({f"m{i}": i / 10 for i in range(10)}), limit=3)
+
+    assert said[-1] == "--max 3 reached, and each iteration was better than its parent"
+    assert chain_now() == ["m1", "m2", "m3", "m4", "m5"]
+
+
+@pytest.mark.parametrize("measure", ["judge", "reward", "checks"])
+def test_each_measure_can_decide(measure: str) -> None:
+    said = run(FakeRepro({"m2": 0.2, "m3": 0.8, "m4": 0.3}), measure=measure)
+
+    assert "better" in said[0]
+    assert "worse" in said[3]
+    assert chain_now() == ["m1", "m2", "m3", "m4"]
+
+
+def test_a_measure_without_rows_is_an_error_before_anything_is_added() -> None:
+    repro = FakeRepro({}, checks=False)
+
+    with pytest.raises(InputError, match=r"--until checks: the development half of data/eval has no prompts"):
+        run(repro, measure="checks")
+
+    assert len(repro.chains) == 1
+    assert PARAMS_FILE.read_text(encoding="utf-8") == START
 
 
 def test_a_failing_iteration_is_removed_byte_for_byte() -> None:
@@ -257,31 +286,6 @@ def test_an_edit_of_the_user_during_a_repro_is_never_overwritten(failing: str) -
     assert len(repro.chains) == 2
 
 
-@pytest.mark.parametrize(
-    ("metric", "message"),
-    [
-        ("win_rate", "unknown metric 'win_rate'; data/summary/models.csv has win_rate_vs_m0, reward, note"),
-        ("model", "unknown metric 'model'"),
-        ("note", "'note' is not a number: m0 has 'words'"),
-    ],
-)
-def test_an_unknown_metric_is_an_error_before_anything_is_added(metric: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        run(FakeRepro({"m1": 0.6, "m2": 0.65}), metric=metric)
-
-    assert PARAMS_FILE.read_text(encoding="utf-8") == START
-
-
-def test_an_unknown_metric_is_found_before_dvc_runs_where_there_is_a_summary() -> None:
-    repro = FakeRepro({"m1": 0.6, "m2": 0.65})
-    repro("repro")
-
-    with pytest.raises(InputError, match="unknown metric"):
-        run(repro, metric="win_rate")
-
-    assert len(repro.chains) == 1
-
-
 def test_a_bad_number_is_a_one_line_error() -> None:
     result = CliRunner().invoke(main, ["iterate", "--max", "0"])
 
@@ -315,28 +319,19 @@ stages:
     do:
       cmd:
         - echo the gate of ${key} && test ${key} != m4
-        - mkdir -p data/eval && cp data/metrics/${key} data/eval/${key}.json
+        - mkdir -p data/eval && cp answers/${key}.jsonl data/eval/${key}.jsonl
       deps:
         - data/metrics/${key}
       outs:
-        - data/eval/${key}.json
+        - data/eval/${key}.jsonl
   summary:
-    cmd: python summary.py
+    cmd: mkdir -p data/summary && ls data/eval data/metrics > data/summary/report.md
     deps:
       - data/eval
       - data/metrics
     params: [iterations]
     outs:
-      - data/summary/models.csv: {cache: false}
-"""
-SUMMARY = """\
-import os
-from ruamel.yaml import YAML
-os.makedirs("data/summary", exist_ok=True)
-with open("params.yaml") as params, open("data/summary/models.csv", "w") as out:
-    print("model,win_rate_vs_m0", "m0,", sep="\\n", file=out)
-    for model in YAML(typ="safe").load(params)["iterations"]:
-        print(model, int(model[1:]) / 10 + 0.5, sep=",", file=out)
+      - data/summary/report.md: {cache: false}
 """
 
 
@@ -351,14 +346,16 @@ def test_with_the_real_dvc_a_failed_iteration_leaves_a_consistent_pipeline(proje
         return subprocess.run(words, cwd=project, env=environment, capture_output=True, text=True, check=False)
 
     (project / "dvc.yaml").write_text(DVC_YAML, encoding="utf-8")
-    (project / "summary.py").write_text(SUMMARY, encoding="utf-8")
+    for i in range(1, 5):
+        write_rows(project / f"answers/m{i}.jsonl", evaluated(i / 10)[0])
+    write_rows(project / EVAL_DIR / "m0.jsonl", evaluated(0.0)[0])
     assert command("git", "init", "-q").returncode == 0
     assert command("dvc", "init", "-q").returncode == 0
 
     result = command(sys.executable, "-m", "align.cli.main", "iterate", "--max", "3")
 
     assert result.returncode == 1, result.stderr
-    assert "m3: win_rate_vs_m0 0.8 (best before: 0.7 of m2)" in result.stdout
+    assert "m3 against m2 by judge, on the development half: +0.10 " in result.stdout
     assert "the gate of m4" in result.stdout
     assert result.stderr.splitlines()[-1].startswith("Error: m4 failed, ")
     assert PARAMS_FILE.read_text(encoding="utf-8") == add_iteration(START, "m3", "m2")

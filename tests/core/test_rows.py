@@ -185,6 +185,7 @@ def test_an_answer_may_be_empty_but_its_prompt_may_not() -> None:
         "judge_failure": "none",
         "reward": 0.0,
         "kl_to_base": 0.0,
+        "kl_to_m0": 0.0,
     }
     assert Answer.model_validate(values).response == ""
     with pytest.raises(ValidationError, match="is empty"):

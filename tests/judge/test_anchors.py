@@ -78,6 +78,7 @@ def answer(score: float | None) -> Answer:
         judge_failure=None,
         reward=0.0,
         kl_to_base=0.0,
+        kl_to_m0=0.0,
     )
 
 

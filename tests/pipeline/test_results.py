@@ -1,24 +1,30 @@
 """What benchmarks.results writes into the README."""
 
 import re
-import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from align.core.errors import InputError
+from align.core.files import write_csv
 from align.core.rows import Answer, write_rows
-from benchmarks.results import MAX_WORDS, main, markers, quote, replace_block, sample
-from tests.committed import COMMITTED, write_params
+from benchmarks.results import MAX_WORDS, main, markers, quote, replace_block, sample, table
+from tests.answers import answer as answer_to
+from tests.committed import write_params
 
 
 def answer(number: int, response: str, finish_reason: str = "stop", turn: int = 1) -> Answer:
-    return Answer.model_validate(
-        {"id": f"e{number}", "category": "c", "turn": turn, "prompt": f"Question {number}?", "response": response}
-        | {"finish_reason": finish_reason, "num_tokens": 3, "judge_score": 2.5, "judge_failure": None}
-        | {"reward": 0.0, "kl_to_base": 0.0}
-    )
+    return answer_to(f"e{number}", response=response, finish_reason=finish_reason, turn=turn)
+
+
+def model_row(name: str, **changes: float | str | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"model": name, "checks_passed": 0.25, "ended_share": 0.5, "as_judge_pairwise_accuracy": 0.7}
+    for measure in ("judge", "reward", "checks"):
+        key = f"{measure}_difference_vs_m0"
+        row |= {key: 0.224, f"{key}_low": 0.066, f"{key}_high": 0.381, f"{key}_verdict": "better"}
+    return row | changes
 
 
 FIRST = [
@@ -39,9 +45,33 @@ LAST = [
 ]
 
 
+def test_the_table_has_each_difference_with_its_interval_and_verdict(tmp_path: Path) -> None:
+    none = dict.fromkeys([f"reward_difference_vs_m0{end}" for end in ("", "_low", "_high")])
+    rows = [
+        model_row("base", judge_difference_vs_m0=-0.1, judge_difference_vs_m0_verdict="cannot tell"),
+        model_row("m0"),
+        model_row("m1", **none, reward_difference_vs_m0_verdict="cannot tell"),
+        model_row("ppo", checks_passed=None, checks_difference_vs_m0=None),
+    ]
+    write_csv(tmp_path / "data/summary/models.csv", rows)
+
+    assert table(tmp_path).splitlines()[2:] == [
+        "| base | -0.10 [+0.07, +0.38] ? | +0.22 [+0.07, +0.38] better | 0.25 better | 0.50 | 0.70 |",
+        "| m0 | - | - | 0.25 | 0.50 | 0.70 |",
+        "| m1 | +0.22 [+0.07, +0.38] better | - [-, -] ? | 0.25 better | 0.50 | 0.70 |",
+        "| ppo | +0.22 [+0.07, +0.38] better | +0.22 [+0.07, +0.38] better | - | 0.50 | 0.70 |",
+    ]
+
+
+def test_a_summary_of_an_earlier_version_is_an_error_that_says_what_to_run(tmp_path: Path) -> None:
+    write_csv(tmp_path / "data/summary/models.csv", [{"model": "m0", "win_rate_vs_m0": 0.5}])
+    with pytest.raises(InputError, match=r"column as_judge.* is missing; run `dvc repro summary`"):
+        table(tmp_path)
+
+
 def test_the_sample_is_the_first_prompt_whose_answers_end_and_differ() -> None:
     assert sample(FIRST, LAST, ("m0", "m2")) == "\n\n".join(
-        ["Prompt:", "> Question 5?", "m0:", "> \\*One\\*\n>\n> 1\\. two", "m2:", "> Another"]
+        ["Prompt:", "> Question e5?", "m0:", "> \\*One\\*\n>\n> 1\\. two", "m2:", "> Another"]
     )
 
 
@@ -85,7 +115,7 @@ def test_a_block_is_replaced_and_the_rest_stays() -> None:
 @pytest.mark.parametrize("with_sample", [True, False])
 def test_the_command_writes_both_blocks(with_sample: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_params(tmp_path)
-    shutil.copytree(COMMITTED / "data/summary", tmp_path / "data/summary")
+    write_csv(tmp_path / "data/summary/models.csv", [model_row("m0"), model_row("m1")])
     write_rows(tmp_path / "data/eval/m0.jsonl", FIRST)
     write_rows(tmp_path / "data/eval/m2.jsonl", LAST)
     blocks = ["results", "sample"] if with_sample else ["results"]
@@ -98,4 +128,4 @@ def test_the_command_writes_both_blocks(with_sample: bool, tmp_path: Path, monke
     assert ("no sample written" in result.output) == (not with_sample)
     text = (tmp_path / "README.md").read_text()
     assert "| m0 |" in text
-    assert ("> Question 5" in text) == with_sample
+    assert ("> Question e5" in text) == with_sample

@@ -1,4 +1,4 @@
-"""The KL divergence between two models on given answers, and the answers to checked prompts."""
+"""What evaluation measures on given answers, the answers to checked prompts, and what it shows the judge."""
 
 import math
 from collections.abc import Callable
@@ -9,38 +9,94 @@ import torch
 
 from align.checks.checking import passes
 from align.checks.prompts import CheckedPrompt
+from align.core.rows import Answer, EvalPrompt, Message
 from align.generation.generator import Completion
 from align.generation.local import TorchGenerator
+from align.judge.conversation import conversation_question
+from align.judge.request import JudgeSettings, Verdict
 from align.models.stack import AdapterStack
 from align.models.tokenization import encode_user
 from align.run.runtime import RuntimeSettings
-from stages.evaluate import EvaluateSettings, answer_checked_prompts, kl_divergence, kl_to_base
+from stages import evaluate
+from stages.evaluate import EvaluateSettings, answer_checked_prompts, kl_divergence, response_kl
 
 # Of many lengths, and not in their order: rows are padded and batched by length.
 PROMPTS = [[5, 9, 30, 31, 32, 33, 34], [7], [40, 41, 42], [8, 9]]
 ANSWERS = [[11, 12], [13, 14, 15, 16, 17, 2], [18], [19, 20, 2]]
 
 
-def test_the_kl_of_each_answer_is_the_mean_of_the_exact_kl_at_its_positions(
+def test_the_kl_of_each_answer_is_the_sum_of_the_exact_kl_at_its_positions_to_each_reference(
     tiny_base: Path, runtime: RuntimeSettings, make_adapter: Callable[..., Path]
 ) -> None:
     stack = AdapterStack(tiny_base, runtime)
     stack.add("base", tiny_base)
+    stack.add("judge", make_adapter("judge", 2))
     stack.add("subject", make_adapter("subject", 1))
-    found = kl_to_base(stack, PROMPTS, [Completion(ids, "", "stop") for ids in ANSWERS])
+    measured = response_kl(stack, PROMPTS, [Completion(ids, "", "stop") for ids in ANSWERS], ["base", "judge"])
 
     def logprobs(name: str, ids: list[int]) -> torch.Tensor:
         with stack.using(name) as model, torch.no_grad():
             logits: torch.Tensor = model(input_ids=torch.tensor([ids])).logits[0]
             return logits.double().log_softmax(-1)
 
-    expected = []
-    for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
-        ours, base = (logprobs(name, prompt + answer)[len(prompt) - 1 : -1] for name in ("subject", "base"))
-        expected.append(float((ours.exp() * (ours - base)).sum(-1).mean()))
-    assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
-    assert min(expected) > 1e-4
-    assert len(set(expected)) == len(expected)
+    for reference, sums in zip(("base", "judge"), measured, strict=True):
+        expected = []
+        for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
+            ours, theirs = (logprobs(name, prompt + answer)[len(prompt) - 1 : -1] for name in ("subject", reference))
+            expected.append(float((ours.exp() * (ours - theirs)).sum()))
+        assert sums == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        assert min(expected) > 1e-4
+        assert len(set(expected)) == len(expected)
+
+
+def test_a_model_has_no_kl_to_itself(
+    tiny_base: Path, runtime: RuntimeSettings, make_adapter: Callable[..., Path]
+) -> None:
+    stack = AdapterStack(tiny_base, runtime)
+    for role in ("judge", "subject"):
+        stack.add(role, make_adapter("m0", 1))
+    [sums] = response_kl(stack, PROMPTS, [Completion(ids, "", "stop") for ids in ANSWERS], ["judge"])
+    assert sums == pytest.approx([0.0] * len(ANSWERS), abs=1e-6)
+
+
+def test_the_judge_of_a_second_turn_reads_the_first_with_its_answer(
+    tiny_base: Path, runtime: RuntimeSettings, make_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[tuple[str, str]]] = []
+
+    def judge(generator: object, rows: list[tuple[str, str]], *_: object) -> list[Verdict]:
+        asked.append(rows)
+        return [Verdict(2.0)] * len(rows)
+
+    monkeypatch.setattr(evaluate, "judge_responses", judge)
+    monkeypatch.setattr(evaluate, "reward_scores", lambda stack, name, tokens, batch_size: [0.0] * len(tokens))
+    stack = AdapterStack(tiny_base, runtime)
+    stack.add("base", tiny_base)
+    for role in ("judge", "subject"):
+        stack.add(role, make_adapter("m0", 1))
+    prompts = [EvalPrompt(id="e1", category="c", turns=["Why?", "And then?"])]
+    settings = EvaluateSettings(max_turns=2, max_new_tokens=4, checks_max_new_tokens=4, temperature=0.0, top_p=1.0)
+
+    def answers(judge_settings: JudgeSettings) -> list[Answer]:
+        asked.clear()
+        return evaluate.answer_prompts("m0", prompts, stack, runtime, settings, judge_settings, 1, None, "judge")
+
+    logits = JudgeSettings(
+        mode="logits", checker=None, min_digit_mass=0.0, samples=1, temperature=1.0, top_p=1.0, max_new_tokens=1
+    )
+    first, second = answers(logits)
+    assert asked[0] == [("Why?", first.response)]
+    [(question, response)] = asked[1]
+    history = [Message(role="user", content="Why?")]
+    history.append(Message.model_construct(role="assistant", content=first.response))
+    assert question == conversation_question([*history, Message(role="user", content="And then?")])
+    assert response == second.response
+    assert second.prompt == "And then?"
+    assert (first.kl_to_m0, second.kl_to_m0) == (0.0, 0.0)
+    assert first.kl_to_base > 0
+
+    answers(logits.model_copy(update={"mode": "checker", "checker": "align.judge.checkers:sentence_with_words"}))
+    assert [question for [(question, _)] in asked] == ["Why?", "And then?"]
 
 
 def test_kl_divergence_has_the_value_computed_by_hand() -> None:

@@ -1,7 +1,5 @@
-"""More iterations of the self-rewarding loop, added one at a time while a metric of the summary improves."""
+"""More iterations of the self-rewarding loop, added one at a time while each is better than its parent."""
 
-import csv
-import math
 import re
 import subprocess
 import sys
@@ -15,41 +13,69 @@ from align.cli.project.dvc import LOCK_FILE
 from align.core.errors import InputError
 from align.core.files import replacing
 from align.core.params import PARAMS_FILE, Params
+from align.report.comparisons import MEASURES, half, read_evaluated
+from align.report.paired import BETTER, Difference
 
-MODELS_FILE = Path("data/summary/models.csv")
-WIN_RATE = "win_rate_vs_m0"
+EVAL_DIR = Path("data/eval")
 
 Dvc = Callable[[str], bool]  # runs `dvc <command>`, returns whether it succeeded
 Say = Callable[[str], None]
 
 
-def extend_chain(metric: str, limit: int, lower_is_better: bool, say: Say, dvc: Dvc | None = None) -> None:
-    """Reproduce the chain, then add up to `limit` iterations, until one is no better than the best before it."""
+def extend_chain(measure: str, limit: int, say: Say, dvc: Dvc | None = None) -> None:
+    """Reproduce the chain, then add up to `limit` iterations, until one is not `better` than its parent.
+
+    The development half of the held-out prompts decides. The other half, which decides nothing, is reported: among
+    several iterations the best figure on the prompts that chose it is too good.
+    """
     dvc = dvc or run_dvc
     if limit < 1:
         raise InputError(f"--max: expected 1 or more iterations to add, got {limit}")
     next_model(Params.read().iterations)
-    if MODELS_FILE.is_file():  # find an unknown metric before hours of work
-        read_values(metric, [])
     before = PARAMS_FILE.read_bytes()
     if not dvc("repro"):
         raise InputError("`dvc repro` failed before any iteration was added: see above")
     _check_unchanged(before)
+    last = list(Params.read().iterations)[-1]
+    if not compare(measure, last, "m0")[0].pairs:  # before hours of work that could not be judged
+        raise InputError(
+            f"--until {measure}: the development half of {EVAL_DIR} has no prompts that compare {last} with m0; choose "
+            "another measure or add prompts"
+        )
     for _ in range(limit):
-        iterations = Params.read().iterations
-        model, parent = next_model(iterations)
-        values = read_values(metric, ["m0", *iterations])
-        if not values:
-            raise InputError(f"--until: no model of the loop has a value of {metric!r} in {MODELS_FILE}")
-        sign = -1 if lower_is_better else 1
-        best = max(values, key=lambda name: sign * values[name])
+        model, parent = next_model(Params.read().iterations)
         _try_iteration(model, parent, dvc)
-        value = read_values(metric, [model]).get(model, math.nan)
-        say(f"{model}: {metric} {value:.4g} (best before: {values[best]:.4g} of {best})")
-        if not sign * value > sign * values[best]:
-            say(f"{model} is no better than {best}, so the loop ends; {model} stays in {PARAMS_FILE}")
+        decision, _ = compare(measure, model, parent)
+        say(f"{model} against {parent} by {measure}, on the development half: {described(decision)}")
+        for baseline in dict.fromkeys((parent, "m0")):
+            _, reported = compare(measure, model, baseline)
+            say(f"{model} against {baseline} by {measure}, on the other half: {described(reported)}")
+        if decision.verdict != BETTER:
+            say(f"{model} is not shown to be better than {parent}, so the loop ends; {model} stays in {PARAMS_FILE}")
             return
-    say(f"{model} is the best; --max {limit} reached")
+    say(f"--max {limit} reached, and each iteration was better than its parent")
+
+
+def compare(measure: str, model: str, baseline: str) -> tuple[Difference, Difference]:
+    """Return `model` minus `baseline` by `measure` on the development half and on the other."""
+    models = read_evaluated(EVAL_DIR, list(dict.fromkeys(("m0", baseline, model))))
+    development, other = (
+        MEASURES[measure](half(models[model], development=side), half(models[baseline], development=side))
+        for side in (True, False)
+    )
+    return development, other
+
+
+def described(difference: Difference) -> str:
+    """Return a difference in words, with what its prompts could have shown."""
+    if difference.mean is None:
+        return f"no prompts, {difference.verdict}"
+    if difference.low is None or difference.high is None or difference.detectable is None:
+        return f"{difference.mean:+.2f}, {difference.pairs} prompts are too few for an interval, {difference.verdict}"
+    return (
+        f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}], {difference.verdict} "
+        f"({difference.pairs} prompts can show {difference.detectable:.2f})"
+    )
 
 
 def next_model(iterations: Mapping[str, str]) -> tuple[str, str]:
@@ -87,29 +113,6 @@ def add_iteration(text: str, model: str, parent: str) -> str:
     if not valid:
         raise InputError(f"{PARAMS_FILE}: iterations: cannot add to it; write it as lines such as `m1: m0`")
     return added
-
-
-def read_values(metric: str, models: Sequence[str]) -> dict[str, float]:
-    """Return the metric of those of `models` that have one in the summary's table."""
-    try:
-        with MODELS_FILE.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            rows = {row["model"]: row for row in reader}
-            columns = [column for column in reader.fieldnames or () if column != "model"]
-    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{MODELS_FILE}: cannot read ({error}); run `dvc repro`") from None
-    if metric not in columns:
-        raise InputError(f"--until: unknown metric {metric!r}; {MODELS_FILE} has {', '.join(columns)}")
-    values = {}
-    for model in models:
-        text = rows.get(model, {}).get(metric)
-        if model == "m0" and metric == WIN_RATE:
-            text = text or "0.5"  # a model ties with itself
-        try:
-            values[model] = float(text or "nan")
-        except ValueError:
-            raise InputError(f"--until: {metric!r} is not a number: {model} has {text!r} in {MODELS_FILE}") from None
-    return {model: value for model, value in values.items() if math.isfinite(value)}
 
 
 def run_dvc(command: str, program: Sequence[str] = (sys.executable, "-m", "dvc")) -> bool:

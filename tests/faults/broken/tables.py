@@ -4,11 +4,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.faults.broken.workspace import Break, Case, both, nothing, put, row, value, without
+from tests.faults.broken.workspace import Break, Case, both, nothing, param, put, row, value, without
 
 SCORES, REWARD, EVAL = "data/metrics/m1/scores.json", "data/metrics/reward.json", "data/eval/m1.json"
 CHANGES = "data/diff/m1.json"
-HISTORY, CALIBRATION, MODELS = "data/ppo/history.csv", "data/reward/calibration.csv", "data/summary/models.csv"
+HISTORY, CALIBRATION = "data/ppo/history.csv", "data/reward/calibration.csv"
 READERS = {SCORES: "build_preferences m1 m0", REWARD: "summary", EVAL: "summary", CHANGES: "summary"}
 
 
@@ -66,6 +66,19 @@ OTHER_ROWS: dict[str, tuple[Break, str]] = {
         row("data/eval/base.anchors.jsonl", 1, question_id="q9"),
         "data/eval/base.anchors.jsonl: its rows differ from m0's",
     ),
+    "checked answers to other prompts": (
+        row("data/eval/m1.checks.jsonl", 1, id="c9"),
+        "data/eval/m1.checks.jsonl: its rows differ from m0's",
+    ),
+    "other checks of the same prompt": (
+        row("data/eval/m1.checks.jsonl", 2, strict=[True, False], loose=[True, False]),
+        "data/eval/m1.checks.jsonl: has other numbers of checks than m0's",
+    ),
+    "checked answers of one model missing": (_gone("data/eval/m1.checks.jsonl"), "m1.checks.jsonl: no such file"),
+    "a checked answer without checks": (
+        row("data/eval/m0.checks.jsonl", 1, strict=[]),
+        '"strict" List should have at least 1 item',
+    ),
 }
 ROW = '{"id": 1, "text": "x"}\n'
 DIFF: dict[str, tuple[Break, str]] = {
@@ -114,7 +127,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "iterate: --max -1": ("align iterate --max -1", "--max: expected 1 or more"),
     "iterate: --max x": ("align iterate --max x", "--max"),
     "iterate: no --max": ("align iterate", "--max"),
-    "iterate: an unknown metric": ("align iterate --max 1 --until beauty", "--until: unknown metric 'beauty'"),
+    "iterate: an unknown measure": ("align iterate --max 1 --until beauty", "Invalid value for '--until': 'beauty'"),
     "export: a model that is not there": ("align export m9 --to out", "no model 'm9'"),
     "export: no folder": ("align export m0", "Missing option '--to'"),
     "export: a folder with files": ("align export m0 --to models/base", "models/base: holds"),
@@ -135,11 +148,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "a path option, which no stage has": ("sft --base nowhere", "No such option"),
 }
 ITERATE: dict[str, tuple[Break, str]] = {
-    "iterations in no order": (put("params.yaml", ""), "params.yaml: expected sections"),
-    "models.csv without a header": (put(MODELS, ""), "unknown metric"),
-    "models.csv without models": (put(MODELS, "a,win_rate_vs_m0\n1,2\n"), f"{MODELS}: cannot read"),
-    "models.csv with invalid UTF-8": (put(MODELS, b"model,win_rate_vs_m0\n\xff,1\n"), f"{MODELS}: cannot read"),
-    "models.csv of a giant cell": (put(MODELS, "model,win_rate_vs_m0\n" + "x" * 200_000), f"{MODELS}: cannot read"),
+    "an empty params.yaml": (put("params.yaml", ""), "params.yaml: expected sections"),
+    "iterations that no name can follow": (param("iterations", {"first": "m0"}), "iterations.first: no next name"),
 }
 
 

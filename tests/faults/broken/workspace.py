@@ -81,7 +81,19 @@ SCORES = [
 KNOWN = [{"prompt": row["prompt"], "source": "seed"} for row in INSTRUCTIONS]
 ANSWERS = [
     {"id": f"e{n}", "category": "c", "turn": 1, "prompt": f"Tell me about {n}.", "response": "It is.", "num_tokens": 3}
-    | {"finish_reason": "stop", "judge_score": 2.5, "judge_failure": None, "reward": 0.5, "kl_to_base": 0.1}
+    | {
+        "finish_reason": "stop",
+        "judge_score": 2.5,
+        "judge_failure": None,
+        "reward": 0.5,
+        "kl_to_base": 0.1,
+        "kl_to_m0": 1.5,
+    }
+    for n in range(1, 4)
+]
+CHECKED = [
+    {"id": f"c{n}", "prompt": f"Write {n} words.", "response": "It is.", "finish_reason": "stop", "num_tokens": 3}
+    | {"strict": [n == 2], "loose": [n == 2]}
     for n in range(1, 4)
 ]
 ANCHORS = [
@@ -101,7 +113,14 @@ AGREEMENT = {"failures": 0, "exact_match": 0.5, "five_best": None, "pairwise_acc
 }
 MEASURES = {
     **{"judge_score": 2.5, "judge_failures": 0, "reward": 0.5, "reward_of_ended": None, "response_tokens": 3.0},
-    **{"ended_share": 1.0, "distinct_2": 1.0, "kl_to_base": 0.1, "as_judge": AGREEMENT, "relevance": {"accuracy": 0.5}},
+    **{
+        "ended_share": 1.0,
+        "distinct_2": 1.0,
+        "kl_to_base": 0.1,
+        "kl_to_m0": 1.5,
+        "as_judge": AGREEMENT,
+        "relevance": {"accuracy": 0.5},
+    },
 }
 SCORE_COUNTS = {
     **{"rows": 6, "mean_score": 2.0, "std": 1.0, "mode_share": 0.5, "failure_rate": 0.0, "failures": {}},
@@ -151,6 +170,12 @@ def build(root: Path) -> Path:
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
     _write_adapters(root)
+    write_files(root)
+    return root
+
+
+def write_files(root: Path) -> None:
+    """Write the workspace's params and data to `root`."""
     write_params(root, SETTINGS)
     rows: dict[str, Sequence[Mapping[str, object]]] = {
         "seed/instructions": INSTRUCTIONS,
@@ -175,6 +200,7 @@ def build(root: Path) -> Path:
         "ppo/samples": SAMPLES,
         **{f"eval/{name}": ANSWERS for name in MODELS},
         **{f"eval/{name}.anchors": ANCHORS for name in MODELS},
+        **{f"eval/{name}.checks": CHECKED for name in MODELS},
     }
     texts = {f"{name}.jsonl": "".join(json.dumps(row) + "\n" for row in found) for name, found in rows.items()}
     values = {"metrics/m1/scores": SCORE_COUNTS, "metrics/m1/prompts": PROMPT_COUNTS} | {
@@ -185,12 +211,10 @@ def build(root: Path) -> Path:
     }
     texts |= {f"{name}.json": json.dumps(value) for name, value in values.items()}
     texts |= {"ppo/history.csv": HISTORY, "reward/calibration.csv": CALIBRATION}
-    texts["summary/models.csv"] = "model,win_rate_vs_m0,reward\nbase,0.5,0.1\nm0,,0.2\nm1,0.6,0.3\n"
     for name, text in texts.items():
         path = root / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    return root
 
 
 def _write_adapters(root: Path) -> None:
