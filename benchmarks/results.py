@@ -21,7 +21,7 @@ README = Path("README.md")
 SOURCES = {"results": "data/summary", "sample": "data/eval"}
 MAX_WORDS = 25
 MARKS = {BETTER: BETTER, WORSE: WORSE, CANNOT_TELL: "?"}
-COLUMNS = {"model", "checks_passed", "ended_share", "as_judge_pairwise_accuracy"} | {
+COLUMNS = {"model", "checks_passed", "ended_share"} | {
     f"{measure}_difference_vs_m0{end}" for measure in ("judge", "reward", "checks") for end in ("", "_verdict")
 }
 # What Markdown reads as markup inside a line, and at its beginning (a heading, a list, a number, a rule).
@@ -43,21 +43,18 @@ def table(root: Path) -> str:
     if missing := COLUMNS - set(reader.fieldnames or ()):
         raise InputError(f"{path}: column {', '.join(sorted(missing))} is missing; run `dvc repro summary`")
     lines = [
-        "| model | judge vs m0 | reward vs m0, both end | checks passed | answers end | accuracy as judge |",
-        "|---|---|---|---|---|---|",
+        "| model | judge vs m0 | reward vs m0, both end | checks passed | answers end |",
+        "|---|---|---|---|---|",
     ]
     for row in rows:
         by_judge, by_reward = (
             "-" if row["model"] == "m0" else difference(row, key)
             for key in ("judge_difference_vs_m0", "reward_difference_vs_m0")
         )
-        checks, ended, accuracy = (
-            f"{float(row[key]):.2f}" if row[key] else "-"
-            for key in ("checks_passed", "ended_share", "as_judge_pairwise_accuracy")
-        )
+        checks, ended = (f"{float(row[key]):.2f}" if row[key] else "-" for key in ("checks_passed", "ended_share"))
         if row["model"] != "m0" and row["checks_difference_vs_m0"]:
             checks += f" {MARKS[row['checks_difference_vs_m0_verdict']]}"
-        lines.append(f"| {row['model']} | {by_judge} | {by_reward} | {checks} | {ended} | {accuracy} |")
+        lines.append(f"| {row['model']} | {by_judge} | {by_reward} | {checks} | {ended} |")
     return "\n".join(lines)
 
 

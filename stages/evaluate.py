@@ -1,8 +1,7 @@
-"""Measure a model on held-out prompts and judgements -> data/eval/<model>.{jsonl,checks.jsonl,anchors.jsonl,json}.
+"""Measure a model on held-out prompts -> data/eval/<model>.{jsonl,checks.jsonl,json}.
 
-m0 judges the answers of every model, and code checks the answers to the checked prompts; on the held-out judgements the
-model itself is the judge. A killed run resumes with the missing answers and judgements. Run with
-`python -m stages.evaluate m1`.
+m0 judges the answers of every model, and code checks the answers to the checked prompts. A killed run resumes with the
+missing answers and judgements. Run with `python -m stages.evaluate m1`.
 """
 
 from collections.abc import Sequence
@@ -17,19 +16,17 @@ from align.checks.checking import check_reply, pass_rates
 from align.checks.prompts import CheckedPrompt
 from align.core.files import write_json
 from align.core.params import Settings
-from align.core.rows import Answer, CheckedAnswer, EvalPrompt, Judgement, Message, read_rows, write_rows
-from align.data.off_topic import off_topic_rows
+from align.core.rows import Answer, CheckedAnswer, EvalPrompt, Message, read_rows, write_rows
 from align.generation.generator import Completion
 from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
-from align.judge.anchors import anchor_scores, relevance
 from align.judge.asking import judge_responses
 from align.judge.conversation import conversation_question
 from align.judge.request import JudgeSettings
 from align.models.batching import PaddedBatch, cut_batches
 from align.models.stack import AdapterStack
 from align.models.tokenization import encode_prompt, encode_user
-from align.report.statistics import agreement, distinct_2, mean, words
+from align.report.statistics import distinct_2, mean, words
 from align.reward.scoring import reward_scores
 from align.run.provenance import environment
 from align.run.runtime import RuntimeSettings, row_seed
@@ -198,8 +195,6 @@ def main(name: str, judge: str) -> None:
     held_out, out = Path("data/prepared/eval"), Path("data/eval")
     eval_prompts = read_rows(held_out / "prompts.jsonl", EvalPrompt, unique=["id"])
     checked_prompts = read_rows(held_out / "checked_prompts.jsonl", CheckedPrompt, unique=["id"])
-    judgements = read_rows(held_out / "judgements.jsonl", Judgement)
-    off_topic = off_topic_rows(judgements, 1, stage.seed)
     models = {"subject": name, "base": "base", "judge": judge, "reward": "reward"}
     m0 = "judge" if judge == "m0" else "m0"
     models |= {m0: "m0"}
@@ -214,19 +209,7 @@ def main(name: str, judge: str) -> None:
         with stack.using("subject") as causal_lm:
             subject = TorchGenerator(causal_lm, stack.tokenizer, stage.runtime.batch_size, work=work, name="subject")
             checked = answer_checked_prompts(name, checked_prompts, subject, settings, stage.seed)
-            own = judge_responses(
-                subject,
-                [(row.prompt, row.response) for row in [*judgements, *off_topic]],
-                judge_settings,
-                stage.seed,
-                description=f"{name} as a judge",
-            )
-        own, foreign = own[: len(judgements)], own[len(judgements) :]
-        as_judge = agreement(
-            [verdict.score for verdict in own],
-            [row.score for row in judgements],
-            [row.question_id for row in judgements],
-        )
+        checks = pass_rates(checked_prompts, checked)
         scores = [row.judge_score for row in answers if row.judge_score is not None]
         summary = {
             "answers": len(answers),
@@ -240,18 +223,16 @@ def main(name: str, judge: str) -> None:
             "distinct_2": distinct_2([words(row.response) for row in answers]),
             "kl_to_base": mean([row.kl_to_base for row in answers]),
             "kl_to_m0": mean([row.kl_to_m0 for row in answers]),
-            "checks": pass_rates(checked_prompts, checked),
-            "as_judge": as_judge,
-            "relevance": relevance(judgements, own, off_topic, foreign),
+            "checks": checks,
             "environment": environment(stage.runtime),
         }
         write_rows(out / f"{name}.jsonl", answers)
         write_rows(out / f"{name}.checks.jsonl", checked)
-        write_rows(out / f"{name}.anchors.jsonl", anchor_scores(judgements, own))
         write_json(out / f"{name}.json", summary)
-    headline = [mean(scores), as_judge["pairwise_accuracy"]]
-    score, accuracy = ("none" if value is None else f"{value:.2f}" for value in headline)
-    click.echo(f"evaluate@{name}: judge score {score}, pairwise accuracy as a judge {accuracy}")
+    score, passed = (
+        "none" if value is None else f"{value:.2f}" for value in (summary["judge_score"], checks["strict"])
+    )
+    click.echo(f"evaluate@{name}: judge score {score}, checks passed {passed}")
 
 
 if __name__ == "__main__":

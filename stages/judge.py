@@ -1,5 +1,6 @@
 """Judge the responses with the parent model: data/<model>/responses.jsonl -> data/<model>/scores.jsonl.
 
+The parent also judges the held-out judgements, the anchors -> data/metrics/<model>/{anchors.jsonl,scores.json}.
 A killed run resumes with the missing rows. Run with `python -m stages.judge m1 m0` (the new model, its parent).
 """
 
@@ -12,9 +13,11 @@ from align.backends.choose import GenerationSettings, open_generator
 from align.core.errors import InputError
 from align.core.files import write_json
 from align.core.rows import Judgement, Response, ScoredResponse, read_rows, write_rows
+from align.data.off_topic import off_topic_rows
+from align.judge.anchors import anchor_scores, as_judge, relevance
 from align.judge.asking import judge_responses
 from align.judge.request import JudgeSettings
-from align.report.statistics import agreement, mean, mode_share, spearman, standard_deviation
+from align.report.statistics import mean, mode_share, spearman, standard_deviation
 from align.run.provenance import environment
 from align.run.runtime import is_main_process
 from align.run.stage import BASE, Stage
@@ -32,11 +35,13 @@ def main(model: str, parent: str) -> None:
     responses = read_rows(data / "responses.jsonl", Response, unique=["id", "sample"])
     # build_preferences has the gate: a judge that cannot order these must not choose what the next model learns.
     judgements = read_rows(held_out, Judgement) if settings.checker is None else []
+    off_topic = off_topic_rows(judgements, 1, stage.seed)
+    measured = [*judgements, *off_topic]
     inputs = [BASE, Path("models") / parent, data / "responses.jsonl", held_out]
     with stage.unlocked_work(inputs) as work, open_generator(generation, stage.runtime, parent, work) as generator:
         verdicts = judge_responses(
             generator,
-            [(r.prompt, r.response) for r in responses] + [(r.prompt, r.response) for r in judgements],
+            [(r.prompt, r.response) for r in [*responses, *measured]],
             settings,
             stage.seed,
             description=f"{model} judgements",
@@ -47,7 +52,7 @@ def main(model: str, parent: str) -> None:
             ScoredResponse(**row.model_dump(), **vars(verdict) | {"judgements": list(verdict.judgements)})
             for row, verdict in zip(responses, verdicts, strict=False)  # verdicts on the held-out judgements follow
         ]
-        own = [verdict.score for verdict in verdicts[len(responses) :]]
+        own = verdicts[len(responses) : len(responses) + len(judgements)]
         scores = [row.score for row in rows if row.score is not None]
         failures = Counter(row.failure for row in rows if row.failure is not None)
         if not scores:
@@ -63,13 +68,14 @@ def main(model: str, parent: str) -> None:
             "failure_rate": 1 - len(scores) / len(rows),
             "failures": dict(sorted(failures.items())),
             "score_length_correlation": spearman(scores, [row.num_tokens for row in rows if row.score is not None]),
-            "as_judge": agreement(own, [row.score for row in judgements], [row.question_id for row in judgements])
-            if judgements
-            else None,
+            "as_judge": as_judge(judgements, own) if judgements else None,
+            "relevance": relevance(judgements, own, off_topic, verdicts[-len(off_topic) :]) if judgements else None,
             "environment": environment(stage.runtime),
         }
         write_rows(data / "scores.jsonl", rows)
-        write_json(Path("data/metrics") / model / "scores.json", summary)
+        metrics = Path("data/metrics") / model
+        write_rows(metrics / "anchors.jsonl", anchor_scores(judgements, own))
+        write_json(metrics / "scores.json", summary)
     click.echo(f"judge@{model}: {len(scores)} judged, mean {mean(scores):.2f}, failed {failures.total()}")
 
 

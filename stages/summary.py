@@ -53,35 +53,27 @@ def model_row(
     name: str,
     metrics: Mapping[str, Any],
     evaluated: Mapping[str, Evaluated],
-    anchors: Mapping[str, Sequence[AnchorScore]],
 ) -> dict[str, Any]:
-    """Return a model's row of models.csv; drift as a judge is against m0."""
-    judge, moved = metrics["as_judge"], drift(anchors["m0"], anchors[name])
+    """Return a model's row of models.csv."""
     own = ("judge_score", "reward", "reward_of_ended", "response_tokens", "ended_share", "distinct_2", "kl_to_base")
-    measures = ("pairwise_accuracy", "pairwise_accuracy_low", "pairwise_accuracy_high", "exact_match", "five_best")
     row = {"model": name, **{key: metrics[key] for key in (*own, "kl_to_m0", "judge_failures")}}
     row |= own_columns(evaluated[name])
     for baseline in BASELINES:
         row |= comparison_columns(evaluated, name, baseline)
-    return {
-        **row,
-        **{f"as_judge_{key}": judge[key] for key in (*measures, "spearman", "kendall", "failures")},
-        "as_judge_relevance": metrics["relevance"]["accuracy"],
-        "as_judge_shift": moved["shift"],
-        "as_judge_same_order": moved["spearman"],
-    }
+    return row
 
 
 def headline(
     rows: Mapping[str, Mapping[str, Any]],
-    last: str,
+    loop: Sequence[Mapping[str, Any]],
     reward: Mapping[str, Any],
     ppo: Sequence[Mapping[str, float]],
 ) -> dict[str, Any]:
-    """Return metrics.json from the models' rows, the reward model's measures and PPO's history.
+    """Return metrics.json from the rows of models and iterations, the reward model's measures and PPO's history.
 
-    `base`, `loop` (the model `last`) and `rlhf` (ppo) are compared with m0; null where a measure is undefined.
+    `base`, `loop` (the last iteration) and `rlhf` (ppo) are compared with m0; null where a measure is undefined.
     """
+    last, first = loop[-1]["model"], loop[0]  # whose judge is m0
     compared = {"base": ("base", ["judge"]), "loop": (last, MEASURES), "rlhf": ("ppo", MEASURES)}
     first_third, final_third = trend(ppo, "mean_reward")
     return {
@@ -97,8 +89,8 @@ def headline(
         "critic_explained_variance": last_third(ppo, "explained_variance"),
         **{f"reward_model_accuracy{end}": reward[f"accuracy{end}"] for end in ("", "_low", "_high")},
         "reward_model_test_pairs": reward["pairs"],
-        **{f"{name}_judge_accuracy": rows[name]["as_judge_pairwise_accuracy"] for name in ("base", "m0")},
-        "m0_judge_relevance": rows["m0"]["as_judge_relevance"],
+        "m0_judge_accuracy": first["judge_pairwise_accuracy"],
+        "m0_judge_relevance": first["judge_relevance"],
     }
 
 
@@ -111,12 +103,16 @@ def main() -> None:
     metrics = {name: schemas.read_measures(DATA / "eval" / f"{name}.json", schemas.ModelMeasures) for name in models}
     evaluated = read_evaluated(DATA / "eval", models)
     answers = {name: evaluated[name].answers for name in models}
-    anchors = read_same(DATA / "eval", models, ".anchors.jsonl", AnchorScore, ["question_id", "number"])
-    rows = [model_row(name, metrics[name], evaluated, anchors) for name in models]
+    rows = [model_row(name, metrics[name], evaluated) for name in models]
+    keys = ["question_id", "number"]
+    anchors = read_same(
+        DATA / "metrics", iterations, "/anchors.jsonl", AnchorScore, keys, first=iterations[0], allow_empty=True
+    )  # none where a checker judged
     loop = []
     for name, parent in params.iterations.items():
         counts = (schemas.read_measures(DATA / f"metrics/{name}/{part}.json", kind) for part, kind in COUNTS.items())
-        loop.append(loop_row(name, parent, *counts))
+        moved = drift(anchors[iterations[0]], anchors[name])
+        loop.append(loop_row(name, parent, *counts) | {f"judge_{key}": value for key, value in moved.items()})
     changes = {name: schemas.read_measures(DATA / "diff" / f"{name}.json", schemas.Changes) for name in iterations}
     reward = schemas.read_measures(DATA / "metrics" / "reward.json", schemas.RewardMeasures)
     calibration = read_csv(DATA / "reward" / "calibration.csv", CALIBRATION)
@@ -126,7 +122,7 @@ def main() -> None:
         ppo_samples.setdefault(sample.prompt, []).append(sample)
     ppo_trend = {key: trend(ppo, key) for key in ("mean_reward", "mean_score", "eos_rate")}
     by_name = {row["model"]: row for row in rows}
-    measured = headline(by_name, iterations[-1], reward, ppo)
+    measured = headline(by_name, loop, reward, ppo)
     first_turns = [row for row in answers["m0"] if row.turn == 1]
     picked = random.Random(params.seed).sample(first_turns, min(SAMPLE_PROMPTS, len(first_turns)))
     by_id = {name: {(row.id, row.turn): row for row in answers[name]} for name in models}

@@ -1,4 +1,4 @@
-"""A judge's scores of the held-out judged responses, the same for every model: anchors that show its drift."""
+"""A judge's scores of the held-out judged responses, the same for every judge: anchors that show its drift."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,7 @@ from itertools import count
 
 from align.core.rows import AnchorScore, Judgement
 from align.judge.request import Verdict
-from align.report.statistics import bootstrap_interval, mean, spearman, win_rate
+from align.report.statistics import agreement, bootstrap_interval, mean, spearman, win_rate
 
 
 def anchor_scores(judgements: Sequence[Judgement], verdicts: Sequence[Verdict]) -> list[AnchorScore]:
@@ -24,8 +24,14 @@ def anchor_scores(judgements: Sequence[Judgement], verdicts: Sequence[Verdict]) 
     ]
 
 
+def as_judge(judgements: Sequence[Judgement], verdicts: Sequence[Verdict]) -> dict[str, float | int | None]:
+    """Return `agreement` of a judge's verdicts with the human scores of the held-out judgements."""
+    predicted = [verdict.score for verdict in verdicts]
+    return agreement(predicted, [row.score for row in judgements], [row.question_id for row in judgements])
+
+
 def drift(before: Sequence[AnchorScore], after: Sequence[AnchorScore]) -> dict[str, float | None]:
-    """Compare two judges: `shift` is the mean change of a score, `spearman` the correlation of their orders."""
+    """Compare two judges: `shift` is the mean change of a score, `same_order` Spearman's correlation."""
     pairs = [
         (a.predicted, b.predicted)
         for a, b in zip(before, after, strict=True)
@@ -33,7 +39,7 @@ def drift(before: Sequence[AnchorScore], after: Sequence[AnchorScore]) -> dict[s
     ]
     return {
         "shift": mean([b - a for a, b in pairs]),
-        "spearman": spearman([a for a, _ in pairs], [b for _, b in pairs]),
+        "same_order": spearman([a for a, _ in pairs], [b for _, b in pairs]),
     }
 
 

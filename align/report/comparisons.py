@@ -28,14 +28,22 @@ class Evaluated:
 
 
 def read_same(
-    folder: Path, models: Sequence[str], ending: str, row_type: type[R], key: Sequence[str]
+    folder: Path,
+    models: Sequence[str],
+    ending: str,
+    row_type: type[R],
+    key: Sequence[str],
+    first: str = "m0",
+    allow_empty: bool = False,
 ) -> dict[str, list[R]]:
-    """Read a file of each model; all must have m0's keys in m0's order, to be compared row by row."""
-    rows = {name: read_rows(folder / f"{name}{ending}", row_type, unique=key) for name in models}
+    """Read a file of each model; all must have the keys of `first` in its order, to be compared row by row."""
+    rows = {
+        name: read_rows(folder / f"{name}{ending}", row_type, unique=key, allow_empty=allow_empty) for name in models
+    }
     keys = {name: [tuple(getattr(row, field) for field in key) for row in own] for name, own in rows.items()}
     for name in models:
-        if keys[name] != keys["m0"]:
-            raise InputError(f"{folder / name}{ending}: its rows differ from m0's, by {', '.join(key)}; {REBUILD}")
+        if keys[name] != keys[first]:
+            raise InputError(f"{folder / name}{ending}: its rows differ from {first}'s, by {', '.join(key)}; {REBUILD}")
     return rows
 
 

@@ -7,13 +7,23 @@ from align.core.rows import Answer
 from align.report.statistics import histogram
 
 SCORE_EDGES = [i / 2 for i in range(11)]  # bins of half a point from 0 to 5
+AS_JUDGE = (
+    "pairwise_accuracy",
+    "pairwise_accuracy_low",
+    "pairwise_accuracy_high",
+    "exact_match",
+    "five_best",
+    "spearman",
+    "kendall",
+    "failures",
+)
 
 
 def loop_row(
     model: str, parent: str, prompts: Mapping[str, Any], scores: Mapping[str, Any], pairs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return an iteration's row of loop.csv from data/metrics/<model>/*.json."""
-    judge = scores["as_judge"] or {}
+    judge, relevance = scores["as_judge"] or {}, scores["relevance"] or {}
     return {
         "model": model,
         "judge": parent,
@@ -26,8 +36,9 @@ def loop_row(
         "mean_score": scores["mean_score"],
         "score_std": scores["std"],
         "mode_share": scores["mode_share"],
-        "judge_failures": sum(scores["failures"].values()),
-        "judge_pairwise_accuracy": judge.get("pairwise_accuracy"),
+        "failed_judgements": sum(scores["failures"].values()),
+        **{f"judge_{key}": judge.get(key) for key in AS_JUDGE},
+        "judge_relevance": relevance.get("accuracy"),
         "score_length_correlation": scores["score_length_correlation"],
         "pairs": pairs["pairs"],
         "pair_yield": pairs["pair_yield"],

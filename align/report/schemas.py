@@ -48,8 +48,6 @@ class ModelMeasures(Measures):
     distinct_2: Measure
     kl_to_base: Measure
     kl_to_m0: Measure
-    as_judge: Agreement
-    relevance: Relevance
 
 
 class PromptCounts(Measures):
@@ -63,7 +61,7 @@ class PromptCounts(Measures):
 
 
 class ScoreCounts(Measures):
-    """data/metrics/<model>/scores.json, of stage judge; `as_judge` is None if a checker judged."""
+    """data/metrics/<model>/scores.json, of stage judge; `as_judge` and `relevance` are None if a checker judged."""
 
     rows: int
     mean_score: Measure
@@ -73,6 +71,7 @@ class ScoreCounts(Measures):
     failures: dict[str, int]
     score_length_correlation: Measure
     as_judge: Agreement | None
+    relevance: Relevance | None
 
 
 class PairCounts(Measures):

@@ -34,8 +34,8 @@ def test_anchors_are_numbered_within_their_question_and_keep_failures() -> None:
 def test_a_judge_that_moves_all_scores_alike_has_shifted_and_keeps_the_order() -> None:
     before = anchor_scores(ROWS, verdicts(4.0, 0.5, 2.0, 1.0))
     after = anchor_scores(ROWS, verdicts(4.5, 1.0, 2.5, 1.5))
-    assert drift(before, after) == {"shift": pytest.approx(0.5), "spearman": pytest.approx(1.0)}
-    assert drift(before, before) == {"shift": 0.0, "spearman": pytest.approx(1.0)}
+    assert drift(before, after) == {"shift": pytest.approx(0.5), "same_order": pytest.approx(1.0)}
+    assert drift(before, before) == {"shift": 0.0, "same_order": pytest.approx(1.0)}
 
 
 def test_failed_judgements_take_no_part_in_the_drift() -> None:

@@ -20,7 +20,7 @@ def answer(number: int, response: str, finish_reason: str = "stop", turn: int = 
 
 
 def model_row(name: str, **changes: float | str | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"model": name, "checks_passed": 0.25, "ended_share": 0.5, "as_judge_pairwise_accuracy": 0.7}
+    row: dict[str, Any] = {"model": name, "checks_passed": 0.25, "ended_share": 0.5}
     for measure in ("judge", "reward", "checks"):
         key = f"{measure}_difference_vs_m0"
         row |= {key: 0.224, f"{key}_low": 0.066, f"{key}_high": 0.381, f"{key}_verdict": "better"}
@@ -56,16 +56,16 @@ def test_the_table_has_each_difference_with_its_interval_and_verdict(tmp_path: P
     write_csv(tmp_path / "data/summary/models.csv", rows)
 
     assert table(tmp_path).splitlines()[2:] == [
-        "| base | -0.10 [+0.07, +0.38] ? | +0.22 [+0.07, +0.38] better | 0.25 better | 0.50 | 0.70 |",
-        "| m0 | - | - | 0.25 | 0.50 | 0.70 |",
-        "| m1 | +0.22 [+0.07, +0.38] better | - [-, -] ? | 0.25 better | 0.50 | 0.70 |",
-        "| ppo | +0.22 [+0.07, +0.38] better | +0.22 [+0.07, +0.38] better | - | 0.50 | 0.70 |",
+        "| base | -0.10 [+0.07, +0.38] ? | +0.22 [+0.07, +0.38] better | 0.25 better | 0.50 |",
+        "| m0 | - | - | 0.25 | 0.50 |",
+        "| m1 | +0.22 [+0.07, +0.38] better | - [-, -] ? | 0.25 better | 0.50 |",
+        "| ppo | +0.22 [+0.07, +0.38] better | +0.22 [+0.07, +0.38] better | - | 0.50 |",
     ]
 
 
 def test_a_summary_of_an_earlier_version_is_an_error_that_says_what_to_run(tmp_path: Path) -> None:
     write_csv(tmp_path / "data/summary/models.csv", [{"model": "m0", "win_rate_vs_m0": 0.5}])
-    with pytest.raises(InputError, match=r"column as_judge.* is missing; run `dvc repro summary`"):
+    with pytest.raises(InputError, match=r"column .*checks_passed.* is missing; run `dvc repro summary`"):
         table(tmp_path)
 
 

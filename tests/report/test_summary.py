@@ -16,7 +16,7 @@ from tests.faults.broken.workspace import HISTORY, MEASURES, write_files
 
 DIFFERENCES = ("base_judge", "loop_judge", "loop_checks", "loop_reward", "rlhf_judge", "rlhf_checks", "rlhf_reward")
 KEYS = {f"{name}_difference{end}" for name in DIFFERENCES for end in ("", "_low", "_high")} | {
-    *("rlhf_kl_to_m0", "critic_explained_variance", "m0_judge_accuracy", "m0_judge_relevance", "base_judge_accuracy"),
+    *("rlhf_kl_to_m0", "critic_explained_variance", "m0_judge_accuracy", "m0_judge_relevance"),
     *("reward_model_accuracy", "reward_model_accuracy_low", "reward_model_accuracy_high", "reward_model_test_pairs"),
     *("ppo_training_reward_first_third", "ppo_training_reward_last_third"),
 }

@@ -158,10 +158,9 @@ ROWS: list[tuple[str, str, int, dict[str, object], str]] = [
     ("ppo", "data/prepared/prompts.jsonl", 3, {"messages": "Hi"}, '"messages" should be'),
     ("evaluate m0", "data/prepared/eval/prompts.jsonl", 2, {"category": ""}, '"category" is empty'),
     ("evaluate m0", "data/prepared/eval/checked_prompts.jsonl", 2, {"prompt": ""}, '"prompt" is empty'),
-    ("evaluate m0", "data/prepared/eval/judgements.jsonl", 2, {"score": -1}, '"score" should be'),
     ("summary", "data/eval/m1.jsonl", 1, {"reward": None}, '"reward" should be'),
     ("summary", "data/eval/m1.jsonl", 2, {"id": "e1"}, "duplicate id 'e1', turn 1, first used in line 1"),
-    ("summary", "data/eval/ppo.anchors.jsonl", 2, {"predicted": "high"}, '"predicted" should be'),
+    ("summary", "data/metrics/m1/anchors.jsonl", 2, {"predicted": "high"}, '"predicted" should be'),
     ("summary", "data/ppo/samples.jsonl", 2, {"update": -1}, '"update" should be'),
 ]
 # Every other file that a stage reads: cut off in the middle.
@@ -174,8 +173,8 @@ TORN = {
     "dpo m1 m0": ["data/m1/preferences.jsonl", "data/m1/ift.jsonl"],
     "reward_model": ["data/prepared/preferences/train.jsonl", "data/prepared/preferences/test.jsonl"],
     "ppo": ["data/prepared/prompts.jsonl"],
-    "evaluate m0": [f"data/prepared/eval/{name}.jsonl" for name in ("prompts", "checked_prompts", "judgements")],
-    "summary": ["data/eval/base.jsonl", "data/eval/m1.anchors.jsonl", "data/ppo/samples.jsonl"],
+    "evaluate m0": [f"data/prepared/eval/{name}.jsonl" for name in ("prompts", "checked_prompts")],
+    "summary": ["data/eval/base.jsonl", "data/metrics/m1/anchors.jsonl", "data/ppo/samples.jsonl"],
 }
 START = "\n\nHuman: Hi\n\nAssistant: Yo\n\nHuman: So?\n\nAssistant:"
 TRANSCRIPTS: dict[str, tuple[str, str]] = {

@@ -31,7 +31,7 @@ def _csv(path: str, old: str, new: str) -> Break:
 
 JSON: dict[str, tuple[str, Break, str]] = {
     "a key missing": (SCORES, without(SCORES, "failure_rate"), "failure_rate is missing"),
-    "a key missing within": (EVAL, without(EVAL, "as_judge", "spearman"), "as_judge.spearman is missing"),
+    "a key missing within": (SCORES, without(SCORES, "as_judge", "spearman"), "as_judge.spearman is missing"),
     "a text for a number": (SCORES, value(SCORES, "std", to="1.0"), "std cannot be '1.0'"),
     "a list for a number": (REWARD, value(REWARD, "accuracy", to=[1]), "accuracy cannot be [1]"),
     "null for a count": (SCORES, value(SCORES, "rows", to=None), "rows cannot be None"),
@@ -61,10 +61,6 @@ OTHER_ROWS: dict[str, tuple[Break, str]] = {
     "answers to other prompts": (
         row("data/eval/ppo.jsonl", 1, id="e9"),
         "ppo.jsonl: its rows differ from m0's",
-    ),
-    "anchors of other questions": (
-        row("data/eval/base.anchors.jsonl", 1, question_id="q9"),
-        "data/eval/base.anchors.jsonl: its rows differ from m0's",
     ),
     "checked answers to other prompts": (
         row("data/eval/m1.checks.jsonl", 1, id="c9"),

@@ -118,13 +118,11 @@ MEASURES = {
         "distinct_2": 1.0,
         "kl_to_base": 0.1,
         "kl_to_m0": 1.5,
-        "as_judge": AGREEMENT,
-        "relevance": {"accuracy": 0.5},
     },
 }
 SCORE_COUNTS = {
     **{"rows": 6, "mean_score": 2.0, "std": 1.0, "mode_share": 0.5, "failure_rate": 0.0, "failures": {}},
-    **{"score_length_correlation": None, "as_judge": AGREEMENT},
+    **{"score_length_correlation": None, "as_judge": AGREEMENT, "relevance": {"accuracy": 0.5}},
 }
 PROMPT_COUNTS = {"accepted": 3, "dropped": {"cut off": 1}, "mean_words": 3.0} | {
     "nearest_known_rouge_l": 0.2,
@@ -199,7 +197,7 @@ def write_files(root: Path) -> None:
         "m1/ift": INSTRUCTIONS,
         "ppo/samples": SAMPLES,
         **{f"eval/{name}": ANSWERS for name in MODELS},
-        **{f"eval/{name}.anchors": ANCHORS for name in MODELS},
+        "metrics/m1/anchors": ANCHORS,
         **{f"eval/{name}.checks": CHECKED for name in MODELS},
     }
     texts = {f"{name}.jsonl": "".join(json.dumps(row) + "\n" for row in found) for name, found in rows.items()}
