@@ -11,7 +11,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from align.core.rows import Judgement, read_rows
+from align.core.rows import Judgement, PreferencePair, read_rows
 from align.report.statistics import agreement, words
 from stages.prepare_data import conversation_key, read_preferences
 
@@ -31,28 +31,37 @@ def word_counts(texts: Sequence[str]) -> NDArray[np.float64]:
     return np.hstack([np.log1p(counts), np.log1p(counts.sum(1, keepdims=True))])
 
 
+def fold_numbers(groups: Sequence[str], folds: int) -> list[int]:
+    """Return the fold of each row by its group, which is in one fold: groups take turns in the order they appear."""
+    order = {group: i % folds for i, group in enumerate(dict.fromkeys(groups))}
+    return [order[group] for group in groups]
+
+
 def cross_validated(
-    features: NDArray[np.float64], targets: NDArray[np.float64], groups: Sequence[str], penalty: float
+    features: NDArray[np.float64], targets: NDArray[np.float64], groups: Sequence[str], penalty: float, folds: int
 ) -> NDArray[np.float64]:
-    """Return each row's prediction by ridge regression on the rows of the other folds; a group is in one fold."""
-    order = {group: i % FOLDS for i, group in enumerate(dict.fromkeys(groups))}
-    fold = np.array([order[group] for group in groups])
+    """Return each row's prediction by ridge regression on the rows of the other folds."""
+    fold = np.array(fold_numbers(groups, folds))
     predicted = np.zeros(len(targets))
-    for held_out in range(FOLDS):
+    for held_out in range(folds):
         train = features[fold != held_out]
         weights = np.linalg.solve(train @ train.T + penalty * np.eye(len(train)), targets[fold != held_out])
         predicted[fold == held_out] = features[fold == held_out] @ train.T @ weights
     return predicted
 
 
-def preference_accuracy(path: Path, penalty: float) -> float:
-    """Return the share of pairs whose chosen reply is told from the rejected one."""
-    pairs, _ = read_preferences(path)
+def preference_margins(pairs: Sequence[PreferencePair], penalty: float, folds: int) -> NDArray[np.float64]:
+    """Return for each pair by how much the chosen reply is predicted to be better; above 0 is right."""
     counts = word_counts([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
     difference = counts[: len(pairs)] - counts[len(pairs) :]
     sign = np.where(np.arange(len(pairs)) % 2 == 0, 1.0, -1.0)  # half of the pairs the other way round
-    predicted = cross_validated(difference * sign[:, None], sign, [conversation_key(pair) for pair in pairs], penalty)
-    return float((predicted * sign > 0).mean())
+    groups = [conversation_key(pair) for pair in pairs]
+    return cross_validated(difference * sign[:, None], sign, groups, penalty, folds) * sign
+
+
+def preference_accuracy(path: Path, penalty: float) -> float:
+    """Return the share of pairs whose chosen reply is predicted to be better than the rejected one."""
+    return float((preference_margins(read_preferences(path)[0], penalty, FOLDS) > 0).mean())
 
 
 def judgement_accuracy(path: Path, penalty: float) -> float:
@@ -61,7 +70,7 @@ def judgement_accuracy(path: Path, penalty: float) -> float:
     scores = [row.score for row in rows]
     groups = [row.question_id for row in rows]
     counts = word_counts([row.response for row in rows])
-    predicted = cross_validated(counts, np.array(scores) - np.mean(scores), groups, penalty)
+    predicted = cross_validated(counts, np.array(scores) - np.mean(scores), groups, penalty, FOLDS)
     return float(agreement(predicted.tolist(), scores, groups)["pairwise_accuracy"] or 0.0)
 
 

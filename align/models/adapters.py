@@ -91,10 +91,14 @@ def load_adapter_config(model_dir: Path) -> LoraConfig:
     return config
 
 
-def continue_adapter(model: PreTrainedModel, model_dir: Path) -> PeftModel:
-    """Return `model` with the adapter of `model_dir`, trainable."""
+def continue_adapter(model: PreTrainedModel, model_dir: Path, **kwargs: Any) -> PeftModel:
+    """Return `model` with the adapter of `model_dir`, trainable.
+
+    `kwargs` replace values of its configuration, such as `task_type` for a model with another head.
+    """
     config = load_adapter_config(model_dir)
-    config.inference_mode, config.base_model_name_or_path = False, None
+    for key, value in {"inference_mode": False, "base_model_name_or_path": None, **kwargs}.items():
+        setattr(config, key, value)
     with reading_model(f"{model_dir / 'adapter_config.json'}: does not fit the base model"):
         adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
