@@ -81,10 +81,11 @@ def main(workspace: Path, seeds: int) -> None:
             run_fold(folder, *split(pairs, fold), seed)
             scored[-1] |= {row.id: row for row in read_rows(folder / "data/reward/test_scores.jsonl", ScoredPair)}
             gaps.append(read_json(folder / "data/metrics/reward.json")["truncation_gap"])
-    margins = {penalty: preference_margins(pairs, penalty, FOLDS) for penalty in PENALTIES}
+    folds = fold_numbers([conversation_key(pair) for pair in pairs], FOLDS)
+    margins = {penalty: preference_margins(pairs, folds, penalty) for penalty in PENALTIES}
     best = max(PENALTIES, key=lambda penalty: float(np.mean(margins[penalty] > 0)))
     for penalty in PENALTIES:
-        click.echo(f"ridge, penalty {penalty:g}: {np.mean(margins[penalty] > 0):.3f}")
+        click.echo(f"ridge with penalty {penalty:g}: {np.mean(margins[penalty] > 0):.3f}")
     result = compare(pairs, scored, margins[best].tolist())
     counts = {"pairs": len(pairs), "folds": FOLDS, "seeds": seeds, "ridge_penalty": best}
     click.echo(json.dumps(counts | result | {"truncation_gap": mean(gaps)}))

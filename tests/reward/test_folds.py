@@ -3,7 +3,7 @@
 import pytest
 
 from align.core.rows import PreferencePair, ScoredPair
-from benchmarks.bag_of_words import PENALTIES, preference_margins
+from benchmarks.bag_of_words import PENALTIES, fold_numbers, preference_margins
 from benchmarks.reward_folds import FOLDS, SEED_PAIRS, compare, split
 from stages.prepare_data import conversation_key, read_preferences
 from tests.committed import COMMITTED
@@ -40,7 +40,8 @@ def test_ridge_predicts_a_pair_from_the_other_folds_alone(pairs: list[Preference
         pair.model_copy(update={"chosen": pair.rejected, "rejected": pair.chosen}) if pair.id in ids else pair
         for pair in pairs
     ]
-    before, after = (preference_margins(rows, PENALTIES[0], FOLDS) for rows in (pairs, swapped))
+    folds = fold_numbers([conversation_key(pair) for pair in pairs], FOLDS)
+    before, after = (preference_margins(rows, folds, PENALTIES[0]) for rows in (pairs, swapped))
     for pair, a, b in zip(pairs, before, after, strict=True):
         if pair.id in ids:
             assert b == pytest.approx(-a)
