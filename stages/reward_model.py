@@ -1,8 +1,8 @@
-"""Train a reward model on human preferences: models/base + data/prepared/preferences -> models/reward.
+"""Train a reward model on human preferences: models/<reward_model.init> + data/prepared/preferences -> models/reward.
 
-The loss is -logsigmoid(chosen - rejected) (Bradley-Terry). The adapter is saved with its score head and the bias that
-makes the mean score of reference answers 0. A killed run resumes from its last checkpoint. Run with
-`python -m stages.reward_model`.
+The loss is -logsigmoid(chosen - rejected) (Bradley-Terry), also against chosen replies that break off. The adapter is
+saved with its score head and the bias that makes the mean score of reference answers 0. A killed run resumes from its
+last checkpoint. Run with `python -m stages.reward_model`.
 """
 
 import math
@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-from peft import PeftModel
 
 from align.core.files import replacing, write_csv, write_json
 from align.core.rows import PreferencePair, read_rows, write_rows
@@ -21,7 +20,15 @@ from align.models.stack import SCORE_FILE, AdapterStack
 from align.models.tokenization import drop_too_long
 from align.reward.report import calibration, reward_report
 from align.reward.scoring import reward_scores
-from align.reward.training import RewardModelSettings, encode_pairs, fit, score_pairs, training_rows
+from align.reward.training import (
+    RewardModelSettings,
+    encode_pairs,
+    fit,
+    reward_adapter,
+    score_pairs,
+    training_rows,
+    truncation_gap,
+)
 from align.run.stage import BASE, Stage
 
 TRAIN, TEST = Path("data/prepared/preferences/train.jsonl"), Path("data/prepared/preferences/test.jsonl")
@@ -36,21 +43,21 @@ def main() -> None:
     lora = stage.section("lora", LoraSettings)
     settings = stage.section("reward_model", RewardModelSettings)
     stage.start()
-    tokenizer = load_tokenizer(BASE)
+    tokenizer, init = load_tokenizer(BASE), Path("models") / settings.init
     pairs = read_rows(TRAIN, PreferencePair)
     test_pairs = read_rows(TEST, PreferencePair)  # read before training, so that a bad row costs no hours
-    rows = training_rows(pairs, encode_pairs(tokenizer, pairs), settings.use_margin)
+    rows = training_rows(pairs, encode_pairs(tokenizer, pairs), settings, stage.seed)
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "reward_model.max_length")
 
-    with stage.work([BASE, TRAIN, TEST]) as work:
+    with stage.work([BASE, init, TRAIN, TEST]) as work:
+        model = reward_adapter(BASE, init, stage.runtime, lora)
         folder = work.folder / "reward"
-        trainer = fit(BASE, rows, stage.runtime, lora, settings, stage.seed, REPORT / "history.csv", folder, work)
-        assert isinstance(trainer.model, PeftModel)
+        fit(model, tokenizer, rows, stage.runtime, settings, stage.seed, REPORT / "history.csv", folder, work)
         with replacing(Path("models/reward")) as temporary:
-            save_adapter(trainer.model, temporary)
+            save_adapter(model, temporary)
             copy_tokenizer(BASE, temporary)
-            write_model_card(temporary, stage, {"base": BASE}, {"preferences": TRAIN})
-            del trainer
+            write_model_card(temporary, stage, {"base": BASE, "parent": init}, {"preferences": TRAIN})
+            del model
             # Measure what was written, not what was in memory.
             stack = AdapterStack(BASE, stage.runtime)
             stack.add("reward", temporary)
@@ -62,14 +69,20 @@ def main() -> None:
             write_json(temporary / SCORE_FILE, {"score_bias": bias})
             stack.heads["reward"] = replace(stack.heads["reward"], bias=bias)
             held_out = score_pairs(stack, test_pairs, stage.runtime.batch_size, "held-out pairs")
-        summary = reward_report(held_out)
+            gap = truncation_gap(stack, test_pairs, [pair.chosen_score for pair in held_out], stage.runtime.batch_size)
+        counts = {
+            "train_pairs": len(rows),
+            "truncated_negatives": sum(len(row["truncated_ids"]) for row in rows),
+            "dropped_too_long": dropped,
+        }
+        summary = reward_report(held_out) | {"truncation_gap": gap}
         write_rows(REPORT / "test_scores.jsonl", held_out)
         write_csv(REPORT / "calibration.csv", calibration(held_out))
-        write_json(Path("data/metrics/reward.json"), {"train_pairs": len(rows), "dropped_too_long": dropped} | summary)
+        write_json(Path("data/metrics/reward.json"), counts | summary)
     click.echo(
-        f"reward_model: {len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens, held-out "
-        f"accuracy {summary['accuracy']:.2f} [{summary['accuracy_low']:.2f}, {summary['accuracy_high']:.2f}] on "
-        f"{summary['pairs']}"
+        f"reward_model: {len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens, "
+        f"{counts['truncated_negatives']} truncated replies; held-out accuracy {summary['accuracy']:.2f} "
+        f"[{summary['accuracy_low']:.2f}, {summary['accuracy_high']:.2f}] on {summary['pairs']}"
     )
 
 

@@ -35,6 +35,7 @@ FIXED: dict[str, Any] = {
     "generation": {"backend": "transformers", "max_batch_tokens": None, "launch": "python"},
     "judge": {"mode": "logits"},
     "dpo": {"beta": 0.1, "nll_coef": 0.0, "reference": "previous", "sft_on_accepted": False},
+    "reward_model": {"init": "m0", "use_margin": False, "truncated_negatives": 1},
     "ppo": {"init": "m0", "kl_coef": 0.05, "adaptive_kl_target": None, "target_kl": None, "missing_eos_penalty": 0.0},
     "text": {"train": "data/seed/tweets_train.jsonl", "test": "data/seed/tweets_test.jsonl"},
 }

@@ -1,55 +1,25 @@
 """Train the judge (EFT) to score the responses to a question, and to rank them.
 
-The responses share the rubric and the question, so they are packed into one sequence, where each sees the shared part
-and itself. This gives the logits of separate rows at less than half their cost.
+The responses share the rubric and the question, so they are packed into one sequence. This gives the logits of separate
+rows at less than half their cost.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor
 from torch.nn import functional
-from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from align.core.errors import InputError
 from align.core.rows import Judgement
 from align.judge.request import DIGITS, SCORE_PREFIX, judge_request
-from align.models.batching import common_prefix
+from align.models.packing import pack
 from align.models.tokenization import encode_choices
-from align.training.optimizers import adamw
-from align.training.trainer import Resumable
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Rows of token ids as one sequence of T tokens: the shared prefix once, then the rest of each row."""
-
-    input_ids: Tensor  # (1, T)
-    position_ids: Tensor  # (1, T), as in the tokens' own rows
-    visible: Tensor  # (1, 1, T, T) True where a token may attend to another
-    last: Tensor  # (N,) where each row ends
-
-
-def pack(rows: Sequence[list[int]]) -> Packed:
-    """Pack rows with a common prefix; each token sees exactly what it sees in its own row."""
-    shared = common_prefix(rows)
-    tokens, positions, branches = rows[0][:shared], list(range(shared)), [-1] * shared
-    last = []
-    for branch, row in enumerate(rows):
-        tokens = tokens + row[shared:]
-        positions += range(shared, len(row))
-        branches += [branch] * (len(row) - shared)
-        last.append(len(tokens) - 1)
-    branch_of = torch.tensor(branches)
-    related = (branch_of[None, :] == -1) | (branch_of[:, None] == branch_of[None, :])
-    visible = related & torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
-    return Packed(torch.tensor([tokens]), torch.tensor([positions]), visible[None, None], torch.tensor(last))
+from align.training.trainer import LoraPlus
 
 
 def judged_questions(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Judgement]) -> list[dict[str, Any]]:
@@ -89,11 +59,10 @@ def judge_loss(logprobs: Tensor, scores: Tensor, ranking_coef: float) -> Tensor:
     return cross_entropy - ranking_coef * functional.logsigmoid(expected[better] - expected[worse]).mean()
 
 
-class JudgeTrainer(Resumable):
+class JudgeTrainer(LoraPlus):
     """Trains a causal LM to predict the digit after `score: `, and to rank the responses to a question.
 
-    Examples come from `judged_questions`; `per_device_train_batch_size` counts questions. The adapter's B matrices,
-    which start at zero, learn at `loraplus_lr_ratio` times the rate of its A matrices (LoRA+, arXiv 2402.12354).
+    Examples come from `judged_questions`; `per_device_train_batch_size` counts questions.
     """
 
     def __init__(
@@ -104,19 +73,14 @@ class JudgeTrainer(Resumable):
         ranking_coef: float,
         loraplus_lr_ratio: float,
     ):
-        rows = Dataset.from_list(questions)
-        super().__init__(model=model, args=args, train_dataset=rows, data_collator=lambda batch: {"questions": batch})
-        self.ranking_coef, self.loraplus_lr_ratio = ranking_coef, loraplus_lr_ratio
-
-    def create_optimizer(self, model: Any = None) -> Optimizer:
-        """Return AdamW (`runtime.optim`) with the two rates."""
-        if self.optimizer is None:
-            assert isinstance(self.model, PeftModel)
-            kind, options = adamw(self.args.optim)
-            self.optimizer = create_loraplus_optimizer(
-                self.model, kind, lr=self.args.learning_rate, loraplus_lr_ratio=self.loraplus_lr_ratio, **options
-            )
-        return self.optimizer
+        super().__init__(
+            model=model,
+            loraplus_lr_ratio=loraplus_lr_ratio,
+            args=args,
+            train_dataset=Dataset.from_list(questions),
+            data_collator=lambda batch: {"questions": batch},
+        )
+        self.ranking_coef = ranking_coef
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -126,14 +90,9 @@ class JudgeTrainer(Resumable):
 
     def _question_loss(self, model: Any, question: dict[str, Any]) -> Tensor:
         packed = pack(question["requests"])
-        device, dtype = self.args.device, model.dtype
-        mask = torch.zeros(packed.visible.shape, dtype=dtype).masked_fill(~packed.visible, torch.finfo(dtype).min)
+        device = self.args.device
         logits = model(
-            input_ids=packed.input_ids.to(device),
-            attention_mask=mask.to(device),
-            position_ids=packed.position_ids.to(device),
-            logits_to_keep=packed.last.to(device),
-            use_cache=False,
+            **packed.inputs(device, model.dtype), logits_to_keep=packed.last.to(device), use_cache=False
         ).logits[0]
         logprobs = logits.float().log_softmax(-1)[:, question["digits"]]
         return judge_loss(logprobs, torch.tensor(question["scores"], device=device), self.ranking_coef)

@@ -91,14 +91,21 @@ def load_adapter_config(model_dir: Path) -> LoraConfig:
     return config
 
 
-def continue_adapter(model: PreTrainedModel, model_dir: Path) -> PeftModel:
-    """Return `model` with the adapter of `model_dir`, trainable."""
+def continue_adapter(model: PreTrainedModel, model_dir: Path, **kwargs: Any) -> PeftModel:
+    """Return `model` with the adapter of `model_dir`, trainable.
+
+    `kwargs` replace values of its configuration, such as `modules_to_save`, where a head that the directory does not
+    hold stays as it is in `model`.
+    """
     config = load_adapter_config(model_dir)
-    config.inference_mode, config.base_model_name_or_path = False, None
+    for key, value in {"inference_mode": False, "base_model_name_or_path": None, **kwargs}.items():
+        setattr(config, key, value)
     with reading_model(f"{model_dir / 'adapter_config.json'}: does not fit the base model"):
         adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
-    put_adapter_weights(adapted, load_adapter_weights(model_dir), "default", model_dir / ADAPTER_FILE)
+    own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    heads = {key: value for key, value in own.items() if ".lora_" not in key}  # PEFT wants them in the state, too
+    put_adapter_weights(adapted, heads | load_adapter_weights(model_dir), "default", model_dir / ADAPTER_FILE)
     return adapted
 
 

@@ -100,6 +100,8 @@ class RewardMeasures(Accuracy):
     """data/metrics/reward.json, of stage reward_model."""
 
     train_pairs: int
+    truncated_negatives: int
+    truncation_gap: Measure
     by_length: dict[str, Accuracy]
     calibration_error: Measure
     score_length_correlation: Measure

@@ -1,107 +1,217 @@
-"""Train the reward model with TRL's trainer on tokenized rows."""
+"""Train the reward model with TRL's trainer, on tokenized pairs and on replies that break off."""
 
+import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from datasets import Dataset
+from peft import PeftModel
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
 from align.core.errors import InputError
 from align.core.rows import PreferencePair, ScoredPair
-from align.models.adapters import LoraSettings, new_adapter
-from align.models.base import load_base, load_tokenizer
+from align.models.adapters import LoraSettings, continue_adapter, new_adapter
+from align.models.base import load_base
+from align.models.packing import pack
 from align.models.stack import AdapterStack
 from align.models.tokenization import encode_completion, encode_prompt
+from align.report.statistics import mean
 from align.reward.scoring import reward_scores
 from align.run.runtime import RuntimeSettings
 from align.run.work import Work
 from align.training.settings import TrainingSettings
-from align.training.trainer import Resumable, train, training_arguments
+from align.training.trainer import LoraPlus, train, training_arguments
+
+KEPT = (0.3, 0.9)  # the share of its tokens that a truncated reply keeps is drawn from this range
+
+GAP_SHARES = (0.5, 0.8)  # where held-out replies are cut to measure what that costs
 
 
 class RewardModelSettings(TrainingSettings):
     """Section `reward_model` of params.yaml."""
 
+    init: Literal["base", "m0"]
     use_margin: bool
+    truncated_negatives: int = Field(ge=0)
+    loraplus_lr_ratio: float = Field(ge=1)
 
 
-class ResumableRewardTrainer(Resumable, RewardTrainer):
-    """TRL's trainer with our checkpoints."""
+@dataclass(frozen=True)
+class EncodedPair:
+    """Token ids of a pair; both replies end with an EOS."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
 
 
-def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair]) -> list[dict[str, list[int]]]:
-    """Return token ids of both sides of each pair, each a whole conversation with an EOS."""
-    rows = []
-    for pair in pairs:
-        prompt = encode_prompt(tokenizer, pair.messages)
-        sides = {"chosen_ids": pair.chosen, "rejected_ids": pair.rejected}
-        rows.append({key: prompt + encode_completion(tokenizer, text) for key, text in sides.items()})
-    return rows
+def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair]) -> list[EncodedPair]:
+    """Return the token ids of each pair."""
+    return [
+        EncodedPair(
+            encode_prompt(tokenizer, pair.messages),
+            encode_completion(tokenizer, pair.chosen),
+            encode_completion(tokenizer, pair.rejected),
+        )
+        for pair in pairs
+    ]
+
+
+def truncated(reply: list[int], share: float) -> list[int] | None:
+    """Return a reply that breaks off after about `share` of its tokens, with its EOS; None if it has fewer than two.
+
+    The kept tokens are at least one and not all.
+    """
+    *tokens, eos = reply
+    if len(tokens) < 2:
+        return None
+    return [*tokens[: min(max(1, round(share * len(tokens))), len(tokens) - 1)], eos]
 
 
 def training_rows(
-    pairs: Sequence[PreferencePair], encoded: Sequence[dict[str, list[int]]], use_margin: bool
+    pairs: Sequence[PreferencePair], encoded: Sequence[EncodedPair], settings: RewardModelSettings, seed: int
 ) -> list[dict[str, Any]]:
-    """Return rows for TRL; with `use_margin` the loss is -logsigmoid(chosen - rejected - margin)."""
+    """Return rows for `RewardModelTrainer`: a conversation with each reply, and the chosen one truncated.
+
+    Where a chosen reply breaks off depends on the seed and the pair's id alone. Replies of one token have no truncated
+    ones.
+    """
     rows: list[dict[str, Any]] = []
     for pair, ids in zip(pairs, encoded, strict=True):
-        row = {**ids, "length": max(map(len, ids.values()))}
-        if use_margin:
-            if pair.margin is None:
-                raise InputError(f"reward_model.use_margin: pair {pair.id} has no margin; set it to false")
-            row["margin"] = pair.margin
-        rows.append(row)
+        if settings.use_margin and pair.margin is None:
+            raise InputError(f"reward_model.use_margin: pair {pair.id} has no margin; set it to false")
+        generator = random.Random(f"{seed} {pair.id}")
+        cut = [truncated(ids.chosen, generator.uniform(*KEPT)) for _ in range(settings.truncated_negatives)]
+        rows.append(
+            {
+                "chosen_ids": ids.prompt + ids.chosen,
+                "rejected_ids": ids.prompt + ids.rejected,
+                "truncated_ids": [ids.prompt + reply for reply in cut if reply is not None],
+                "margin": pair.margin if settings.use_margin else 0.0,
+                "length": len(ids.prompt) + max(len(ids.chosen), len(ids.rejected)),
+            }
+        )
     return rows
 
 
+class RewardModelTrainer(LoraPlus, RewardTrainer):
+    """TRL's trainer with our checkpoints and two rates, on rows of `training_rows`.
+
+    The replies of a pair share the prompt, and truncated ones all but their EOS, so they are packed into one sequence.
+    """
+
+    def __init__(self, model: PeftModel, loraplus_lr_ratio: float, rows: Sequence[dict[str, Any]], **kwargs: Any):
+        super().__init__(
+            model=model,
+            loraplus_lr_ratio=loraplus_lr_ratio,
+            train_dataset=Dataset.from_list(list(rows)),
+            data_collator=lambda batch: {"pairs": batch},
+            **kwargs,
+        )
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Return the mean over the pairs of the loss of each.
+
+        That is -logsigmoid(chosen - rejected - margin) (Bradley-Terry), and with truncated replies t the mean of it and
+        of -logsigmoid(chosen - t).
+        """
+        losses, margins = [], []
+        for row in inputs["pairs"]:
+            chosen, *others = self._scores(model, [row["chosen_ids"], row["rejected_ids"], *row["truncated_ids"]])
+            gaps = chosen - torch.stack(others)
+            required = torch.tensor([row["margin"]] + [0.0] * (len(others) - 1), device=gaps.device)
+            losses.append(-logsigmoid(gaps - required).mean())
+            margins.append(float(gaps[0].detach()))
+        metrics = self._metrics["train"]  # which TRL logs
+        metrics["accuracy"].append(sum(margin > 0 for margin in margins) / len(margins))
+        metrics["margin"].append(sum(margins) / len(margins))
+        return torch.stack(losses).mean()
+
+    def _scores(self, model: PeftModel, rows: list[list[int]]) -> Tensor:
+        packed = pack(rows)
+        classifier: Any = model.get_base_model()
+        hidden = classifier.base_model(**packed.inputs(self.args.device, classifier.dtype), use_cache=False)[0]
+        scores: Tensor = classifier.score(hidden[0, packed.last.to(self.args.device)])
+        return scores[:, 0].float()
+
+
+def reward_adapter(base: Path, init: Path, runtime: RuntimeSettings, lora: LoraSettings) -> PeftModel:
+    """Return the base with a new score head and an adapter to train: that of `init`, or a new one if it is the base."""
+    model = load_base(base, runtime, AutoModelForSequenceClassification, num_labels=1)
+    kind: dict[str, Any] = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+    return new_adapter(model, lora, **kind) if init == base else continue_adapter(model, init, **kind)
+
+
 def fit(
-    base: Path,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[dict[str, Any]],
     runtime: RuntimeSettings,
-    lora: LoraSettings,
     settings: RewardModelSettings,
     seed: int,
     history: Path,
     folder: Path,
     work: Work | None = None,
-    **arguments: Any,
-) -> RewardTrainer:
-    """Train an adapter and its head on `training_rows`, write the history, and return the trainer.
-
-    Checkpoints go to `folder` in `work`. `arguments`, those of `trl.RewardConfig`, override the settings.
-    """
-    sequence_model = load_base(base, runtime, AutoModelForSequenceClassification, num_labels=1)
-    settled = training_arguments(settings, folder, seed, runtime)
-    trainer = ResumableRewardTrainer(
-        model=new_adapter(sequence_model, lora, task_type="SEQ_CLS", modules_to_save=["score"]),
-        args=RewardConfig(**settled | {"max_length": None} | arguments),
-        train_dataset=Dataset.from_list(list(rows)),
-        processing_class=load_tokenizer(base),
+) -> None:
+    """Train `model` on `training_rows` and write the history; checkpoints go to `folder` in `work`."""
+    arguments = training_arguments(settings, folder, seed, runtime, order="random")
+    trainer = RewardModelTrainer(
+        model,
+        settings.loraplus_lr_ratio,
+        rows,
+        args=RewardConfig(**arguments, max_length=None),
+        processing_class=tokenizer,
     )
     train(trainer, history, work)
-    return trainer
 
 
 def score_pairs(
     stack: AdapterStack, pairs: Sequence[PreferencePair], batch_size: int, description: str
 ) -> list[ScoredPair]:
     """Score both replies of each pair with the stack's model `reward`."""
-    rows = encode_pairs(stack.tokenizer, pairs)
+    encoded = encode_pairs(stack.tokenizer, pairs)
     chosen, rejected = (
         reward_scores(
-            stack, "reward", [row[key] for row in rows], batch_size=batch_size, description=f"{description}, {key[:-4]}"
+            stack,
+            "reward",
+            [pair.prompt + getattr(pair, side) for pair in encoded],
+            batch_size=batch_size,
+            description=f"{description}, {side}",
         )
-        for key in ("chosen_ids", "rejected_ids")
+        for side in ("chosen", "rejected")
     )
     return [
         ScoredPair(
             id=pair.id,
             chosen_score=chosen[i],
             rejected_score=rejected[i],
-            chosen_tokens=len(encode_completion(stack.tokenizer, pair.chosen)),
-            rejected_tokens=len(encode_completion(stack.tokenizer, pair.rejected)),
+            chosen_tokens=len(encoded[i].chosen),
+            rejected_tokens=len(encoded[i].rejected),
         )
         for i, pair in enumerate(pairs)
     ]
+
+
+def truncation_gap(
+    stack: AdapterStack, pairs: Sequence[PreferencePair], scores: Sequence[float], batch_size: int
+) -> float | None:
+    """Return how much higher chosen replies score than the same ones truncated, on average; None if all are too short.
+
+    `scores` are those of the whole replies, which are truncated at `GAP_SHARES` of their tokens.
+    """
+    gaps, rows = list[float](), list[list[int]]()
+    for score, ids in zip(scores, encode_pairs(stack.tokenizer, pairs), strict=True):
+        cut = [reply for share in GAP_SHARES if (reply := truncated(ids.chosen, share)) is not None]
+        rows += [ids.prompt + reply for reply in cut]
+        gaps += [score] * len(cut)
+    cut_scores = reward_scores(stack, "reward", rows, batch_size=batch_size, description="held-out pairs, truncated")
+    return mean([whole - cut for whole, cut in zip(gaps, cut_scores, strict=True)])

@@ -9,7 +9,10 @@ from typing import Any
 import click
 import torch
 import trl.trainer.utils
+from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file, save_file
+from torch.optim import Optimizer
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -173,6 +176,27 @@ class Resumable(Trainer):
     def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
         assert isinstance(self.model, torch.nn.Module)
         return [(key, parameter) for key, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+
+class LoraPlus(Resumable):
+    """A mixin with two learning rates (LoRA+, arXiv 2402.12354), for the trainer of an adapter.
+
+    The B matrices, which start at zero, learn at `loraplus_lr_ratio` times the rate of everything else.
+    """
+
+    def __init__(self, model: PeftModel, loraplus_lr_ratio: float, **kwargs: Any) -> None:
+        super().__init__(model=model, **kwargs)
+        self.loraplus_lr_ratio = loraplus_lr_ratio
+
+    def create_optimizer(self, model: Any = None) -> Optimizer:
+        """Return AdamW (`runtime.optim`) with the two rates."""
+        if self.optimizer is None:
+            assert isinstance(self.model, PeftModel)
+            kind, options = adamw(self.args.optim)
+            self.optimizer = create_loraplus_optimizer(
+                self.model, kind, lr=self.args.learning_rate, loraplus_lr_ratio=self.loraplus_lr_ratio, **options
+            )
+        return self.optimizer
 
 
 def train(trainer: Resumable, history: Path, work: Work | None = None) -> None:

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from peft import get_peft_model
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
@@ -13,7 +11,7 @@ from align.core.errors import InputError
 from align.core.params import Params
 from align.core.rows import Judgement
 from align.judge.request import DIGITS, SCORE_PREFIX, judge_request
-from align.judge.trainer import JudgeTrainer, judge_loss, judged_questions, pack
+from align.judge.trainer import JudgeTrainer, judge_loss, judged_questions
 from align.models.adapters import LoraSettings
 from align.models.base import load_base, load_tokenizer
 from align.models.tokenization import encode_choices
@@ -79,26 +77,6 @@ def test_digits_of_several_tokens_are_an_input_error(
     monkeypatch.setattr("align.judge.trainer.DIGITS", ("0", "one hundred", "2", "3", "4", "5"))
     with pytest.raises(InputError, match=r"base_model\.source: .*cannot be trained"):
         judged_questions(tokenizer, judgements())
-
-
-rows_that_begin_alike = st.tuples(
-    st.lists(st.integers(3, 50), max_size=6),
-    st.lists(st.lists(st.integers(3, 50), min_size=1, max_size=6), min_size=1, max_size=4),
-).map(lambda parts: [parts[0] + rest for rest in parts[1]])
-
-
-@given(rows_that_begin_alike)
-@settings(deadline=None)
-def test_in_a_pack_each_token_sees_its_own_row_up_to_itself_and_nothing_else(rows: list[list[int]]) -> None:
-    packed = pack(rows)
-    ids, positions = packed.input_ids[0], packed.position_ids[0]
-    for row, last in zip(rows, packed.last.tolist(), strict=True):
-        seen = packed.visible[0, 0, last].nonzero().squeeze(1)
-        assert ids[seen].tolist() == row
-        assert positions[seen].tolist() == list(range(len(row)))
-        for place in seen.tolist():
-            inner = packed.visible[0, 0, place].nonzero().squeeze(1)
-            assert inner.tolist() == [i for i in seen.tolist() if i <= place]
 
 
 def test_the_packed_loss_is_the_loss_of_the_rows_one_by_one(

@@ -258,6 +258,17 @@ def test_the_reward_model_reloads_in_another_process_with_equal_and_centred_scor
     assert stack.heads["reward"].bias != 0
 
 
+def test_truncated_replies_are_counted_and_are_neither_training_nor_test_pairs(clone: Clone) -> None:
+    metrics = json.loads((clone.path / "data/metrics/reward.json").read_text())
+    train, test = (
+        read_rows(clone.path / f"data/prepared/preferences/{side}.jsonl", PreferencePair) for side in ("train", "test")
+    )
+    assert metrics["train_pairs"] + metrics["dropped_too_long"] == len(train)
+    assert metrics["truncated_negatives"] == metrics["train_pairs"] > 0
+    assert metrics["pairs"] == len(test)
+    assert isinstance(metrics["truncation_gap"], float)
+
+
 def test_models_load_with_peft_from_the_repository_root(clone: Clone) -> None:
     code = (
         "from transformers import AutoModelForCausalLM; from peft import PeftModel; "

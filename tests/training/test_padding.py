@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase, Trainer
-from trl import DPOConfig, RewardConfig, SFTConfig
+from transformers import PreTrainedTokenizerBase, Trainer
+from trl import DPOConfig, SFTConfig
 
 from align.models.base import load_base, load_tokenizer
 from align.models.batching import left_pad, positions
-from align.reward.training import ResumableRewardTrainer
 from align.run.runtime import RuntimeSettings
 from align.training.sft import ResumableSFTTrainer
 from stages.dpo import TokenizedDPOTrainer
@@ -68,20 +67,6 @@ def test_dpo_pads_on_the_right(
     trainer = TokenizedDPOTrainer(
         model=load_base(tiny_base, runtime),
         ref_model=load_base(tiny_base, runtime),
-        args=config,
-        train_dataset=rows,
-        processing_class=tokenizer,
-    )
-    assert_right_padded(trainer, rows, tokenizer.pad_token_id)
-
-
-def test_the_reward_model_pads_on_the_right(
-    tiny_base: Path, runtime: RuntimeSettings, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    rows = Dataset.from_list([{"chosen_ids": LONG, "rejected_ids": SHORT}] * 2)
-    config = RewardConfig(output_dir=str(tmp_path), max_length=None, report_to="none", use_cpu=True, bf16=False)
-    trainer = ResumableRewardTrainer(
-        model=load_base(tiny_base, runtime, AutoModelForSequenceClassification, num_labels=1),
         args=config,
         train_dataset=rows,
         processing_class=tokenizer,

@@ -10,15 +10,21 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForSequenceClassification, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from trl import DPOConfig, RewardConfig, SFTConfig
 
 from align.core.params import Params
-from align.core.rows import Instruction, Judgement, read_rows
+from align.core.rows import Instruction, Judgement, Message, PreferencePair, read_rows
 from align.judge.trainer import JudgeTrainer, judged_questions
 from align.models.adapters import LoraSettings
 from align.models.base import load_base, load_tokenizer
-from align.reward.training import ResumableRewardTrainer
+from align.reward.training import (
+    RewardModelSettings,
+    RewardModelTrainer,
+    encode_pairs,
+    reward_adapter,
+    training_rows,
+)
 from align.run.runtime import RuntimeSettings
 from align.run.work import Work
 from align.training.settings import TrainingSettings
@@ -110,13 +116,23 @@ def dpo(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
 
 def reward(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     tokenizer = load_tokenizer(base)
-    encoded = [encode_instruction(tokenizer, row.prompt, row.completion)["input_ids"] for row in instructions()]
-    rows = [{"chosen_ids": ids, "rejected_ids": ids[: len(ids) // 2], "length": len(ids)} for ids in encoded]
-    model = load_base(base, runtime, AutoModelForSequenceClassification, num_labels=1)
-    return ResumableRewardTrainer(
-        model=get_peft_model(model, LORA.config(task_type="SEQ_CLS", modules_to_save=["score"])),
-        args=RewardConfig(**training_arguments(SETTINGS, folder, 3, runtime) | {"max_length": None}),
-        train_dataset=Dataset.from_list(rows),
+    pairs = [
+        PreferencePair(
+            id=row.id,
+            messages=[Message(role="user", content=row.prompt)],
+            chosen=row.completion,
+            rejected=row.completion[: len(row.completion) // 2],
+        )
+        for row in instructions()
+    ]
+    arguments = training_arguments(SETTINGS, folder, 3, runtime, order="random")
+    params = Params.read(PARAMS_YAML).section("reward_model", RewardModelSettings)
+    settings = params.model_copy(update={"truncated_negatives": 1})
+    return RewardModelTrainer(
+        reward_adapter(base, base, runtime, LORA),
+        4.0,
+        training_rows(pairs, encode_pairs(tokenizer, pairs), settings, seed=3),
+        args=RewardConfig(**arguments, max_length=None),
         processing_class=tokenizer,
     )
 

@@ -14,6 +14,7 @@ from align.core.templates import render
 from align.data.instructions import read_instructions
 from align.judge.request import SCORE_PREFIX, judge_request
 from align.models.batching import MAX_LENGTH_RATIO as PADDING
+from align.reward.training import GAP_SHARES
 from align.text.labelled import LabelledText
 from stages.base_model import EMBEDDED
 from stages.evaluate import KL_BATCH_SIZE
@@ -115,8 +116,10 @@ class Plan:
             case "reward_model":
                 pairs, test = self._split("preferences")
                 length = pairs.prompt + pairs.reply + TEMPLATE_TOKENS
-                scores = self._forward(min(CENTERING_ROWS, pairs.total) + 2 * test.total, length)
-                return [self._train("reward_model", pairs.total, length * PADDING, sides=2), scores]
+                # Each truncated reply is one token more of a pair's sequence.
+                packed = length + pairs.reply + self.s.reward_model.truncated_negatives
+                scored = min(CENTERING_ROWS, pairs.total) + (2 + len(GAP_SHARES)) * test.total
+                return [self._train("reward_model", pairs.total, packed), self._forward(scored, length)]
             case "ppo":
                 s, model = self.s.ppo, self._adapted
                 prompt = min(self._rows("preferences").prompt + TEMPLATE_TOKENS, s.max_prompt_length)

@@ -135,6 +135,8 @@ PAIR_COUNTS = {
 }
 ACCURACY = {"pairs": 3, "accuracy": 0.5, "accuracy_low": 0.2, "accuracy_high": 0.8}
 REWARD = {**ACCURACY, "train_pairs": 3, "by_length": {"like lengths": ACCURACY}, "calibration_error": 0.1} | {
+    "truncated_negatives": 3,
+    "truncation_gap": 0.5,
     "score_length_correlation": None,
     "margin_length_correlation": None,
 }
