@@ -35,6 +35,8 @@ CHANGES: dict[str, Any] = {
         "preferences_test_fraction": 0.23,
     },
     "ppo": {
+        "advantage": "gae",
+        "num_generations": 1,
         "num_updates": 6,
         "num_ppo_epochs": 2,
         "learning_rate": 3e-4,

@@ -1,4 +1,4 @@
-"""Lines of the PPO checklist (docs/RLHF.md has them all) that no other test of PPO shows."""
+"""Lines of the PPO checklist (docs/PPO.md has them all) that no other test of PPO shows."""
 
 import math
 import shutil
@@ -29,7 +29,7 @@ from align.ppo.rollout import Rollout
 from align.ppo.trainer import PPOTrainer, kl_coef_factor
 from align.run.runtime import RuntimeSettings
 from tests.factories import tiny_gpt2
-from tests.ppo.tiny import MakeStack, encoded, randomize, real_rows, trainer
+from tests.ppo.tiny import MakeStack, all_parameters, critic, encoded, randomize, real_rows, trainer
 
 
 def test_responses_are_sampled_from_the_whole_vocabulary_whatever_the_models_generation_config(
@@ -243,13 +243,13 @@ def test_an_update_that_moves_too_far_stops_before_the_next_optimizer_step_and_s
 def test_a_stopped_update_leaves_no_gradient_for_the_next_one(make_stack: MakeStack) -> None:
     ppo = trainer(make_stack(), learning_rate=1.0, num_ppo_epochs=4, target_kl=0.1)
     ppo.step()
-    assert all(p.grad is None for p in [*ppo.policy_parameters, *ppo.value_parameters])
+    assert all(p.grad is None for p in all_parameters(ppo))
 
 
 def test_the_value_adapter_and_its_head_get_a_gradient_and_survive_a_checkpoint(make_stack: MakeStack) -> None:
     stack = make_stack()
     ppo = trainer(stack)
-    randomize(ppo.value_head)
+    randomize(critic(ppo).head)
     ppo.step()
     again = trainer(make_stack())
     again.load_state_dict(*ppo.state_dict())
@@ -280,7 +280,7 @@ def test_a_run_that_goes_on_from_its_state_ends_in_the_same_bytes(make_stack: Ma
     assert expected[1] == found[1]
     assert expected[0].keys() == found[0].keys()
     assert all(torch.equal(value, found[0][key]) for key, value in expected[0].items())
-    assert len(expected[0]) == 4 * sum(map(len, (whole.policy_parameters, whole.value_parameters)))
+    assert len(expected[0]) == 4 * len(all_parameters(whole))
 
 
 class Keeping(PPOTrainer):
