@@ -82,8 +82,6 @@ def main() -> None:
     watched = random.Random(row_seed(stage.seed, "ppo samples")).sample(rows, min(NUM_SAMPLES, len(rows)))
 
     init, learned = Path("models") / settings.init, Path("data") / settings.init / "ift.jsonl"
-    completions = [encode_completion(tokenizer, row.completion) for row in read_rows(learned, Instruction)]
-    warn_if_capped("ppo.max_new_tokens", settings.max_new_tokens, [len(ids) for ids in completions], learned)
     history: list[dict[str, float]] = []
     samples: list[TrainingSample] = []
     with stage.work([BASE, init, REWARD, PROMPTS]) as work:
@@ -93,6 +91,8 @@ def main() -> None:
             adapters["value"] = REWARD  # the critic starts from the reward model's features
         for name, model_dir in adapters.items():
             stack.add(name, model_dir)
+        completions = [encode_completion(tokenizer, row.completion) for row in read_rows(learned, Instruction)]
+        warn_if_capped("ppo.max_new_tokens", settings.max_new_tokens, [len(ids) for ids in completions], learned)
         trainer = PPOTrainer(stack, encoded, settings, stage.seed, stage.runtime.batch_size)
         checkpoint, pace = work.checkpoint(), Pace()
         if (saved := checkpoint.load()) is not None:

@@ -157,7 +157,7 @@ TORN = {
     "build_preferences m1 m0": ["data/m1/scores.jsonl", "data/m0/ift.jsonl"],
     "dpo m1 m0": ["data/m1/preferences.jsonl", "data/m1/ift.jsonl"],
     "reward_model": ["data/prepared/preferences/train.jsonl", "data/prepared/preferences/test.jsonl"],
-    "ppo": ["data/prepared/prompts.jsonl"],
+    "ppo": ["data/prepared/prompts.jsonl", "data/m0/ift.jsonl"],
     "evaluate m0": ["data/prepared/eval/prompts.jsonl", "data/prepared/eval/judgements.jsonl"],
     "summary": ["data/eval/base.jsonl", "data/eval/m1.anchors.jsonl", "data/ppo/samples.jsonl"],
 }
