@@ -29,7 +29,17 @@ from align.ppo.rollout import Rollout
 from align.ppo.trainer import PPOTrainer, kl_coef_factor
 from align.run.runtime import RuntimeSettings
 from tests.factories import tiny_gpt2
-from tests.ppo.tiny import MakeStack, all_parameters, critic, encoded, randomize, real_rows, trainer
+from tests.ppo.tiny import (
+    MakeStack,
+    all_parameters,
+    critic,
+    encoded,
+    randomize,
+    real_rows,
+    returns_of,
+    trainer,
+    values_of,
+)
 
 
 def test_responses_are_sampled_from_the_whole_vocabulary_whatever_the_models_generation_config(
@@ -125,7 +135,7 @@ def test_a_cut_off_response_gets_the_score_for_it_and_a_finished_one_its_own(mak
     rollout = trainer(stack, **changes).rollout(encoded(stack, 16))
     assert set(rollout.ended.tolist()) == {True, False}
     expected = torch.where(rollout.ended, rollout.scores, -7.0).unsqueeze(1).expand_as(rollout.response_mask)
-    torch.testing.assert_close(rollout.returns[rollout.response_mask], expected[rollout.response_mask])
+    torch.testing.assert_close(returns_of(rollout)[rollout.response_mask], expected[rollout.response_mask])
 
 
 def test_the_optimizers_are_adam_with_an_eps_of_1e_5_and_no_weight_decay(make_stack: MakeStack) -> None:
@@ -254,10 +264,10 @@ def test_the_value_adapter_and_its_head_get_a_gradient_and_survive_a_checkpoint(
     again = trainer(make_stack())
     again.load_state_dict(*ppo.state_dict())
     prompts = encoded(stack)
-    assert torch.equal(ppo.rollout(prompts).values, again.rollout(prompts).values)
+    assert torch.equal(values_of(ppo.rollout(prompts)), values_of(again.rollout(prompts)))
     fresh = trainer(make_stack())
     fresh.updates_done = 1
-    assert not torch.allclose(ppo.rollout(prompts).values, fresh.rollout(prompts).values)
+    assert not torch.allclose(values_of(ppo.rollout(prompts)), values_of(fresh.rollout(prompts)))
 
 
 def test_a_run_that_goes_on_from_its_state_ends_in_the_same_bytes(make_stack: MakeStack) -> None:
@@ -309,5 +319,5 @@ def test_the_history_has_every_measure_and_its_means_are_over_real_tokens(make_s
     assert len(set(lengths)) > 1
     assert row["response_tokens"] == pytest.approx(sum(lengths) / len(lengths))
     assert row["eos_rate"] == pytest.approx(float(rollout.ended.float().mean()))
-    assert row["mean_value"] == pytest.approx(float(rollout.values[mask].mean()))
+    assert row["mean_value"] == pytest.approx(float(values_of(rollout)[mask].mean()))
     assert row["objective"] == pytest.approx(row["mean_reward"] - 0.05 * row["kl"])

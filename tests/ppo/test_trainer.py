@@ -25,9 +25,11 @@ from tests.ppo.tiny import (
     encoded,
     randomize,
     real_rows,
+    returns_of,
     reward,
     snapshot,
     trainer,
+    values_of,
 )
 
 
@@ -89,7 +91,7 @@ def test_at_first_every_value_is_the_mean_reward_so_that_no_place_in_a_reply_is_
     rollout = trainer(stack, missing_eos_penalty=2.0).rollout(encoded(stack))
     reward = (rollout.scores - 2.0 * (~rollout.ended).float()).mean()
     assert 0 < int(rollout.ended.sum()) < len(rollout.ended)
-    torch.testing.assert_close(rollout.values, reward.expand_as(rollout.values))
+    torch.testing.assert_close(values_of(rollout), reward.expand_as(values_of(rollout)))
 
 
 def test_values_are_the_head_on_the_state_before_each_token(make_stack: MakeStack) -> None:
@@ -102,7 +104,7 @@ def test_values_are_the_head_on_the_state_before_each_token(make_stack: MakeStac
         with stack.using("value") as model, torch.no_grad():
             hidden = model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0, -length - 1 : -1]
         expected = (hidden @ critic(ppo).head.T).squeeze(-1).detach() + critic(ppo).bias.detach()
-        torch.testing.assert_close(rollout.values[i, :length], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(values_of(rollout)[i, :length], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_scores_are_the_reward_models_on_the_very_tokens_of_the_rollout(make_stack: MakeStack) -> None:
@@ -120,8 +122,8 @@ def test_advantages_are_whitened_gae_of_kl_penalty_and_penalized_score(make_stac
     mask = rollout.response_mask
     penalized = rollout.scores - 2.0 * (~rollout.ended).float()
     rewards = token_rewards(rollout.logprobs, rollout.ref_logprobs, penalized, mask, 0.5)
-    advantages, returns = gae(rewards, rollout.values, mask, 0.9, 0.8)
-    torch.testing.assert_close(rollout.returns, returns)
+    advantages, returns = gae(rewards, values_of(rollout), mask, 0.9, 0.8)
+    torch.testing.assert_close(returns_of(rollout), returns)
     torch.testing.assert_close(rollout.advantages, whiten(advantages, mask))
 
 
@@ -133,7 +135,7 @@ def test_an_unfinished_response_loses_the_penalty_and_a_finished_one_nothing(mak
     assert set(free.ended.tolist()) == {True, False}
     last = torch.tensor([ids[-1] for ids, _ in real_rows(free)])
     assert torch.equal(free.ended, last == stack.tokenizer.eos_token_id)
-    loss = (free.returns - dear.returns)[free.response_mask]
+    loss = (returns_of(free) - returns_of(dear))[free.response_mask]
     expected = torch.where(free.ended, 0.0, 5.0).unsqueeze(1).expand_as(free.response_mask)[free.response_mask]
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 

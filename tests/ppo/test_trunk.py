@@ -1,7 +1,7 @@
 """What PPO computes once an update: the layers that its four models share."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from align.models.stack import AdapterStack
 from align.ppo.rollout import Batch, place
 from align.run.runtime import RuntimeSettings
 from tests.factories import tiny_gpt2
-from tests.ppo.tiny import MakeStack, all_parameters, critic, encoded, randomize, trainer
+from tests.ppo.tiny import MakeStack, all_parameters, critic, encoded, randomize, trainer, values_of
 
 CPU = torch.device("cpu")
 
@@ -90,13 +90,13 @@ def test_what_is_computed_once_gives_the_log_probabilities_and_values_of_whole_f
             expected = ppo._map_rows(whole(rollout), partial(ppo._logprobs, name))
             torch.testing.assert_close(found[rollout.response_mask], expected[rollout.response_mask])
         values = ppo._map_rows(whole(rollout), critic(ppo).values)
-        torch.testing.assert_close(rollout.values[rollout.response_mask], values[rollout.response_mask])
+        torch.testing.assert_close(values_of(rollout)[rollout.response_mask], values[rollout.response_mask])
 
 
 def test_an_update_is_the_same_with_and_without_what_is_computed_once(
     make_stack: MakeStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def updated(entirely: bool) -> list[Tensor]:
+    def updated(entirely: bool) -> Sequence[Tensor]:
         ppo = trainer(make_stack(layers=[1]), num_ppo_epochs=2, mini_batch_size=4, learning_rate=1e-4)
         if entirely:
             for owner, name in ((ppo, "_logits"), (critic(ppo), "values")):

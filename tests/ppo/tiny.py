@@ -59,6 +59,16 @@ def critic(ppo: PPOTrainer) -> Critic:
     return ppo.critic
 
 
+def values_of(rollout: Rollout) -> Tensor:
+    assert rollout.values is not None
+    return rollout.values
+
+
+def returns_of(rollout: Rollout) -> Tensor:
+    assert rollout.returns is not None
+    return rollout.returns
+
+
 def all_parameters(ppo: PPOTrainer) -> list[nn.Parameter]:
     return [parameter for group in ppo.parameters.values() for parameter in group]
 
