@@ -67,6 +67,7 @@ SAME_WORDS = (
 # What the comparison fixes. The reward model likes replies that were cut off, of which it has not seen any: with less
 # of a penalty a policy gains by never ending (docs/LOG.md).
 FIXED: dict[str, Any] = {
+    **{"advantage": "gae", "num_generations": 1},
     **{"kl_coef": 0.05, "adaptive_kl_target": None, "target_kl": None, "temperature": 1.0, "gamma": 1.0, "lam": 0.95},
     **{"cliprange": 0.2, "missing_eos_penalty": 3.0, "missing_eos_score": None},
     **{"num_ppo_epochs": 4, "max_new_tokens": 32, "learning_rate": 2e-4, "value_learning_rate": 2e-4},

@@ -1,23 +1,26 @@
 """RLHF with PPO: models/<ppo.init> + models/reward + data/prepared/prompts.jsonl -> models/ppo.
 
+data/<ppo.init>/ift.jsonl shows how long that model's replies should be; a lower `ppo.max_new_tokens` gets a warning.
+
 A killed run resumes from its last checkpoint. Run with `python -m stages.ppo`.
 """
 
 import random
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 from tqdm import tqdm
 
 from align.core.files import replacing, write_csv
-from align.core.rows import Prompt, TrainingSample, read_rows, write_rows
+from align.core.rows import Instruction, Prompt, TrainingSample, read_rows, write_rows
 from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
 from align.models.base import copy_tokenizer, load_tokenizer
 from align.models.card import write_model_card
 from align.models.stack import AdapterStack
-from align.models.tokenization import drop_too_long, encode_prompt
+from align.models.tokenization import drop_too_long, encode_completion, encode_prompt, warn_if_capped
 from align.ppo.settings import PPOSettings
 from align.ppo.trainer import PPOTrainer
 from align.reward.scoring import reward_scores
@@ -54,6 +57,17 @@ def sample_answers(
     ]
 
 
+def warn_of_critic(history: Sequence[Mapping[str, float]]) -> None:
+    """Print a warning if the critic predicts the last third's returns worse than their mean would."""
+    last = history[-max(1, len(history) // 3) :]
+    explained = [row["explained_variance"] for row in last if "explained_variance" in row]
+    if explained and (mean := statistics.fmean(explained)) < 0:
+        click.echo(
+            f"ppo: warning: the critic explains {mean:.2f} of the variance of the returns (last third): it adds noise; "
+            "raise ppo.value_learning_rate, or set ppo.advantage: rloo, which has none"
+        )
+
+
 @click.command(help=__doc__)
 def main() -> None:
     stage = Stage("ppo")
@@ -67,14 +81,18 @@ def main() -> None:
     encoded = [ids for ids in encoded if len(ids) <= settings.max_prompt_length]
     watched = random.Random(row_seed(stage.seed, "ppo samples")).sample(rows, min(NUM_SAMPLES, len(rows)))
 
-    init = Path("models") / settings.init
+    init, learned = Path("models") / settings.init, Path("data") / settings.init / "ift.jsonl"
     history: list[dict[str, float]] = []
     samples: list[TrainingSample] = []
     with stage.work([BASE, init, REWARD, PROMPTS]) as work:
         stack = AdapterStack(BASE, stage.runtime)
-        # The value function starts from the reward model's features.
-        for name, model_dir in {"policy": init, "reference": init, "reward": REWARD, "value": REWARD}.items():
+        adapters = {"policy": init, "reference": init, "reward": REWARD}
+        if settings.advantage == "gae":
+            adapters["value"] = REWARD  # the critic starts from the reward model's features
+        for name, model_dir in adapters.items():
             stack.add(name, model_dir)
+        completions = [encode_completion(tokenizer, row.completion) for row in read_rows(learned, Instruction)]
+        warn_if_capped("ppo.max_new_tokens", settings.max_new_tokens, [len(ids) for ids in completions], learned)
         trainer = PPOTrainer(stack, encoded, settings, stage.seed, stage.runtime.batch_size)
         checkpoint, pace = work.checkpoint(), Pace()
         if (saved := checkpoint.load()) is not None:
@@ -104,6 +122,7 @@ def main() -> None:
             write_model_card(temporary, stage, parents, {"prompts": PROMPTS})
         write_csv(Path("data/ppo/history.csv"), history)
         write_rows(Path("data/ppo/samples.jsonl"), samples)
+    warn_of_critic(history)
     click.echo(
         f"ppo: {len(history)} updates of {settings.rollout_batch_size} responses, mean reward "
         f"{history[0]['mean_reward']:.2f} -> {history[-1]['mean_reward']:.2f}; {dropped} prompts dropped as too long"

@@ -1,9 +1,12 @@
 """Text to token ids, the same way in every stage: the chat template, the completion, one EOS."""
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TypeVar
 
+import click
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
@@ -128,3 +131,21 @@ def drop_too_long(rows: Sequence[T], lengths: Sequence[int], limit: int, key: st
     if not kept:
         raise InputError(f"params.yaml: {key}: all {len(rows)} rows are longer than {limit} tokens; raise it")
     return kept, len(rows) - len(kept)
+
+
+def warn_if_capped(key: str, cap: int, lengths: Sequence[int], path: Path) -> None:
+    """Print a warning if more than a tenth of the completions that a model learned to write are longer than its cap.
+
+    Args:
+        key: the param that is the cap, such as `ppo.max_new_tokens`.
+        cap: its value, in tokens.
+        lengths: tokens of each completion, with the EOS.
+        path: the file with these completions.
+    """
+    enough = sorted(lengths)[math.ceil(0.9 * len(lengths)) - 1] if lengths else 0
+    if cap < enough:
+        longer = sum(length > cap for length in lengths) / len(lengths)
+        click.echo(
+            f"warning: {key} is {cap}: {longer:.0%} of the completions in {path} are longer, which the model was "
+            f"trained to write; raise it to {enough} (their 90th percentile)"
+        )

@@ -1,4 +1,4 @@
-"""Per-token rewards and advantages for PPO, on plain tensors.
+"""Rewards and advantages for PPO, on plain tensors.
 
 `mask` is bool, True on real response tokens, including the EOS. Values elsewhere are ignored.
 """
@@ -26,8 +26,7 @@ def token_rewards(logprobs: Tensor, ref_logprobs: Tensor, scores: Tensor, mask: 
         mask: (B, R).
         kl_coef: weight of the KL penalty.
     """
-    log_ratio = (logprobs - ref_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    rewards = torch.where(mask, -kl_coef * log_ratio, 0.0)
+    rewards = -kl_coef * _log_ratio(logprobs, ref_logprobs, mask)
     rows = torch.arange(len(rewards), device=rewards.device)
     rewards[rows, last_token_index(mask)] += scores
     return rewards
@@ -50,7 +49,42 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     return advantages, advantages + values
 
 
+def rloo(rewards: Tensor, num_generations: int) -> Tensor:
+    """Return REINFORCE leave-one-out advantages (B,): reward less the mean of the prompt's others (arXiv 2402.14740).
+
+    Args:
+        rewards: (B,), the responses to one prompt next to each other; see `sequence_rewards`.
+        num_generations: responses to a prompt, 2 or more.
+    """
+    groups = rewards.view(-1, num_generations)
+    others = (groups.sum(1, keepdim=True) - groups) / (num_generations - 1)
+    return (groups - others).flatten()
+
+
+def grpo(rewards: Tensor, num_generations: int) -> Tensor:
+    """Return group-relative advantages (B,): rewards with mean 0 and deviation 1 in each group (arXiv 2402.03300).
+
+    A group of equal rewards gets 0. The KL penalty is no part of them: `kl_loss` is a term of the loss.
+
+    Args:
+        rewards: (B,), the responses to one prompt next to each other.
+        num_generations: responses to a prompt, 2 or more.
+    """
+    groups = rewards.view(-1, num_generations)
+    centred = groups - groups.mean(1, keepdim=True)
+    return (centred / (groups.std(1, correction=0, keepdim=True) + 1e-4)).flatten()
+
+
+def sequence_rewards(logprobs: Tensor, ref_logprobs: Tensor, scores: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """Return the reward of each response, (B,): the sum of its `token_rewards`, which has the same arguments."""
+    return scores - kl_coef * _log_ratio(logprobs, ref_logprobs, mask).sum(1)
+
+
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
     """Return x with mean 0 and standard deviation 1 over the batch's real tokens, and 0 elsewhere."""
     real = x[mask]
     return torch.where(mask, (x - real.mean()) / (real.std(correction=0) + 1e-8), 0.0)
+
+
+def _log_ratio(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, (logprobs - ref_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT), 0.0)

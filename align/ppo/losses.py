@@ -30,6 +30,15 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask
     return torch.where(mask, torch.maximum(unclipped, clipped), 0.0)
 
 
+def kl_loss(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Return the k3 estimate of the KL to the reference, (B, R), 0 outside the mask (arXiv 2402.03300, equation 4).
+
+    It is never negative, and its gradient pulls `logprobs` towards `ref_logprobs`.
+    """
+    log_ratio = torch.where(mask, ref_logprobs - logprobs, 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return log_ratio.exp() - 1 - log_ratio
+
+
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float) -> Tensor:
     """Return half the squared error of the values, clipped around the old ones, (B, R), 0 outside the mask."""
     clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)

@@ -32,16 +32,16 @@ class Batch(PaddedBatch):
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout(Batch):
-    """A batch evaluated under policy, reference, value and reward model, without gradient."""
+    """A batch evaluated under policy, reference and reward model, and the critic if there is one, without gradient."""
 
     logprobs: Tensor  # (B, R) log pi_old(a|s), by the trainer's forward
     entropies: Tensor  # (B, R) of pi_old(.|s), in nats
     ref_logprobs: Tensor  # (B, R) log pi_ref(a|s)
-    values: Tensor  # (B, R) V_old(s)
-    advantages: Tensor  # (B, R) whitened
-    returns: Tensor  # (B, R) targets of the value function
+    advantages: Tensor  # (B, R), 0 at padding
     scores: Tensor  # (B,) of the reward model, before the penalty for a missing EOS
     ended: Tensor  # (B,) True where the response ends with EOS
+    values: Tensor | None = None  # (B, R) V_old(s), of the critic
+    returns: Tensor | None = None  # (B, R) its targets
 
 
 def place(rows: Sequence[Tensor], attention_mask: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Settings of PPO."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +11,8 @@ class PPOSettings(Settings):
     """Section `ppo` of params.yaml, named as in TRL."""
 
     init: str = Field(pattern=f"^{MODEL_NAME.pattern}$")
+    advantage: Literal["gae", "rloo", "grpo"]
+    num_generations: int = Field(ge=1)
     num_updates: int = Field(ge=1)
     rollout_batch_size: int = Field(ge=2)
     mini_batch_size: int = Field(ge=1)
@@ -48,6 +50,10 @@ class PPOSettings(Settings):
             raise ValueError(
                 "sizes where rollout_batch_size / mini_batch_size / per_device_train_batch_size divide evenly"
             )
+        if self.rollout_batch_size % self.num_generations:
+            raise ValueError("a rollout_batch_size that num_generations divides: it counts responses, not prompts")
+        if self.advantage != "gae" and self.num_generations < 2:
+            raise ValueError(f"num_generations 2 or more: {self.advantage} compares the responses to a prompt")
         if self.missing_eos_score is not None and self.missing_eos_penalty:
             raise ValueError("missing_eos_penalty 0, or missing_eos_score null: one replaces what the other lowers")
         return self

@@ -1,13 +1,18 @@
 """Proximal policy optimization (arXiv 1707.06347) with a KL penalty against a reference, on LoRA adapters.
 
-Policy, reference, reward and value are four adapters over one base. One update: sample responses over the full
-vocabulary; recompute their log-probabilities with training's forward; score them; reward = -kl_coef * log-ratio, plus
-the score at the last token; GAE; whiten; then epochs of clipped updates. A loss is a mean over the tokens of the whole
-mini-batch, however it is cut into micro-batches.
+Policy, reference and reward are adapters over one base, and so is the value function that `advantage: gae` has. One
+update: sample responses over the full vocabulary; recompute their log-probabilities with training's forward; score
+them; compute advantages; then epochs of clipped updates. A loss is a mean over the tokens of the whole mini-batch,
+however it is cut into micro-batches.
+
+What `advantage` chooses:
+- gae: reward of a token = -kl_coef * log-ratio, plus the score at the last token; GAE with a critic; whiten.
+- rloo: reward of a response = score - kl_coef * its log-ratio, less the mean of the prompt's other responses.
+- grpo: score less the prompt's mean, over the prompt's deviation; kl_coef * KL is a term of the loss.
 
 An update computes its constant layers once: those below the lowest layer that policy, reference or reward model adapt,
-and those of the reward model below the ones that the value function trains (`value_layers`). The forward that scores
-the responses keeps their output states, where every other forward begins.
+and those of the reward model below the ones that the critic trains (`value_layers`). The forward that scores the
+responses keeps their output states, where every other forward begins.
 """
 
 import random
@@ -23,8 +28,9 @@ from align.core.errors import InputError
 from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
 from align.models.stack import AdapterStack
-from align.ppo.advantages import gae, token_rewards, whiten
-from align.ppo.losses import policy_loss, token_entropies, token_logprobs, value_loss
+from align.ppo.advantages import gae, grpo, rloo, sequence_rewards, token_rewards, whiten
+from align.ppo.critic import Critic
+from align.ppo.losses import kl_loss, policy_loss, token_entropies, token_logprobs, value_loss
 from align.ppo.rollout import Batch, Rollout, place
 from align.ppo.settings import PPOSettings
 from align.reward.scoring import score_and_record
@@ -37,10 +43,10 @@ SELF_TEST_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1.5e-2}
 
 
 class PPOTrainer:
-    """Trains adapter `policy` of a stack that also has `reference`, `reward` and `value` (with the reward's head).
+    """Trains adapter `policy` of a stack that also has `reference`, `reward` and, for `gae`, `value`.
 
     Args:
-        stack: the four adapters; policy and reference must be equal, which the first rollout checks.
+        stack: these adapters; policy and reference must be equal, which the first rollout checks.
         prompts: token ids of the conversations to answer, drawn in shuffled passes.
         settings: section `ppo`.
         seed: that of the run.
@@ -51,28 +57,21 @@ class PPOTrainer:
         self, stack: AdapterStack, prompts: Sequence[list[int]], settings: PPOSettings, seed: int, batch_size: int
     ) -> None:
         self.stack, self.settings, self.seed, self.batch_size = stack, settings, seed, batch_size
-        depth = len(stack.layers)
-        value_layers = depth if settings.value_layers is None else settings.value_layers
-        if value_layers > depth:
-            raise InputError(f"params.yaml: ppo.value_layers is {value_layers}, the base has {depth} layers; lower it")
-        # Where forwards begin: below, all four models are equal, or value and reward model are.
+        self.critic = Critic(stack, settings.value_layers) if settings.advantage == "gae" else None
+        # Where the policy's forwards begin: below, policy, reference and reward model are equal.
         self.policy_layer = min(stack.first_layer(name) for name in ("policy", "reference", "reward"))
-        self.value_layer = max(stack.first_layer("value"), depth - value_layers)
-        # The value function starts as a constant on the reward model's features, see `rollout`. With the reward model's
-        # head, which is meaningless before the EOS, or with 0, last tokens would look much worse (or better) than those
-        # before, and the policy would unlearn (or overdo) ending its replies.
-        self.value_head = nn.Parameter(torch.zeros_like(stack.heads["reward"].weight))
-        self.value_bias = nn.Parameter(torch.zeros(1, device=stack.device))
-        self.policy_parameters = stack.parameters("policy")
-        self.value_parameters = [*stack.parameters("value", self.value_layer), self.value_head, self.value_bias]
-        for parameter in [*self.policy_parameters, *self.value_parameters]:
+        self.parameters = {"policy": stack.parameters("policy")}  # by optimizer
+        self.learning_rates = {"policy": settings.learning_rate}
+        if self.critic is not None:
+            self.parameters["value"] = self.critic.parameters
+            self.learning_rates["value"] = settings.value_learning_rate
+        for parameter in (parameter for group in self.parameters.values() for parameter in group):
             parameter.requires_grad_(True)
         kind, options = adamw(stack.optim)
-        rates = {"policy": settings.learning_rate, "value": settings.value_learning_rate}
         # eps 1e-5 as in the original implementation.
         self.optimizers = {
-            name: kind(parameters, lr=rates[name], eps=1e-5, weight_decay=0.0, **options)
-            for name, parameters in self._parameters().items()
+            name: kind(group, lr=self.learning_rates[name], eps=1e-5, weight_decay=0.0, **options)
+            for name, group in self.parameters.items()
         }
         self.tolerance = SELF_TEST_TOLERANCE[stack.compute_dtype]
         self._prompts = prompts
@@ -82,9 +81,9 @@ class PPOTrainer:
     def step(self) -> dict[str, float]:
         """Run one update and return its row of the history."""
         settings = self.settings
-        remaining = 1 - self.updates_done / settings.num_updates  # both rates fall linearly to 0
-        self.optimizers["policy"].param_groups[0]["lr"] = settings.learning_rate * remaining
-        self.optimizers["value"].param_groups[0]["lr"] = settings.value_learning_rate * remaining
+        remaining = 1 - self.updates_done / settings.num_updates  # the rates fall linearly to 0
+        for name, optimizer in self.optimizers.items():
+            optimizer.param_groups[0]["lr"] = self.learning_rates[name] * remaining
         rollout = self.rollout(sorted(self._next_prompts(), key=len))  # similar lengths need little padding
         if self.updates_done == 0:
             self._check_reference(rollout)
@@ -102,7 +101,7 @@ class PPOTrainer:
         There is no random state: seeds and prompts follow from the run's seed and the update's number.
         """
         tensors: dict[str, Tensor] = {}
-        for name, parameters in self._parameters().items():
+        for name, parameters in self.parameters.items():
             optimizer = self.optimizers[name]
             for i, parameter in enumerate(parameters):
                 tensors[f"{name}.{i}"] = parameter
@@ -118,7 +117,7 @@ class PPOTrainer:
         for key, tensor in tensors.items():
             parameter_name, _, part = key.rpartition(".")
             moments.setdefault(parameter_name, {})[part] = tensor
-        for name, parameters in self._parameters().items():
+        for name, parameters in self.parameters.items():
             optimizer = self.optimizers[name]
             for i, parameter in enumerate(parameters):
                 parameter.copy_(tensors[f"{name}.{i}"])
@@ -132,52 +131,48 @@ class PPOTrainer:
 
     @torch.no_grad()
     def rollout(self, prompts: Sequence[list[int]]) -> Rollout:
-        """Answer the prompts and evaluate the answers."""
+        """Answer each prompt `num_generations` times, and evaluate the answers."""
         settings, tokenizer = self.settings, self.stack.tokenizer
         with self.stack.using("policy") as model:
             sampled = TorchGenerator(model, tokenizer, self.batch_size).generate(
                 prompts,
                 SamplingParams(settings.max_new_tokens, settings.temperature),  # no top-p: ratios are over all tokens
                 [row_seed(self.seed, "ppo", self.updates_done, i) for i in range(len(prompts))],
+                n=settings.num_generations,
             )
-        completions = [completion for [completion] in sampled]
+        prompts = [prompt for prompt in prompts for _ in range(settings.num_generations)]
+        completions = [completion for samples in sampled for completion in samples]
         responses = [completion.token_ids for completion in completions]
         batch = Batch.collate(prompts, responses, int(tokenizer.pad_token_id or 0), self.stack.device)
         tokens = [prompt + completion.token_ids for prompt, completion in zip(prompts, completions, strict=True)]
-        rewards, states = score_and_record(
-            self.stack,
-            "reward",
-            tokens,
-            {self.policy_layer, self.value_layer},
-            batch_size=settings.per_device_train_batch_size,
+        layers = {self.policy_layer} if self.critic is None else {self.policy_layer, self.critic.layer}
+        found, states = score_and_record(
+            self.stack, "reward", tokens, layers, batch_size=settings.per_device_train_batch_size
         )
-        scores = torch.tensor(rewards, device=self.stack.device)
-        batch = replace(
-            batch,
-            policy_states=place(states[self.policy_layer], batch.attention_mask),
-            value_states=place(states[self.value_layer], batch.attention_mask),
-        )
+        scores = torch.tensor(found, device=self.stack.device)
+        batch = replace(batch, policy_states=place(states[self.policy_layer], batch.attention_mask))
+        if self.critic is not None:
+            batch = replace(batch, value_states=place(states[self.critic.layer], batch.attention_mask))
         logprobs, entropies = self._map_rows(batch, self._logprobs_and_entropies).unbind(-1)
         ref_logprobs = self._map_rows(batch, lambda part: self._logprobs("reference", part))
         ended = torch.tensor([c.finish_reason == "stop" for c in completions], device=self.stack.device)
-        mask = batch.response_mask
-        penalized = self._penalized(scores, ended)
-        if self.updates_done == 0:  # before training, the mean reward is the best guess
-            self.value_bias.fill_(penalized.mean())
-        values = self._map_rows(batch, self._values)
-        per_token = token_rewards(logprobs, ref_logprobs, penalized, mask, self.kl_coef)
-        advantages, returns = gae(per_token, values, mask, settings.gamma, settings.lam)
-        return Rollout(
-            **vars(batch),
-            logprobs=logprobs,
-            entropies=entropies,
-            ref_logprobs=ref_logprobs,
-            values=values,
-            advantages=whiten(advantages, mask),
-            returns=returns,
-            scores=scores,
-            ended=ended,
-        )
+        rewards, mask = self._penalized(scores, ended), batch.response_mask
+        evaluated = {"logprobs": logprobs, "entropies": entropies, "ref_logprobs": ref_logprobs}
+        if self.critic is not None:
+            if self.updates_done == 0:  # before training, the mean reward is the best guess
+                self.critic.bias.fill_(rewards.mean())
+            values = self._map_rows(batch, self.critic.values)
+            per_token = token_rewards(logprobs, ref_logprobs, rewards, mask, self.kl_coef)
+            advantages, returns = gae(per_token, values, mask, settings.gamma, settings.lam)
+            evaluated |= {"advantages": whiten(advantages, mask), "values": values, "returns": returns}
+        else:
+            if settings.advantage == "rloo":
+                rewards = sequence_rewards(logprobs, ref_logprobs, rewards, mask, self.kl_coef)
+                advantages = rloo(rewards, settings.num_generations)
+            else:
+                advantages = grpo(rewards, settings.num_generations)
+            evaluated["advantages"] = advantages.unsqueeze(1) * mask
+        return Rollout(**vars(batch), **evaluated, scores=scores, ended=ended)
 
     def _optimize(self, rollout: Rollout) -> dict[str, float]:
         settings = self.settings
@@ -191,9 +186,9 @@ class PPOTrainer:
                 # The policy is now too far from the one that wrote these responses.
                 stopped = settings.target_kl is not None and metrics["approx_kl"] > 1.5 * settings.target_kl
                 if not stopped:
-                    for name, parameters in self._parameters().items():
-                        nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-                        self.optimizers[name].step()
+                    for name, optimizer in self.optimizers.items():
+                        nn.utils.clip_grad_norm_(self.parameters[name], settings.max_grad_norm)
+                        optimizer.step()
                     steps += 1
                     totals = {key: totals.get(key, 0.0) + value for key, value in metrics.items()}
                 for optimizer in self.optimizers.values():
@@ -226,16 +221,23 @@ class PPOTrainer:
                 "forwards of the same policy differ; check for dropout, another mask or another temperature"
             )
         loss = policy_loss(logprobs, part.logprobs, part.advantages, mask, settings.cliprange).sum() / tokens
+        losses = {"policy_loss": float(loss.detach())}
+        if settings.advantage == "grpo":
+            divergence = kl_loss(logprobs, part.ref_logprobs, mask).sum() / tokens
+            losses["kl_loss"] = float(divergence.detach())
+            loss = loss + self.kl_coef * divergence
         loss.backward()
-        with self._checkpointing():
-            values = self._values(part)
-        error = value_loss(values, part.values, part.returns, mask, settings.cliprange_value).sum() / tokens
-        error.backward()
+        if self.critic is not None:
+            assert part.values is not None
+            assert part.returns is not None
+            with self._checkpointing():
+                values = self.critic.values(part)
+            error = value_loss(values, part.values, part.returns, mask, settings.cliprange_value).sum() / tokens
+            error.backward()
+            losses["value_loss"] = float(error.detach())
         ratio = log_ratio.exp()
         clipped = ((ratio - 1).abs() > settings.cliprange) & mask
-        return {
-            "policy_loss": float(loss.detach()),
-            "value_loss": float(error.detach()),
+        return losses | {
             "ratio": float(torch.where(mask, ratio, 0.0).sum() / tokens),
             "clip_fraction": float(clipped.sum() / tokens),
             # k3 = ratio - 1 - log(ratio): never negative, for display only
@@ -245,10 +247,8 @@ class PPOTrainer:
     def _describe(self, rollout: Rollout) -> dict[str, float]:
         mask = rollout.response_mask
         kl = torch.where(mask, rollout.logprobs - rollout.ref_logprobs, 0.0).sum(1).mean()
-        returns, values = rollout.returns[mask], rollout.values[mask]
-        variance = returns.var(correction=0)
         reward = self._penalized(rollout.scores, rollout.ended).mean()
-        return {
+        measures = {
             "mean_reward": float(reward),
             "mean_score": float(rollout.scores.mean()),
             "kl": float(kl),
@@ -257,9 +257,13 @@ class PPOTrainer:
             "eos_rate": float(rollout.ended.float().mean()),
             "entropy": float(rollout.entropies[mask].mean()),
             "response_tokens": float(mask.sum() / len(mask)),
-            "mean_value": float(values.mean()),
-            "explained_variance": float(1 - (returns - values).var(correction=0) / variance) if variance > 0 else 0.0,
         }
+        if rollout.values is not None and rollout.returns is not None:
+            returns, values = rollout.returns[mask], rollout.values[mask]
+            variance, rest = returns.var(correction=0), (returns - values).var(correction=0)
+            measures["mean_value"] = float(values.mean())
+            measures["explained_variance"] = float(1 - rest / variance) if variance > 0 else 0.0
+        return measures
 
     def _penalized(self, scores: Tensor, ended: Tensor) -> Tensor:
         """Return the reward of each response: its score, replaced or lowered if it does not end with an EOS.
@@ -306,20 +310,6 @@ class PPOTrainer:
             ).logits
         return logits
 
-    def _values(self, batch: Batch) -> Tensor:
-        """Return the value of the state before each response token, (B, R)."""
-        length, states = batch.response_mask.shape[1], batch.value_states
-        begin = nullcontext() if states is None else self.stack.entering(self.value_layer, states)
-        with self.stack.using("value") as model, begin:
-            hidden = model.base_model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                position_ids=batch.position_ids,
-                use_cache=False,
-            ).last_hidden_state[:, -length - 1 : -1]
-        values: Tensor = (hidden.float() @ self.value_head.T).squeeze(-1) + self.value_bias
-        return values
-
     def _checkpointing(self) -> AbstractContextManager[None]:
         return self.stack.checkpointing() if self.settings.gradient_checkpointing else nullcontext()
 
@@ -340,7 +330,7 @@ class PPOTrainer:
 
     def _next_prompts(self) -> list[list[int]]:
         """Return the prompts of this update: shuffled passes over all of them, cut into batches."""
-        count, size = len(self._prompts), self.settings.rollout_batch_size
+        count, size = len(self._prompts), self.settings.rollout_batch_size // self.settings.num_generations
         first = self.updates_done * size
         passes = range(first // count, (first + size - 1) // count + 1)
         order = [
@@ -350,9 +340,6 @@ class PPOTrainer:
         ]
         start = first - passes[0] * count
         return [self._prompts[i] for i in order[start : start + size]]
-
-    def _parameters(self) -> dict[str, list[nn.Parameter]]:
-        return {"policy": self.policy_parameters, "value": self.value_parameters}
 
 
 def kl_coef_factor(kl: float, target: float, share: float) -> float:

@@ -227,7 +227,7 @@ def test_ppo_goes_on_from_its_state_to_the_same_bytes(make_stack: MakeStack, qua
     again = begin()
     again.load_state_dict({key: value.clone() for key, value in tensors.items()}, state)
     assert [again.step(), again.step()] == rows[1:]
-    for mine, theirs in zip(again.policy_parameters, whole.policy_parameters, strict=True):
+    for mine, theirs in zip(again.parameters["policy"], whole.parameters["policy"], strict=True):
         assert mine.dtype == torch.float32
         assert torch.equal(mine, theirs)
     assert len(codes) == (14 if quantization == "nf4" else 0)
@@ -250,7 +250,7 @@ def test_ppo_with_gradient_checkpointing_computes_the_same(
     results = []
     for checkpointing in (False, True):
         ppo = trainer(make_stack(quantization=quantization, layers=layers), gradient_checkpointing=checkpointing)
-        results.append([ppo.step(), ppo.step(), [parameter.tolist() for parameter in ppo.policy_parameters]])
+        results.append([ppo.step(), ppo.step(), [parameter.tolist() for parameter in ppo.parameters["policy"]]])
         assert (calls > 0) == checkpointing
     assert results[0] == results[1]
 

@@ -1,4 +1,4 @@
-"""Lines of the PPO checklist (docs/RLHF.md has them all) that no other test of PPO shows."""
+"""Lines of the PPO checklist (docs/PPO.md has them all) that no other test of PPO shows."""
 
 import math
 import shutil
@@ -29,7 +29,17 @@ from align.ppo.rollout import Rollout
 from align.ppo.trainer import PPOTrainer, kl_coef_factor
 from align.run.runtime import RuntimeSettings
 from tests.factories import tiny_gpt2
-from tests.ppo.tiny import MakeStack, encoded, randomize, real_rows, trainer
+from tests.ppo.tiny import (
+    MakeStack,
+    all_parameters,
+    critic,
+    encoded,
+    randomize,
+    real_rows,
+    returns_of,
+    trainer,
+    values_of,
+)
 
 
 def test_responses_are_sampled_from_the_whole_vocabulary_whatever_the_models_generation_config(
@@ -125,7 +135,7 @@ def test_a_cut_off_response_gets_the_score_for_it_and_a_finished_one_its_own(mak
     rollout = trainer(stack, **changes).rollout(encoded(stack, 16))
     assert set(rollout.ended.tolist()) == {True, False}
     expected = torch.where(rollout.ended, rollout.scores, -7.0).unsqueeze(1).expand_as(rollout.response_mask)
-    torch.testing.assert_close(rollout.returns[rollout.response_mask], expected[rollout.response_mask])
+    torch.testing.assert_close(returns_of(rollout)[rollout.response_mask], expected[rollout.response_mask])
 
 
 def test_the_optimizers_are_adam_with_an_eps_of_1e_5_and_no_weight_decay(make_stack: MakeStack) -> None:
@@ -243,21 +253,21 @@ def test_an_update_that_moves_too_far_stops_before_the_next_optimizer_step_and_s
 def test_a_stopped_update_leaves_no_gradient_for_the_next_one(make_stack: MakeStack) -> None:
     ppo = trainer(make_stack(), learning_rate=1.0, num_ppo_epochs=4, target_kl=0.1)
     ppo.step()
-    assert all(p.grad is None for p in [*ppo.policy_parameters, *ppo.value_parameters])
+    assert all(p.grad is None for p in all_parameters(ppo))
 
 
 def test_the_value_adapter_and_its_head_get_a_gradient_and_survive_a_checkpoint(make_stack: MakeStack) -> None:
     stack = make_stack()
     ppo = trainer(stack)
-    randomize(ppo.value_head)
+    randomize(critic(ppo).head)
     ppo.step()
     again = trainer(make_stack())
     again.load_state_dict(*ppo.state_dict())
     prompts = encoded(stack)
-    assert torch.equal(ppo.rollout(prompts).values, again.rollout(prompts).values)
+    assert torch.equal(values_of(ppo.rollout(prompts)), values_of(again.rollout(prompts)))
     fresh = trainer(make_stack())
     fresh.updates_done = 1
-    assert not torch.allclose(ppo.rollout(prompts).values, fresh.rollout(prompts).values)
+    assert not torch.allclose(values_of(ppo.rollout(prompts)), values_of(fresh.rollout(prompts)))
 
 
 def test_a_run_that_goes_on_from_its_state_ends_in_the_same_bytes(make_stack: MakeStack) -> None:
@@ -280,7 +290,7 @@ def test_a_run_that_goes_on_from_its_state_ends_in_the_same_bytes(make_stack: Ma
     assert expected[1] == found[1]
     assert expected[0].keys() == found[0].keys()
     assert all(torch.equal(value, found[0][key]) for key, value in expected[0].items())
-    assert len(expected[0]) == 4 * sum(map(len, (whole.policy_parameters, whole.value_parameters)))
+    assert len(expected[0]) == 4 * len(all_parameters(whole))
 
 
 class Keeping(PPOTrainer):
@@ -309,5 +319,5 @@ def test_the_history_has_every_measure_and_its_means_are_over_real_tokens(make_s
     assert len(set(lengths)) > 1
     assert row["response_tokens"] == pytest.approx(sum(lengths) / len(lengths))
     assert row["eos_rate"] == pytest.approx(float(rollout.ended.float().mean()))
-    assert row["mean_value"] == pytest.approx(float(rollout.values[mask].mean()))
+    assert row["mean_value"] == pytest.approx(float(values_of(rollout)[mask].mean()))
     assert row["objective"] == pytest.approx(row["mean_reward"] - 0.05 * row["kl"])

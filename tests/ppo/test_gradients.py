@@ -11,7 +11,7 @@ from align.models.stack import AdapterStack
 from align.ppo.losses import policy_loss, value_loss
 from align.ppo.rollout import Batch, Rollout
 from align.ppo.trainer import PPOTrainer
-from tests.ppo.tiny import MakeStack, encoded, randomize, reward, trainer
+from tests.ppo.tiny import MakeStack, all_parameters, critic, encoded, randomize, reward, trainer
 
 
 def numpy_like_losses(
@@ -52,7 +52,7 @@ def test_gradients_of_both_losses_equal_a_float64_reference(seed: int) -> None:
 
 def gradients_of(stack: AdapterStack, ppo: PPOTrainer, rollout: Rollout, order: list[int]) -> list[Tensor]:
     ppo._mini_batch(rollout, torch.tensor(order), check=False)
-    found = [p.grad.clone() for p in [*ppo.policy_parameters, *ppo.value_parameters] if p.grad is not None]
+    found = [p.grad.clone() for p in all_parameters(ppo) if p.grad is not None]
     for optimizer in ppo.optimizers.values():
         optimizer.zero_grad()
     return found
@@ -61,7 +61,7 @@ def gradients_of(stack: AdapterStack, ppo: PPOTrainer, rollout: Rollout, order: 
 def test_gradients_depend_neither_on_the_order_of_the_rows_nor_on_pad_columns(make_stack: MakeStack) -> None:
     stack = make_stack()
     ppo = trainer(stack)
-    randomize(ppo.value_head)
+    randomize(critic(ppo).head)
     rollout = ppo.rollout(encoded(stack))
     expected = gradients_of(stack, ppo, rollout, list(range(8)))
     shuffled = gradients_of(stack, ppo, rollout, [5, 2, 7, 0, 3, 6, 1, 4])
@@ -74,7 +74,7 @@ def test_gradients_depend_neither_on_the_order_of_the_rows_nor_on_pad_columns(ma
             fill = int(stack.tokenizer.pad_token_id or 0) if name == "input_ids" else 0
             wide[name] = torch.nn.functional.pad(value, (0, 3), value=fill)
     padded = gradients_of(stack, ppo, Rollout(**wide), list(range(8)))
-    assert len(expected) == len(ppo.policy_parameters) + len(ppo.value_parameters)
+    assert len(expected) == len(all_parameters(ppo))
     for other in (shuffled, padded):
         for mine, theirs in zip(other, expected, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
@@ -89,7 +89,7 @@ def test_the_loss_of_a_mini_batch_is_a_mean_over_its_own_tokens(make_stack: Make
     logprobs = ppo._logprobs("policy", part)
     loss = policy_loss(logprobs, part.logprobs, part.advantages, part.response_mask, 0.2)
     loss[part.response_mask].mean().backward()
-    for mine, parameter in zip(found, ppo.policy_parameters, strict=False):
+    for mine, parameter in zip(found, ppo.parameters["policy"], strict=False):
         assert parameter.grad is not None
         torch.testing.assert_close(mine, parameter.grad, rtol=1e-4, atol=1e-4 * float(mine.abs().max()))
 
@@ -104,10 +104,10 @@ def test_a_training_forward_that_differs_from_the_rollouts_is_refused_before_the
         return plain(name, batch) + (0.05 if torch.is_grad_enabled() else 0.0)
 
     monkeypatch.setattr(ppo, "_logprobs", shifted)
-    before = ppo.policy_parameters[0].detach().clone()
+    before = ppo.parameters["policy"][0].detach().clone()
     with pytest.raises(InputError, match=r"the ratio is not 1 \(log-ratios of 0\.05 nats"):
         ppo.step()
-    assert torch.equal(ppo.policy_parameters[0], before)
+    assert torch.equal(ppo.parameters["policy"][0], before)
 
 
 def probability(stack: AdapterStack, prompt: list[int], token: int) -> float:
@@ -115,7 +115,9 @@ def probability(stack: AdapterStack, prompt: list[int], token: int) -> float:
         return float(model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1)[token])
 
 
-def bandit(make_stack: MakeStack, monkeypatch: pytest.MonkeyPatch) -> tuple[PPOTrainer, list[int], int]:
+def bandit(
+    make_stack: MakeStack, monkeypatch: pytest.MonkeyPatch, advantage: str = "gae", num_generations: int = 1
+) -> tuple[PPOTrainer, list[int], int]:
     """A one-token game on one prompt: reward 1 for a token that has a probability near 0.05 at the start, else 0."""
     stack = make_stack()
     [prompt] = encoded(stack, 1)
@@ -130,15 +132,18 @@ def bandit(make_stack: MakeStack, monkeypatch: pytest.MonkeyPatch) -> tuple[PPOT
         "value_learning_rate": 1e-2,
         "max_new_tokens": 1,
         "missing_eos_penalty": 0.0,
+        "advantage": advantage,
+        "num_generations": num_generations,
     }
     settings = trainer(stack, **changes, **rates).settings
     return PPOTrainer(stack, [prompt], settings, 17, batch_size=32), prompt, token
 
 
+@pytest.mark.parametrize(("advantage", "num_generations"), [("gae", 1), ("rloo", 4), ("grpo", 4)])
 def test_in_a_bandit_the_rewarded_token_passes_a_probability_of_0_9(
-    make_stack: MakeStack, monkeypatch: pytest.MonkeyPatch
+    make_stack: MakeStack, monkeypatch: pytest.MonkeyPatch, advantage: str, num_generations: int
 ) -> None:
-    ppo, prompt, token = bandit(make_stack, monkeypatch)
+    ppo, prompt, token = bandit(make_stack, monkeypatch, advantage, num_generations)
     before = probability(ppo.stack, prompt, token)
     for _ in range(40):
         ppo.step()

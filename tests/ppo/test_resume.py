@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from align.core.files import sha256
+from align.core.rows import Instruction, write_rows
 from align.run.work import Checkpoint
 from tests.committed import REPOSITORY, write_params
 
@@ -60,14 +62,21 @@ KILLS = {
 }
 
 
+ADVANTAGES: dict[str, dict[str, object]] = {
+    "gae": {"advantage": "gae", "num_generations": 1, "value_layers": 1},
+    "rloo": {"advantage": "rloo", "num_generations": 2},
+    "grpo": {"advantage": "grpo", "num_generations": 4},
+}
+
+
 @pytest.fixture
 def workspace(tiny_base: Path, make_adapter: Callable[..., Path], tmp_path: Path) -> Path:
-    """A folder in which stage ppo finds all it needs."""
+    """A folder in which stage ppo finds all it needs, with `gae`."""
     folder = tmp_path / "workspace"
     shutil.copytree(tiny_base, folder / "models/base")
     shutil.copytree(make_adapter("policy", 1), folder / "models/m0")
     shutil.copytree(make_adapter("reward", 2, head=True), folder / "models/reward")
-    changes = {
+    changes = ADVANTAGES["gae"] | {
         "num_updates": 4,
         "rollout_batch_size": 4,
         "mini_batch_size": 2,
@@ -75,11 +84,11 @@ def workspace(tiny_base: Path, make_adapter: Callable[..., Path], tmp_path: Path
         "num_ppo_epochs": 2,
         "max_new_tokens": 4,
         "max_prompt_length": 256,
-        "value_layers": 1,
         "adaptive_kl_target": 0.1,
         "adaptive_kl_horizon": 20,
     }
     write_params(folder, {"ppo": changes})
+    write_rows(folder / "data/m0/ift.jsonl", [Instruction(id="i", category="a", prompt="Hi", completion="Hello")])
     (folder / "data/prepared").mkdir(parents=True)
     rows = [f'{{"id": "p{i}", "messages": [{{"role": "user", "content": "Say {i}"}}]}}\n' for i in range(6)]
     (folder / "data/prepared/prompts.jsonl").write_text("".join(rows), encoding="utf-8")
@@ -135,6 +144,22 @@ def test_a_killed_run_goes_on_from_its_last_update_and_ends_in_the_same_bytes(wo
         assert updates_done is None or f"resumes after update {updates_done}" in told, name
         assert outputs(folders[name]) == outputs(workspace), name
         assert not checkpoints(folders[name])
+
+
+@pytest.mark.parametrize("advantage", ["rloo", "grpo"])
+def test_without_a_critic_a_killed_run_ends_in_the_same_bytes_and_the_history_has_no_measure_of_one(
+    advantage: str, workspace: Path, run: Run
+) -> None:
+    values = YAML(typ="safe").load(workspace / "params.yaml")
+    values["ppo"] |= ADVANTAGES[advantage]
+    YAML().dump(values, workspace / "params.yaml")
+    killed = Path(shutil.copytree(workspace, workspace.parent / "killed"))
+    assert run((workspace, None), (killed, ("save", 2, "after")), (killed, None)) == [0, -signal.SIGKILL, 0]
+    assert "resumes after update 2" in (killed / "2.log").read_text(encoding="utf-8")
+    assert outputs(killed) == outputs(workspace)
+    columns = (workspace / "data/ppo/history.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
+    assert not {"explained_variance", "value_loss", "mean_value"} & set(columns)
+    assert ("kl_loss" in columns) == (advantage == "grpo")
 
 
 def test_a_run_with_other_params_does_not_see_the_checkpoint(workspace: Path, run: Run) -> None:

@@ -16,7 +16,21 @@ from align.ppo.trainer import PPOTrainer
 from align.reward.scoring import reward_scores
 from tests.committed import PARAMS_YAML
 from tests.factories import embeddings
-from tests.ppo.tiny import SETTINGS, TEXTS, MakeStack, encoded, randomize, real_rows, reward, snapshot, trainer
+from tests.ppo.tiny import (
+    SETTINGS,
+    TEXTS,
+    MakeStack,
+    all_parameters,
+    critic,
+    encoded,
+    randomize,
+    real_rows,
+    returns_of,
+    reward,
+    snapshot,
+    trainer,
+    values_of,
+)
 
 
 def test_over_a_base_in_bfloat16_the_checks_hold_and_adapters_heads_and_results_stay_float32(
@@ -27,7 +41,7 @@ def test_over_a_base_in_bfloat16_the_checks_hold_and_adapters_heads_and_results_
     before = snapshot(stack)
     row = ppo.step()
     assert abs(row["kl"]) < 0.1
-    assert {parameter.dtype for parameter in (*ppo.policy_parameters, *ppo.value_parameters)} == {torch.float32}
+    assert {parameter.dtype for parameter in all_parameters(ppo)} == {torch.float32}
     assert any(not torch.equal(old, new) for old, new in zip(before.values(), snapshot(stack).values(), strict=True))
     hidden = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     alone = stack.heads["reward"](hidden)
@@ -77,20 +91,20 @@ def test_at_first_every_value_is_the_mean_reward_so_that_no_place_in_a_reply_is_
     rollout = trainer(stack, missing_eos_penalty=2.0).rollout(encoded(stack))
     reward = (rollout.scores - 2.0 * (~rollout.ended).float()).mean()
     assert 0 < int(rollout.ended.sum()) < len(rollout.ended)
-    torch.testing.assert_close(rollout.values, reward.expand_as(rollout.values))
+    torch.testing.assert_close(values_of(rollout), reward.expand_as(values_of(rollout)))
 
 
 def test_values_are_the_head_on_the_state_before_each_token(make_stack: MakeStack) -> None:
     stack = make_stack()
     ppo = trainer(stack)
     ppo.step()
-    randomize(ppo.value_head)
+    randomize(critic(ppo).head)
     rollout = ppo.rollout(encoded(stack))
     for i, (ids, length) in enumerate(real_rows(rollout)):
         with stack.using("value") as model, torch.no_grad():
             hidden = model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0, -length - 1 : -1]
-        expected = (hidden @ ppo.value_head.T).squeeze(-1).detach() + ppo.value_bias.detach()
-        torch.testing.assert_close(rollout.values[i, :length], expected, rtol=1e-4, atol=1e-4)
+        expected = (hidden @ critic(ppo).head.T).squeeze(-1).detach() + critic(ppo).bias.detach()
+        torch.testing.assert_close(values_of(rollout)[i, :length], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_scores_are_the_reward_models_on_the_very_tokens_of_the_rollout(make_stack: MakeStack) -> None:
@@ -108,8 +122,8 @@ def test_advantages_are_whitened_gae_of_kl_penalty_and_penalized_score(make_stac
     mask = rollout.response_mask
     penalized = rollout.scores - 2.0 * (~rollout.ended).float()
     rewards = token_rewards(rollout.logprobs, rollout.ref_logprobs, penalized, mask, 0.5)
-    advantages, returns = gae(rewards, rollout.values, mask, 0.9, 0.8)
-    torch.testing.assert_close(rollout.returns, returns)
+    advantages, returns = gae(rewards, values_of(rollout), mask, 0.9, 0.8)
+    torch.testing.assert_close(returns_of(rollout), returns)
     torch.testing.assert_close(rollout.advantages, whiten(advantages, mask))
 
 
@@ -121,7 +135,7 @@ def test_an_unfinished_response_loses_the_penalty_and_a_finished_one_nothing(mak
     assert set(free.ended.tolist()) == {True, False}
     last = torch.tensor([ids[-1] for ids, _ in real_rows(free)])
     assert torch.equal(free.ended, last == stack.tokenizer.eos_token_id)
-    loss = (free.returns - dear.returns)[free.response_mask]
+    loss = (returns_of(free) - returns_of(dear))[free.response_mask]
     expected = torch.where(free.ended, 0.0, 5.0).unsqueeze(1).expand_as(free.response_mask)[free.response_mask]
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
@@ -129,7 +143,7 @@ def test_an_unfinished_response_loses_the_penalty_and_a_finished_one_nothing(mak
 def gradients(stack: AdapterStack, micro_batch_size: int) -> tuple[list[Tensor], list[Tensor]]:
     """Return the gradients of the only optimizer step of an update, and the parameters after it."""
     ppo = trainer(stack, per_device_train_batch_size=micro_batch_size, max_grad_norm=1e9)
-    randomize(ppo.value_head)
+    randomize(critic(ppo).head)
     seen: list[Tensor] = []
 
     def record(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
@@ -138,7 +152,7 @@ def gradients(stack: AdapterStack, micro_batch_size: int) -> tuple[list[Tensor],
     for optimizer in ppo.optimizers.values():
         optimizer.register_step_pre_hook(record)
     ppo.step()
-    return seen, [p.detach().clone() for p in [*ppo.policy_parameters, *ppo.value_parameters]]
+    return seen, [p.detach().clone() for p in all_parameters(ppo)]
 
 
 def test_gradients_and_updates_do_not_depend_on_the_micro_batch_size(make_stack: MakeStack) -> None:
@@ -155,15 +169,15 @@ def test_a_step_changes_policy_and_value_and_nothing_else(make_stack: MakeStack)
     stack = make_stack()
     before, heads = snapshot(stack), {name: head.weight.clone() for name, head in stack.heads.items()}
     ppo = trainer(stack)
-    randomize(ppo.value_head)  # through a head of zeros no gradient reaches the adapter below it
-    head = ppo.value_head.detach().clone()
+    randomize(critic(ppo).head)  # through a head of zeros no gradient reaches the adapter below it
+    head = critic(ppo).head.detach().clone()
     ppo.step()
     after = snapshot(stack)
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed == {key for key in before if ".policy." in key or ".value." in key}
     assert any(".reference." in key for key in before)
     assert any(".reward." in key for key in before)
-    assert not torch.equal(ppo.value_head, head)
+    assert not torch.equal(critic(ppo).head, head)
     assert all(torch.equal(stack.heads[name].weight, heads[name]) for name in ("reward", "value"))
 
 
@@ -173,7 +187,7 @@ def test_equal_seeds_give_bit_identical_parameters_and_other_seeds_others(make_s
         stack = make_stack()
         ppo = trainer(stack, seed, mini_batch_size=4, num_ppo_epochs=2)
         history = [ppo.step(), ppo.step()]
-        results.append((history, snapshot(stack), ppo.value_head.detach().clone()))
+        results.append((history, snapshot(stack), critic(ppo).head.detach().clone()))
     (history, parameters, head), (same_history, same_parameters, same_head), (_, others, _) = results
     assert history == same_history
     assert torch.equal(head, same_head)

@@ -1,7 +1,7 @@
 """What PPO computes once an update: the layers that its four models share."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from align.models.stack import AdapterStack
 from align.ppo.rollout import Batch, place
 from align.run.runtime import RuntimeSettings
 from tests.factories import tiny_gpt2
-from tests.ppo.tiny import MakeStack, encoded, randomize, trainer
+from tests.ppo.tiny import MakeStack, all_parameters, critic, encoded, randomize, trainer, values_of
 
 CPU = torch.device("cpu")
 
@@ -82,30 +82,30 @@ def test_what_is_computed_once_gives_the_log_probabilities_and_values_of_whole_f
     stack = make_stack(layers=layers)
     ppo = trainer(stack, value_layers=value_layers)
     assert ppo.policy_layer == (0 if layers is None else 1)
-    assert ppo.value_layer == (0 if layers is None and value_layers is None else 1)
-    randomize(ppo.value_head)
+    assert critic(ppo).layer == (0 if layers is None and value_layers is None else 1)
+    randomize(critic(ppo).head)
     rollout = ppo.rollout(encoded(stack))
     with torch.no_grad():
         for name, found in (("policy", rollout.logprobs), ("reference", rollout.ref_logprobs)):
             expected = ppo._map_rows(whole(rollout), partial(ppo._logprobs, name))
             torch.testing.assert_close(found[rollout.response_mask], expected[rollout.response_mask])
-        values = ppo._map_rows(whole(rollout), ppo._values)
-        torch.testing.assert_close(rollout.values[rollout.response_mask], values[rollout.response_mask])
+        values = ppo._map_rows(whole(rollout), critic(ppo).values)
+        torch.testing.assert_close(values_of(rollout)[rollout.response_mask], values[rollout.response_mask])
 
 
 def test_an_update_is_the_same_with_and_without_what_is_computed_once(
     make_stack: MakeStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def updated(entirely: bool) -> list[Tensor]:
+    def updated(entirely: bool) -> Sequence[Tensor]:
         ppo = trainer(make_stack(layers=[1]), num_ppo_epochs=2, mini_batch_size=4, learning_rate=1e-4)
         if entirely:
-            for name in ("_logits", "_values"):
-                plain = getattr(ppo, name)
-                monkeypatch.setattr(ppo, name, lambda *args, plain=plain: plain(*args[:-1], whole(args[-1])))
+            for owner, name in ((ppo, "_logits"), (critic(ppo), "values")):
+                plain = getattr(owner, name)
+                monkeypatch.setattr(owner, name, lambda *args, plain=plain: plain(*args[:-1], whole(args[-1])))
         ppo.step()
-        return [*ppo.policy_parameters, *ppo.value_parameters]
+        return all_parameters(ppo)
 
-    before = trainer(make_stack(layers=[1])).policy_parameters
+    before = trainer(make_stack(layers=[1])).parameters["policy"]
     once, entirely = updated(entirely=False), updated(entirely=True)
     for mine, theirs in zip(once, entirely, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
@@ -117,7 +117,7 @@ def test_the_value_function_trains_its_uppermost_layers_alone_and_the_rest_stays
 ) -> None:
     stack = make_stack()
     ppo = trainer(stack, value_layers=1)
-    lower = [p for p in stack.parameters("value") if all(p is not trained for trained in ppo.value_parameters)]
+    lower = [p for p in stack.parameters("value") if all(p is not trained for trained in ppo.parameters["value"])]
     upper = stack.parameters("value", from_layer=1)
     assert len(lower) == len(upper) == 14
     before = [parameter.detach().clone() for parameter in (*lower, *upper)]

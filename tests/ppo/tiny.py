@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from align.models.stack import AdapterStack
 from align.models.tokenization import encode_user
 from align.ppo import trainer as ppo_trainer
+from align.ppo.critic import Critic
 from align.ppo.rollout import Rollout
 from align.ppo.settings import PPOSettings
 from align.ppo.trainer import PPOTrainer
@@ -18,6 +19,8 @@ from align.reward.scoring import score_and_record
 MakeStack = Callable[..., AdapterStack]
 SETTINGS = {
     "init": "m0",
+    "advantage": "gae",
+    "num_generations": 1,
     "num_updates": 4,
     "rollout_batch_size": 8,
     "mini_batch_size": 8,
@@ -48,6 +51,26 @@ TEXTS = ("Hi", "What is rust?", "Tell me a story about 12 cats.", "Why?", "How l
 def trainer(stack: AdapterStack, seed: int = 17, **changes: Any) -> PPOTrainer:
     prompts = [encode_user(stack.tokenizer, text) for text in TEXTS]
     return PPOTrainer(stack, prompts, PPOSettings.model_validate(SETTINGS | changes), seed, batch_size=8)
+
+
+def critic(ppo: PPOTrainer) -> Critic:
+    """Return the critic of a trainer with `gae`."""
+    assert ppo.critic is not None
+    return ppo.critic
+
+
+def values_of(rollout: Rollout) -> Tensor:
+    assert rollout.values is not None
+    return rollout.values
+
+
+def returns_of(rollout: Rollout) -> Tensor:
+    assert rollout.returns is not None
+    return rollout.returns
+
+
+def all_parameters(ppo: PPOTrainer) -> list[nn.Parameter]:
+    return [parameter for group in ppo.parameters.values() for parameter in group]
 
 
 def encoded(stack: AdapterStack, count: int = 8) -> list[list[int]]:

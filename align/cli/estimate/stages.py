@@ -127,11 +127,14 @@ class Plan:
                 reward = self._forward(count, (prompt + reply) * PPO_PADDING, s.per_device_train_batch_size)
                 policy = replace(reward, first=model.lowest, positions=reply)
                 value = replace(reward, first=max(model.lowest, model.layers - (s.value_layers or model.layers)))
-                trained = self._train("ppo", reward.rows, reward.tokens)
+                trained, learners = self._train("ppo", reward.rows, reward.tokens), [policy]
+                if s.advantage == "gae":
+                    learners.append(value)
+                prompts, k = s.rollout_batch_size / s.num_generations, s.num_generations
                 return [
-                    *self._decode(s.rollout_batch_size, prompt, s.max_new_tokens, times=s.num_updates),
-                    *(reward, policy, policy, value),  # the second policy is the reference
-                    *(replace(trained, first=part.first, positions=part.positions) for part in (policy, value)),
+                    *self._decode(prompts, prompt, s.max_new_tokens, k, times=s.num_updates),
+                    *(reward, policy, *learners),  # the first policy is the reference
+                    *(replace(trained, first=part.first, positions=part.positions) for part in learners),
                 ]
             case "evaluate" | "evaluate_iteration":
                 s, rows, held_out = self.s.evaluate, self._rows("eval_prompts"), self._split("judgements")[1]

@@ -186,6 +186,8 @@ VALUES: list[tuple[str, str, object, str]] = [
     ("ppo", "ppo.kl_coef", -0.1, "should be greater"),
     ("ppo", "ppo.missing_eos_score", float("-inf"), "should be a finite number"),
     ("ppo", "ppo.mini_batch_size", 3, "divide evenly"),
+    ("ppo", "ppo.num_generations", 3, "num_generations divides"),
+    ("ppo", "ppo.advantage", "rloo", "num_generations 2 or more"),
     ("ppo", "ppo.missing_eos_penalty", 1.0, "missing_eos_penalty 0, or"),
     ("ppo", "ppo.value_layers", 99, "ppo.value_layers"),
     ("ppo", "ppo.max_prompt_length", 1, "all 3 rows are longer than 1 tokens"),

@@ -172,7 +172,7 @@ TORN = {
     "build_preferences m1 m0": ["data/m1/scores.jsonl", "data/m0/ift.jsonl"],
     "dpo m1 m0": ["data/m1/preferences.jsonl", "data/m1/ift.jsonl"],
     "reward_model": ["data/prepared/preferences/train.jsonl", "data/prepared/preferences/test.jsonl"],
-    "ppo": ["data/prepared/prompts.jsonl"],
+    "ppo": ["data/prepared/prompts.jsonl", "data/m0/ift.jsonl"],
     "evaluate m0": [f"data/prepared/eval/{name}.jsonl" for name in ("prompts", "checked_prompts")],
     "summary": ["data/eval/base.jsonl", "data/metrics/m1/anchors.jsonl", "data/ppo/samples.jsonl"],
 }
