@@ -61,6 +61,7 @@ def response_kl(
     It is exact at each position, over the whole vocabulary, and summed over the response's tokens.
     """
     result = [[0.0] * len(prompts) for _ in references]
+    shared = min(map(stack.first_layer, ("subject", *references)))  # below, the models are equal
     lengths = [len(prompt) + len(c.token_ids) for prompt, c in zip(prompts, completions, strict=True)]
     order = sorted(range(len(prompts)), key=lambda i: lengths[i])
     for rows in cut_batches(order, lengths, KL_BATCH_SIZE):
@@ -70,23 +71,27 @@ def response_kl(
             int(stack.tokenizer.pad_token_id or 0),
             stack.device,
         )
-
-        def response_logits(name: str, batch: PaddedBatch = batch) -> Tensor:
-            with stack.using(name) as model:
-                logits: Tensor = model(
-                    input_ids=batch.input_ids,
-                    attention_mask=batch.attention_mask,
-                    position_ids=batch.position_ids,
-                    logits_to_keep=batch.response_mask.shape[1] + 1,
-                ).logits[:, :-1]
-            return logits
-
-        subject = response_logits("subject")
+        with stack.recording({shared}) as states:
+            subject = response_logits(stack, "subject", batch)
         for sums, reference in zip(result, references, strict=True):
-            kl = kl_divergence(subject, response_logits(reference))
+            with stack.entering(shared, states[shared]):
+                kl = kl_divergence(subject, response_logits(stack, reference, batch))
             for i, value in zip(rows, torch.where(batch.response_mask, kl, 0.0).sum(1).tolist(), strict=True):
                 sums[i] = value
     return result
+
+
+def response_logits(stack: AdapterStack, name: str, batch: PaddedBatch) -> Tensor:
+    """Return the logits that predict each response token, (B, R, V)."""
+    with stack.using(name) as model:
+        logits: Tensor = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            logits_to_keep=batch.response_mask.shape[1] + 1,
+            use_cache=False,
+        ).logits[:, :-1]
+    return logits
 
 
 def answer_prompts(
