@@ -25,7 +25,7 @@ from align.judge.conversation import conversation_question
 from align.judge.request import JudgeSettings
 from align.models.batching import PaddedBatch, cut_batches
 from align.models.stack import AdapterStack
-from align.models.tokenization import encode_prompt, encode_user
+from align.models.tokenization import completion_lengths, encode_prompt, encode_user, warn_if_capped
 from align.report.statistics import distinct_2, mean, words
 from align.reward.scoring import reward_scores
 from align.run.provenance import environment
@@ -200,6 +200,7 @@ def main(name: str, judge: str) -> None:
     held_out, out = Path("data/prepared/eval"), Path("data/eval")
     eval_prompts = read_rows(held_out / "prompts.jsonl", EvalPrompt, unique=["id"])
     checked_prompts = read_rows(held_out / "checked_prompts.jsonl", CheckedPrompt, unique=["id"])
+    ift_file = Path("data/m0/ift.jsonl")
     models = {"subject": name, "base": "base", "judge": judge, "reward": "reward"}
     m0 = "judge" if judge == "m0" else "m0"
     models |= {m0: "m0"}
@@ -208,6 +209,8 @@ def main(name: str, judge: str) -> None:
         stack = AdapterStack(BASE, stage.runtime)
         for role, model in models.items():
             stack.add(role, Path("models") / model)
+        lengths = completion_lengths(stack.tokenizer, ift_file)
+        warn_if_capped("evaluate.max_new_tokens", settings.max_new_tokens, lengths, ift_file)
         answers = answer_prompts(
             name, eval_prompts, stack, stage.runtime, settings, judge_settings, stage.seed, work, m0
         )

@@ -14,7 +14,7 @@ from align.core.files import write_json
 from align.core.params import Settings
 from align.core.rows import Prompt, Response, read_rows, write_rows
 from align.generation.sampling import SamplingParams
-from align.models.tokenization import encode_prompt
+from align.models.tokenization import completion_lengths, encode_prompt, warn_if_capped
 from align.report.statistics import mean
 from align.run.provenance import environment
 from align.run.runtime import is_main_process, row_seed
@@ -39,10 +39,13 @@ def main(model: str, parent: str) -> None:
     settings = stage.section("generate_responses", GenerateResponsesSettings)
     stage.start()
     data = Path("data") / model
-    prompts_file = data / "prompts.jsonl"
+    prompts_file, ift_file = data / "prompts.jsonl", Path("data") / parent / "ift.jsonl"
     prompts = read_rows(prompts_file, Prompt, unique=["id"])
     inputs = [BASE, Path("models") / parent, prompts_file]
     with stage.unlocked_work(inputs) as work, open_generator(generation, stage.runtime, parent, work) as generator:
+        if is_main_process():
+            lengths = completion_lengths(generator.tokenizer, ift_file)
+            warn_if_capped("generate_responses.max_new_tokens", settings.max_new_tokens, lengths, ift_file)
         completions = generator.generate(
             [encode_prompt(generator.tokenizer, prompt.messages) for prompt in prompts],
             SamplingParams(settings.max_new_tokens, settings.temperature, settings.top_p),

@@ -14,13 +14,13 @@ import click
 from tqdm import tqdm
 
 from align.core.files import replacing, write_csv
-from align.core.rows import Instruction, Prompt, TrainingSample, read_rows, write_rows
+from align.core.rows import Prompt, TrainingSample, read_rows, write_rows
 from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
 from align.models.base import copy_tokenizer, load_tokenizer
 from align.models.card import write_model_card
 from align.models.stack import AdapterStack
-from align.models.tokenization import drop_too_long, encode_completion, encode_prompt, warn_if_capped
+from align.models.tokenization import completion_lengths, drop_too_long, encode_prompt, warn_if_capped
 from align.ppo.settings import PPOSettings
 from align.ppo.trainer import PPOTrainer
 from align.reward.scoring import reward_scores
@@ -91,8 +91,8 @@ def main() -> None:
             adapters["value"] = REWARD  # the critic starts from the reward model's features
         for name, model_dir in adapters.items():
             stack.add(name, model_dir)
-        completions = [encode_completion(tokenizer, row.completion) for row in read_rows(learned, Instruction)]
-        warn_if_capped("ppo.max_new_tokens", settings.max_new_tokens, [len(ids) for ids in completions], learned)
+        lengths = completion_lengths(tokenizer, learned)
+        warn_if_capped("ppo.max_new_tokens", settings.max_new_tokens, lengths, learned)
         trainer = PPOTrainer(stack, encoded, settings, stage.seed, stage.runtime.batch_size)
         checkpoint, pace = work.checkpoint(), Pace()
         if (saved := checkpoint.load()) is not None:

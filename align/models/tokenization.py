@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from align.core.errors import InputError, quoted
-from align.core.rows import FinishReason, Message
+from align.core.rows import FinishReason, Instruction, Message, read_rows
 from align.models.batching import common_prefix
 
 T = TypeVar("T")
@@ -131,6 +131,11 @@ def drop_too_long(rows: Sequence[T], lengths: Sequence[int], limit: int, key: st
     if not kept:
         raise InputError(f"params.yaml: {key}: all {len(rows)} rows are longer than {limit} tokens; raise it")
     return kept, len(rows) - len(kept)
+
+
+def completion_lengths(tokenizer: PreTrainedTokenizerBase, path: Path) -> list[int]:
+    """Return the tokens of each completion of an IFT file, with the EOS."""
+    return [len(encode_completion(tokenizer, row.completion)) for row in read_rows(path, Instruction)]
 
 
 def warn_if_capped(key: str, cap: int, lengths: Sequence[int], path: Path) -> None:
