@@ -27,6 +27,7 @@ class BuildPreferencesSettings(Settings):
     min_margin: float = Field(ge=0)
     length_rho: float = Field(ge=0)
     chosen_must_end: bool
+    reject_each_ending: bool
     accept_score: float = Field(ge=0, le=5)
     max_generated_share: float = Field(ge=0, le=1)
 
@@ -41,9 +42,12 @@ def main(model: str, parent: str) -> None:
     out_dir, metrics_dir = Path("data") / model, Path("data/metrics") / model
     rows = read_rows(out_dir / "scores.jsonl", ScoredResponse, unique=["id", "sample"])
     parent_ift = read_rows(Path("data") / parent / "ift.jsonl", Instruction, unique=["id"])
-    pairs, dropped = build_pairs(rows, settings.min_margin, settings.length_rho, settings.chosen_must_end)
+    pairs, dropped = build_pairs(
+        rows, settings.min_margin, settings.length_rho, settings.chosen_must_end, settings.reject_each_ending
+    )
+    prompts = len({row.id for row in rows})
     counts = read_measures(metrics_dir / "scores.json", ScoreCounts)
-    problems = judge_problems(gates, counts) + yield_problems(gates, len(pairs), dropped)
+    problems = judge_problems(gates, counts) + yield_problems(gates, len(pairs), prompts, dropped)
     if problems:
         raise InputError(f"build_preferences@{model}: the loop stops before it trains on noise: " + "; ".join(problems))
     good = good_rows(rows, settings.accept_score, model, parent)
@@ -56,7 +60,7 @@ def main(model: str, parent: str) -> None:
     margins = [pair.margin or 0.0 for pair in pairs]
     summary = {
         "pairs": len(pairs),
-        "pair_yield": len(pairs) / (len(pairs) + dropped.total()),
+        "pair_yield": len(pairs) / prompts,
         "dropped": dict(sorted(dropped.items())),
         "mean_margin": mean(margins),
         "mean_words_chosen": mean(chosen),

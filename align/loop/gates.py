@@ -55,9 +55,8 @@ def judge_problems(gates: GateSettings, scores: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def yield_problems(gates: GateSettings, pairs: int, dropped: Mapping[str, int]) -> list[str]:
-    """Return a message if too few prompts have given a pair."""
-    prompts = pairs + sum(dropped.values())
+def yield_problems(gates: GateSettings, pairs: int, prompts: int, dropped: Mapping[str, int]) -> list[str]:
+    """Return a message if there are too few pairs for the number of prompts."""
     if pairs and pairs / prompts >= gates.min_pair_yield:
         return []
     return [

@@ -96,37 +96,39 @@ def _judged(ours: Evaluated, theirs: Evaluated) -> list[tuple[Answer, float, Ans
     ]
 
 
-def judge_difference(ours: Evaluated, theirs: Evaluated) -> Difference:
+def judge_differences(ours: Evaluated, theirs: Evaluated) -> list[tuple[str, float]]:
     """Compare by the judge's score; prompts with a failed judgement of either answer take no part."""
-    pairs = _judged(ours, theirs)
-    return paired_difference(_clusters([a.id for a, *_ in pairs], [mine - other for _, mine, _, other in pairs]))
+    return [(a.id, mine - other) for a, mine, _, other in _judged(ours, theirs)]
 
 
-def reward_difference(ours: Evaluated, theirs: Evaluated) -> Difference:
+def reward_differences(ours: Evaluated, theirs: Evaluated) -> list[tuple[str, float]]:
     """Compare by the reward model's score over the prompts where both answers end by themselves.
 
-    The reward model has seen whole replies only; its score of a cut-off one means nothing.
+    A cut-off answer would be compared by where it was cut, not by what it says.
     """
-    pairs = [
-        (a, b)
-        for a, b in zip(ours.answers, theirs.answers, strict=True)
-        if a.finish_reason == "stop" and b.finish_reason == "stop"
-    ]
-    return paired_difference(_clusters([a.id for a, _ in pairs], [a.reward - b.reward for a, b in pairs]))
+    pairs = zip(ours.answers, theirs.answers, strict=True)
+    return [(a.id, a.reward - b.reward) for a, b in pairs if a.finish_reason == b.finish_reason == "stop"]
 
 
-def checks_difference(ours: Evaluated, theirs: Evaluated) -> Difference:
-    """Compare by the share of checked prompts passed; `p` is McNemar's exact test's."""
-    changes = [int(passes(a)) - int(passes(b)) for a, b in zip(ours.checked, theirs.checked, strict=True)]
-    p = mcnemar_p(changes.count(1), changes.count(-1)) if changes else None
-    return paired_difference(_clusters([row.id for row in ours.checked], changes), p)
+def checks_differences(ours: Evaluated, theirs: Evaluated) -> list[tuple[str, float]]:
+    """Compare by whether all checks of a prompt pass: 1, 0 or -1."""
+    return [(a.id, int(passes(a)) - int(passes(b))) for a, b in zip(ours.checked, theirs.checked, strict=True)]
 
 
-MEASURES: dict[str, Callable[[Evaluated, Evaluated], Difference]] = {
-    "judge": judge_difference,
-    "reward": reward_difference,
-    "checks": checks_difference,
+# Measure -> the paired differences (id of the conversation or checked prompt, ours minus theirs).
+MEASURES: dict[str, Callable[[Evaluated, Evaluated], list[tuple[str, float]]]] = {
+    "judge": judge_differences,
+    "reward": reward_differences,
+    "checks": checks_differences,
 }
+
+
+def compare(ours: Evaluated, theirs: Evaluated, measure: str) -> Difference:
+    """Return the mean difference by a key of `MEASURES`; for checks, `p` is McNemar's exact test's."""
+    pairs = MEASURES[measure](ours, theirs)
+    changes = [value for _, value in pairs]
+    p = mcnemar_p(changes.count(1), changes.count(-1)) if measure == "checks" and pairs else None
+    return paired_difference(_clusters([key for key, _ in pairs], changes), p)
 
 
 def passes(row: CheckedAnswer) -> bool:
@@ -158,8 +160,8 @@ def comparison_columns(models: Mapping[str, Evaluated], name: str, baseline: str
     """Return a model's columns of models.csv against a baseline, such as `judge_difference_vs_m0_low`."""
     ours, theirs = models[name], models[baseline]
     columns: dict[str, Any] = {}
-    for measure, compare in MEASURES.items():
-        found = compare(ours, theirs)
+    for measure in MEASURES:
+        found = compare(ours, theirs, measure)
         key = f"{measure}_difference_vs_{baseline}"
         columns |= {key: found.mean, f"{key}_low": found.low, f"{key}_high": found.high, f"{key}_pairs": found.pairs}
         columns |= {f"{key}_detectable": found.detectable, f"{key}_verdict": found.verdict}

@@ -67,6 +67,6 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
 
 @pytest.mark.parametrize(("pairs", "dropped", "problems"), [(3, 7, 0), (2, 8, 1), (0, 0, 1), (0, 5, 1)])
 def test_too_few_pairs_a_prompt_stop_the_loop(pairs: int, dropped: int, problems: int) -> None:
-    found = yield_problems(GATES, pairs, {"margin too small": dropped} if dropped else {})
+    found = yield_problems(GATES, pairs, pairs + dropped, {"margin too small": dropped} if dropped else {})
     assert len(found) == problems
     assert all("gates.min_pair_yield" in text and "build_preferences.min_margin" in text for text in found)

@@ -153,7 +153,7 @@ def test_length_control_chooses_a_shortest_of_those_within_rho_of_the_best(
     found = best_and_worst(rows, 0.0, rho)
     if isinstance(found, str):
         return
-    chosen, rejected = found
+    [(chosen, rejected)] = found
     near = [tokens for score, tokens in members if score >= max(score for score, _ in members) - rho]
     assert chosen.num_tokens == min(near)
     assert chosen.score is not None
@@ -194,3 +194,25 @@ def test_a_prompt_whose_replies_were_all_cut_off_is_counted() -> None:
     pairs, dropped = build_pairs(rows, MIN_MARGIN, chosen_must_end=True)
     assert not pairs
     assert dropped == {"no response ends by itself": 1}
+
+
+def test_of_each_kind_of_ending_the_worst_is_rejected_in_a_pair_of_its_own() -> None:
+    rows = [
+        scored(4.0, "best.", 0),
+        scored(2.0, "short.", 1),
+        scored(3.0, "fair.", 2),
+        scored(1.0, "a long reply that", 3, finish_reason="length"),
+        scored(1.5, "another that", 4, finish_reason="length"),
+    ]
+    pairs, dropped = build_pairs(rows, MIN_MARGIN, chosen_must_end=True, reject_each_ending=True)
+    assert [(pair.id, pair.chosen, pair.rejected, pair.margin) for pair in pairs] == [
+        ("p", "best.", "short.", 2.0),
+        ("p-2", "best.", "a long reply that", 3.0),
+    ]
+    assert not dropped
+    only_one_ends = [rows[0], *rows[3:]]
+    (pair,), _ = build_pairs(only_one_ends, MIN_MARGIN, chosen_must_end=True, reject_each_ending=True)
+    assert (pair.id, pair.rejected) == ("p", "a long reply that")
+    none_far_enough = [rows[0], scored(3.9, "nearly", 1), scored(3.8, "cut", 2, finish_reason="length")]
+    pairs, dropped = build_pairs(none_far_enough, MIN_MARGIN, reject_each_ending=True)
+    assert (pairs, dict(dropped)) == ([], {"margin too small": 1})

@@ -11,15 +11,13 @@ from align.core.rows import Answer, CheckedAnswer, write_rows
 from align.report.comparisons import (
     MEASURES,
     Evaluated,
-    checks_difference,
+    compare,
     comparison_columns,
     half,
     in_development_half,
     is_loop,
-    judge_difference,
     own_columns,
     read_evaluated,
-    reward_difference,
 )
 from align.report.paired import BETTER, CANNOT_TELL, WORSE
 from tests.answers import answer, checked_answer
@@ -36,7 +34,7 @@ def checked(passed: str) -> Evaluated:
 
 
 def test_the_judges_difference_is_the_mean_over_prompts_that_both_have_a_score_for() -> None:
-    found = judge_difference(model([3.0, None, 1.0, 2.0]), model([1.0, 2.0, None, 1.0]))
+    found = compare(model([3.0, None, 1.0, 2.0]), model([1.0, 2.0, None, 1.0]), "judge")
     assert (found.mean, found.pairs) == (1.5, 2)
 
 
@@ -52,7 +50,7 @@ def test_the_turns_of_a_conversation_are_drawn_together() -> None:
         )
 
     scores = [1.0, 2.0, 3.0, 2.0, 1.0, 3.0, 2.0, 2.0]
-    once, twice = (judge_difference(of_turns(turns, scores), of_turns(turns, [2.0] * 8)) for turns in (1, 2))
+    once, twice = (compare(of_turns(turns, scores), of_turns(turns, [2.0] * 8), "judge") for turns in (1, 2))
     assert (twice.pairs, twice.clusters) == (16, 8)
     assert (twice.low, twice.high, twice.detectable) == pytest.approx((once.low, once.high, once.detectable))
 
@@ -61,14 +59,14 @@ def test_the_rewards_difference_leaves_out_every_prompt_with_a_cut_off_answer() 
     ours = Evaluated([answer(f"e{i}", reward=1.0) for i in range(4)], [])
     theirs = Evaluated([answer(f"e{i}", reward=0.5) for i in range(4)], [])
     cut = answer("e0", reward=99.0, finish_reason="length")
-    found = reward_difference(Evaluated([cut, *ours.answers[1:]], []), theirs)
+    found = compare(Evaluated([cut, *ours.answers[1:]], []), theirs, "reward")
     assert (found.mean, found.pairs) == (0.5, 3)
-    found = reward_difference(ours, Evaluated([cut, *theirs.answers[1:]], []))
+    found = compare(ours, Evaluated([cut, *theirs.answers[1:]], []), "reward")
     assert (found.mean, found.pairs) == (0.5, 3)
 
 
 def test_a_checked_prompt_is_passed_if_all_of_its_strict_checks_are() -> None:
-    found = checks_difference(checked("++++++++--"), checked("++------+-"))
+    found = compare(checked("++++++++--"), checked("++------+-"), "checks")
     # Six won, one lost; 2 * (1 + 7) / 2^7.
     assert found.mean == pytest.approx(0.5)
     assert found.p == pytest.approx(0.125)
@@ -76,12 +74,12 @@ def test_a_checked_prompt_is_passed_if_all_of_its_strict_checks_are() -> None:
     assert found.low is not None
     assert found.low > 0
     assert own_columns(checked("++-"))["checks_passed"] == pytest.approx(2 / 3)
-    assert checks_difference(checked("+" * 9 + "-"), checked("-" * 10)).verdict == BETTER
-    assert checks_difference(checked("-" * 10), checked("+" * 9 + "-")).verdict == WORSE
+    assert compare(checked("+" * 9 + "-"), checked("-" * 10), "checks").verdict == BETTER
+    assert compare(checked("-" * 10), checked("+" * 9 + "-"), "checks").verdict == WORSE
 
 
 def test_without_checked_prompts_nothing_is_said_about_them() -> None:
-    found = checks_difference(checked(""), checked(""))
+    found = compare(checked(""), checked(""), "checks")
     assert (found.mean, found.low, found.p, found.verdict) == (None, None, None, CANNOT_TELL)
 
 

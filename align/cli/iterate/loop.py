@@ -13,7 +13,7 @@ from align.cli.project.dvc import LOCK_FILE
 from align.core.errors import InputError
 from align.core.files import replacing
 from align.core.params import PARAMS_FILE, Params
-from align.report.comparisons import MEASURES, half, read_evaluated
+from align.report.comparisons import compare, half, read_evaluated
 from align.report.paired import BETTER, Difference
 
 EVAL_DIR = Path("data/eval")
@@ -37,7 +37,7 @@ def extend_chain(measure: str, limit: int, say: Say, dvc: Dvc | None = None) -> 
         raise InputError("`dvc repro` failed before any iteration was added: see above")
     _check_unchanged(before)
     last = list(Params.read().iterations)[-1]
-    if not compare(measure, last, "m0")[0].pairs:  # before hours of work that could not be judged
+    if not compare_halves(measure, last, "m0")[0].pairs:  # before hours of work that could not be judged
         raise InputError(
             f"--until {measure}: the development half of {EVAL_DIR} has no prompts that compare {last} with m0; choose "
             "another measure or add prompts"
@@ -45,10 +45,10 @@ def extend_chain(measure: str, limit: int, say: Say, dvc: Dvc | None = None) -> 
     for _ in range(limit):
         model, parent = next_model(Params.read().iterations)
         _try_iteration(model, parent, dvc)
-        decision, _ = compare(measure, model, parent)
+        decision, _ = compare_halves(measure, model, parent)
         say(f"{model} against {parent} by {measure}, on the development half: {described(decision)}")
         for baseline in dict.fromkeys((parent, "m0")):
-            _, reported = compare(measure, model, baseline)
+            _, reported = compare_halves(measure, model, baseline)
             say(f"{model} against {baseline} by {measure}, on the other half: {described(reported)}")
         if decision.verdict != BETTER:
             say(f"{model} is not shown to be better than {parent}, so the loop ends; {model} stays in {PARAMS_FILE}")
@@ -56,11 +56,11 @@ def extend_chain(measure: str, limit: int, say: Say, dvc: Dvc | None = None) -> 
     say(f"--max {limit} reached, and each iteration was better than its parent")
 
 
-def compare(measure: str, model: str, baseline: str) -> tuple[Difference, Difference]:
+def compare_halves(measure: str, model: str, baseline: str) -> tuple[Difference, Difference]:
     """Return `model` minus `baseline` by `measure` on the development half and on the other."""
     models = read_evaluated(EVAL_DIR, list(dict.fromkeys(("m0", baseline, model))))
     development, other = (
-        MEASURES[measure](half(models[model], development=side), half(models[baseline], development=side))
+        compare(half(models[model], development=side), half(models[baseline], development=side), measure)
         for side in (True, False)
     )
     return development, other
