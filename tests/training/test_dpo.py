@@ -90,15 +90,20 @@ def logprobs(stack: AdapterStack, name: str) -> torch.Tensor:
 
 
 @pytest.fixture
-def expected(dpo: Callable[..., Any], runtime: RuntimeSettings) -> Callable[[str], float]:
-    """Return a function that computes the DPO loss of m1 against a reference (arXiv 2305.18290, equation 7)."""
+def expected(dpo: Callable[..., Any], runtime: RuntimeSettings) -> Callable[..., float]:
+    """Return a function that computes the DPO loss of m1 against a reference (arXiv 2305.18290, equation 7).
+
+    With label smoothing it is that of robust DPO (arXiv 2403.00409).
+    """
     stack = AdapterStack(Path("models/base"), runtime)
     for name in ("m0", "m1"):
         stack.add(name, Path("models") / name)
 
-    def loss(reference: str) -> float:
+    def loss(reference: str, smoothing: float = 0.0) -> float:
         ratios = logprobs(stack, "m1") - logprobs(stack, reference)
-        return float(-logsigmoid(BETA * (ratios[:, 0] - ratios[:, 1])).mean())
+        margins = BETA * (ratios[:, 0] - ratios[:, 1])
+        losses = (1 - smoothing) * -logsigmoid(margins) - smoothing * -logsigmoid(-margins)
+        return float(losses.mean()) / (1 - 2 * smoothing)
 
     return loss
 
@@ -110,12 +115,18 @@ def test_with_the_previous_model_as_reference_dpo_starts_at_log_2(dpo: Callable[
 
 
 def test_with_m0_as_reference_the_loss_is_that_of_the_parent_against_m0(
-    dpo: Callable[..., Any], expected: Callable[[str], float]
+    dpo: Callable[..., Any], expected: Callable[..., float]
 ) -> None:
     loss, card = dpo(reference="m0")
     assert loss == pytest.approx(expected("m0"), abs=1e-3)
     assert abs(loss - math.log(2)) > 0.01
     assert card["parents"]["reference"]["path"] == "models/m0"
+
+
+def test_label_smoothing_gives_the_loss_of_robust_dpo(dpo: Callable[..., Any], expected: Callable[..., float]) -> None:
+    loss, _ = dpo(reference="m0", label_smoothing=0.3)
+    assert loss == pytest.approx(expected("m0", 0.3), abs=1e-3)
+    assert abs(loss - expected("m0")) > 0.01
 
 
 def test_the_nll_term_adds_the_mean_over_the_chosen_tokens(dpo: Callable[..., Any], runtime: RuntimeSettings) -> None:
