@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # pip compiles nothing here: where Python must not keep what it compiles, each start of a stage would compile it all again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup repro test test-slow test-browser test-remotes check fix bench clean
+.PHONY: help setup repro quick test test-slow test-browser test-remotes check fix bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -28,6 +28,15 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 
 repro: $(VENV)/.run  ## run the pipeline: what is up to date is not run again
 	dvc repro
+
+# A clone of the last commit, so that params.yaml, data/ and models/ stay as they are.
+QUICK := .align/quick
+
+quick: $(VENV)/.run  ## run every stage on a cut-down recipe, in .align/quick: minutes, for a first look and for CI
+	rm -rf $(QUICK)
+	git clone -q . $(QUICK)
+	cd $(QUICK) && align recipe use quick && dvc repro
+	@echo "see $(QUICK)/data/summary/report.md"
 
 PYTEST := python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
