@@ -34,6 +34,7 @@ FIXED: dict[str, Any] = {
     "iterations": {"m1": "m0", "m2": "m1"},
     "generation": {"backend": "transformers", "max_batch_tokens": None, "launch": "python"},
     "judge": {"mode": "logits"},
+    "build_preferences": {"chosen_must_end": False, "reject_each_ending": False},  # few tiny replies end
     "dpo": {"beta": 0.1, "nll_coef": 0.0, "reference": "previous", "sft_on_accepted": False},
     "reward_model": {"init": "m0", "use_margin": False, "truncated_negatives": 1},
     "ppo": {"init": "m0", "advantage": "rloo", "num_generations": 2, "kl_coef": 0.05, "missing_eos_penalty": 0.0}
