@@ -4,14 +4,16 @@ In a fresh clone, before anything is built:
 
 
   align estimate --device cpu --calibrate --json > estimate.json
-  PYTHONUNBUFFERED=1 make repro 2>&1 | python -m benchmarks.timestamps > repro.log
-  python -m benchmarks.estimate estimate.json repro.log
+  PYTHONUNBUFFERED=1 make repro 2>&1 | python -m benchmarks.estimate stamp > repro.log
+  python -m benchmarks.estimate compare estimate.json repro.log
 
 The last line is one JSON object with the worst ratio.
 """
 
 import json
 import re
+import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ def measured_seconds(lines: Iterable[str]) -> dict[str, float]:
         try:
             last = float(stamp)
         except ValueError:
-            raise click.ClickException(f"no time before {line[:80]!r}; see benchmarks.timestamps") from None
+            raise click.ClickException(f"no time before {line[:80]!r}; see `stamp`") from None
         running = RUNNING.search(text)
         if stage and (running or OTHERS.search(text)):
             found[stage] = last - begun
@@ -63,11 +65,25 @@ def compare(estimated: Mapping[str, float], measured: Mapping[str, float]) -> di
     }
 
 
-@click.command(help=__doc__)
+@click.group(help=__doc__)
+def main() -> None:
+    pass
+
+
+@main.command()
+def stamp() -> None:
+    """Put the time before each line of the input: seconds since 1970."""
+    # A progress bar ends its lines with a carriage return, of which sys.stdin itself makes no line.
+    with open(sys.stdin.fileno(), encoding="utf-8", errors="replace", closefd=False) as stream:
+        for line in stream:
+            click.echo(f"{time.time():.3f} {line.rstrip()}")
+
+
+@main.command("compare")
 @click.argument("estimate", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("log", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-def main(estimate: Path, log: Path) -> None:
-    """Compare them."""
+def compare_files(estimate: Path, log: Path) -> None:
+    """Compare an estimate with a stamped log."""
     stages = json.loads(estimate.read_text(encoding="utf-8"))["stages"]
     estimated = {stage["stage"]: stage["seconds"] for stage in stages}
     with log.open(encoding="utf-8", newline="\n") as stream:

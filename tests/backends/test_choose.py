@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from align.backends.choose import BACKENDS, GenerationSettings, open_generator
 from align.core.errors import InputError
-from align.core.rows import Message, Prompt, write_rows
+from align.core.rows import Instruction, Message, Prompt, write_rows
 from align.generation.generator import Completion
 from align.generation.local import RoomyLayer, TorchGenerator
 from align.generation.sampling import SamplingParams
@@ -241,6 +241,7 @@ def test_two_processes_with_unequal_memory_write_the_same_rows_as_one(project: P
     write_params(project, {"runtime": {"batch_size": 6}, "generate_responses": responses})
     rows = [Prompt(id=f"m1-{i}", messages=[Message(role="user", content=text)]) for i, text in enumerate(TEXTS)]
     write_rows(project / "data/m1/prompts.jsonl", rows)
+    write_rows(project / "data/m0/ift.jsonl", [Instruction(id="i", category="c", prompt="Why?", completion="So.")])
     out = project / "data/m1/responses.jsonl"
     # On a CPU `accelerate launch` starts one process; torchrun sets the same environment.
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -129,8 +129,8 @@ def test_what_a_recipe_does_not_name_stays_to_the_byte_and_comments_in_their_col
 @pytest.mark.parametrize(
     ("text", "key", "expected"),
     [
-        ("ppo: {target_kl: 0.1, missing_eos_score: null}", "ppo.target_kl", 0.1),
-        ("ppo: {missing_eos_score: null}", "ppo.missing_eos_score", None),
+        ("ppo: {target_kl: 0.1, value_layers: null}", "ppo.target_kl", 0.1),
+        ("ppo: {value_layers: null}", "ppo.value_layers", None),
         ("lora:\n  target_modules: [q_proj]\n", "lora.target_modules", ["q_proj"]),
         ("lora:\n  target_modules:\n    - q_proj\n    - v_proj\n", "lora.target_modules", ["q_proj", "v_proj"]),
         ("generation:\n    openai: {model: x}", "generation.openai.model", "x"),

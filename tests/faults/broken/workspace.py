@@ -153,7 +153,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "generate_responses": {"num_responses": 2, "max_new_tokens": 4},
     "judge": {"min_digit_mass": 0.0},
     "ppo": {"num_updates": 1, "rollout_batch_size": 2, "mini_batch_size": 2, "per_device_train_batch_size": 2}
-    | {"advantage": "gae", "num_generations": 1, "value_layers": None, "max_new_tokens": 4},
+    | {"advantage": "gae", "num_generations": 1, "value_layers": None, "max_new_tokens": 4, "missing_eos_score": -3.0},
     "evaluate": {"max_new_tokens": 4, "checks_max_new_tokens": 4},
 }
 
