@@ -67,7 +67,7 @@ def compare(estimated: Mapping[str, float], measured: Mapping[str, float]) -> di
 
 @click.group(help=__doc__)
 def main() -> None:
-    pass
+    """Name what the two commands share."""
 
 
 @main.command()
