@@ -36,12 +36,13 @@ def main(model: str, parent: str) -> None:
     # build_preferences has the gate: a judge that cannot order these must not choose what the next model learns.
     judgements = read_rows(held_out, Judgement) if settings.checker is None else []
     off_topic = off_topic_rows(judgements, 1, stage.seed)
-    measured = [*judgements, *off_topic]
+    asked = [(row.prompt, row.response) for row in responses]
+    asked += [(row.prompt, row.response) for row in [*judgements, *off_topic]]
     inputs = [BASE, Path("models") / parent, data / "responses.jsonl", held_out]
     with stage.unlocked_work(inputs) as work, open_generator(generation, stage.runtime, parent, work) as generator:
         verdicts = judge_responses(
             generator,
-            [(r.prompt, r.response) for r in [*responses, *measured]],
+            asked,
             settings,
             stage.seed,
             description=f"{model} judgements",

@@ -42,7 +42,7 @@ values = st.recursive(
 )
 examples: list[dict[str, object]] = [
     *(dict(rows[0]) for rows in (ANSWERS, EVAL_PROMPTS, INSTRUCTIONS, JUDGEMENTS, PAIRS, RESPONSES, SCORES)),
-    MEASURES,
+    dict(MEASURES),
     {"message_tree_id": "t", "prompt": {"text": "Why?", "role": "prompter", "replies": []}},
     {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["q_proj"]},
 ]
