@@ -57,7 +57,7 @@ RANDOM: dict[str, dict[str, Any]] = {
     "judge": {"min_digit_mass": 0.0},
     "gates": {"max_mode_share": 1.0, "min_score_std": 0.0, "min_pairwise_accuracy": 0.0, "min_pair_yield": 0.0}
     | {"max_failure_rate": 1.0},
-    "build_preferences": {"min_margin": 0.0, "accept_score": 0.0},
+    "build_preferences": {"min_margin": 0.0, "accept_score": 0.0, "chosen_must_end": False},
 }
 
 
@@ -202,6 +202,7 @@ def prepare(values: dict[str, Any]) -> None:
 # The stages that show which tracks ran.
 WHOLE = {"sft", "generate_prompts", "dpo", "ppo", "evaluate", "diff", "summary"}
 STAGES = {
+    "quick": WHOLE,
     "smollm2-cpu": WHOLE,
     "smollm2-long": WHOLE,
     "mistral-7b-self-rewarding": {"fetch_data", "sft", "judge", "build_preferences", "dpo", "evaluate"},
