@@ -74,7 +74,8 @@ def test_the_packed_loss_is_that_of_bradley_and_terry_over_the_rows_one_by_one(
     [batch] = trainer.get_train_dataloader()
 
     def score(ids: list[int]) -> torch.Tensor:
-        return model(input_ids=torch.tensor([ids])).logits[0, 0]  # type: ignore[no-any-return]
+        scores: torch.Tensor = model(input_ids=torch.tensor([ids])).logits
+        return scores[0, 0]
 
     with torch.no_grad():
         loss = trainer.compute_loss(model, batch)
