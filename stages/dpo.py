@@ -14,7 +14,7 @@ from pydantic import Field
 from trl import DPOConfig, DPOTrainer
 
 from align.core.files import replacing
-from align.core.rows import Instruction, PreferencePair, read_rows
+from align.core.rows import PreferencePair, read_rows
 from align.models.adapters import continue_adapter, save_adapter
 from align.models.base import copy_tokenizer, load_base, load_tokenizer
 from align.models.card import write_model_card
@@ -22,7 +22,6 @@ from align.models.loading import load_adapter_weights
 from align.models.tokenization import drop_too_long, encode_completion, encode_prompt
 from align.run.stage import BASE, Stage
 from align.training.settings import TrainingSettings
-from align.training.sft import SFTSettings, encode_instruction, instruction_tune
 from align.training.trainer import Resumable, train, training_arguments
 
 
@@ -33,7 +32,6 @@ class DPOSettings(TrainingSettings):
     label_smoothing: float = Field(ge=0, lt=0.5)
     nll_coef: float = Field(ge=0)
     reference: Literal["previous", "m0"]
-    sft_on_accepted: bool
 
 
 class TokenizedDPOTrainer(Resumable, DPOTrainer):
@@ -49,13 +47,12 @@ class TokenizedDPOTrainer(Resumable, DPOTrainer):
 def main(model_name: str, parent: str) -> None:
     stage = Stage(f"dpo@{model_name}")
     settings = stage.section("dpo", DPOSettings)
-    sft_settings = stage.section("sft", SFTSettings)
     stage.start()
     parent_dir = Path("models") / parent
     data = Path("data") / model_name
-    preferences, ift = data / "preferences.jsonl", data / "ift.jsonl"
+    preferences = data / "preferences.jsonl"
     tokenizer = load_tokenizer(BASE)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "prompt_ids": encode_prompt(tokenizer, pair.messages),
             "chosen_ids": encode_completion(tokenizer, pair.chosen, pair.chosen_finish_reason),
@@ -63,27 +60,13 @@ def main(model_name: str, parent: str) -> None:
         }
         for pair in read_rows(preferences, PreferencePair)
     ]
-    lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows]
-    rows, dropped = drop_too_long(rows, lengths, settings.max_length, "dpo.max_length")
+    for row in rows:  # padding makes both sides of a batch as long as the longest
+        row["length"] = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+    rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "dpo.max_length")
 
-    accepted = [
-        encode_instruction(tokenizer, row.prompt, row.completion)
-        for row in read_rows(ift, Instruction)
-        if settings.sft_on_accepted and row.iteration == model_name
-    ]
-    dropped_accepted = 0
-    if accepted:
-        accepted, dropped_accepted = drop_too_long(
-            accepted, [row["length"] for row in accepted], sft_settings.max_length, "sft.max_length"
-        )
-
-    with stage.work([BASE, parent_dir, Path("models/m0"), preferences, ift]) as work:
+    with stage.work([BASE, parent_dir, Path("models/m0"), preferences]) as work:
         model = continue_adapter(load_base(BASE, stage.runtime), parent_dir)
-        if accepted:
-            arguments = training_arguments(sft_settings, work.folder / "sft", stage.seed, stage.runtime)
-            instruction_tune(model, tokenizer, accepted, arguments, work.folder / "sft_history.csv", work)
-        # Grouping by length needs one length per row, but a pair has two.
-        arguments = training_arguments(settings, work.folder / "dpo", stage.seed, stage.runtime, order="random")
+        arguments = training_arguments(settings, work.folder / "dpo", stage.seed, stage.runtime)
         # TRL's robust DPO (arXiv 2403.00409) is the only loss of this kind that reads label_smoothing.
         arguments |= {"loss_type": ["robust" if settings.label_smoothing else "sigmoid"]}
         if settings.nll_coef:
@@ -110,12 +93,8 @@ def main(model_name: str, parent: str) -> None:
         with replacing(Path("models") / model_name) as temporary:
             save_adapter(model, temporary)
             copy_tokenizer(BASE, temporary)
-            sources = {"preferences": preferences} | ({"accepted": ift} if accepted else {})
-            write_model_card(temporary, stage, parents, sources)
-    summary = f"{len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens"
-    if settings.sft_on_accepted:
-        summary += f"; before, SFT on {len(accepted)} accepted rows, {dropped_accepted} dropped as too long"
-    click.echo(f"dpo@{model_name}: {summary}")
+            write_model_card(temporary, stage, parents, {"preferences": preferences})
+    click.echo(f"dpo@{model_name}: {len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens")
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ from align.generation.sampling import SamplingParams
 from align.judge.asking import judge_responses
 from align.judge.conversation import conversation_question
 from align.judge.request import JudgeSettings
-from align.models.batching import PaddedBatch, cut_batches
+from align.models.batching import PaddedBatch, cut_batches, place
 from align.models.stack import AdapterStack
 from align.models.tokenization import completion_lengths, encode_prompt, encode_user, warn_if_capped
 from align.report.statistics import distinct_2, mean, words
-from align.reward.scoring import reward_scores
+from align.reward.scoring import score_and_record
 from align.run.provenance import environment
 from align.run.runtime import RuntimeSettings, row_seed
 from align.run.stage import BASE, Stage
@@ -54,14 +54,19 @@ def kl_divergence(logits: Tensor, other_logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def response_kl(
-    stack: AdapterStack, prompts: Sequence[list[int]], completions: Sequence[Completion], references: Sequence[str]
+    stack: AdapterStack,
+    prompts: Sequence[list[int]],
+    completions: Sequence[Completion],
+    references: Sequence[str],
+    layer: int,
+    states: Sequence[Tensor],
 ) -> list[list[float]]:
     """Return, for each of `references`, KL(subject || reference) of each response in nats.
 
-    It is exact at each position, over the whole vocabulary, and summed over the response's tokens.
+    It is exact at each position, over the whole vocabulary, and summed over the response's tokens. The models are equal
+    below `layer`, whose input for each prompt and response is in `states` (T, H).
     """
     result = [[0.0] * len(prompts) for _ in references]
-    shared = min(map(stack.first_layer, ("subject", *references)))  # below, the models are equal
     lengths = [len(prompt) + len(c.token_ids) for prompt, c in zip(prompts, completions, strict=True)]
     order = sorted(range(len(prompts)), key=lambda i: lengths[i])
     for rows in cut_batches(order, lengths, KL_BATCH_SIZE):
@@ -71,13 +76,12 @@ def response_kl(
             int(stack.tokenizer.pad_token_id or 0),
             stack.device,
         )
-        with stack.recording({shared}) as states:
+        with stack.entering(layer, place([states[i] for i in rows], batch.attention_mask)):
             subject = response_logits(stack, "subject", batch)
-        for sums, reference in zip(result, references, strict=True):
-            with stack.entering(shared, states[shared]):
+            for sums, reference in zip(result, references, strict=True):
                 kl = kl_divergence(subject, response_logits(stack, reference, batch))
-            for i, value in zip(rows, torch.where(batch.response_mask, kl, 0.0).sum(1).tolist(), strict=True):
-                sums[i] = value
+                for i, value in zip(rows, torch.where(batch.response_mask, kl, 0.0).sum(1).tolist(), strict=True):
+                    sums[i] = value
     return result
 
 
@@ -135,10 +139,12 @@ def answer_prompts(
             generator = TorchGenerator(causal_lm, stack.tokenizer, runtime.batch_size, work=work, name="judge")
             verdicts = judge_responses(generator, list(zip(questions, texts, strict=True)), judge_settings, seed)
         tokens = [prompt + c.token_ids for prompt, c in zip(prompts, completions, strict=True)]
-        rewards = reward_scores(stack, "reward", tokens, batch_size=runtime.batch_size)
         references = {model: role for model, role in {"base": "base", "m0": m0}.items() if model != name}
-        kl = dict(zip(references, response_kl(stack, prompts, completions, list(references.values())), strict=True))
-        kl[name] = [0.0] * len(asked)
+        roles = list(references.values())
+        shared = min(map(stack.first_layer, ("subject", "reward", *roles)))  # below, these models are equal
+        rewards, states = score_and_record(stack, "reward", tokens, {shared}, batch_size=runtime.batch_size)
+        divergences = response_kl(stack, prompts, completions, roles, shared, states[shared])
+        kl = dict(zip(references, divergences, strict=True)) | {name: [0.0] * len(asked)}
         for i, row in enumerate(asked):
             # A message must not be empty, so the next turn follows a single space after an empty answer.
             history[row.id].append(Message.model_construct(role="assistant", content=texts[i] or " "))

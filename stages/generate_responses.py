@@ -39,7 +39,7 @@ def main(model: str, parent: str) -> None:
     settings = stage.section("generate_responses", GenerateResponsesSettings)
     stage.start()
     data = Path("data") / model
-    prompts_file, ift_file = data / "prompts.jsonl", Path("data") / parent / "ift.jsonl"
+    prompts_file, ift_file = data / "prompts.jsonl", Path("data/m0/ift.jsonl")
     prompts = read_rows(prompts_file, Prompt, unique=["id"])
     inputs = [BASE, Path("models") / parent, prompts_file]
     with stage.unlocked_work(inputs) as work, open_generator(generation, stage.runtime, parent, work) as generator:

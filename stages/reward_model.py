@@ -27,7 +27,6 @@ from align.reward.training import (
     reward_adapter,
     score_pairs,
     training_rows,
-    truncation_gap,
 )
 from align.run.stage import BASE, Stage
 
@@ -68,14 +67,13 @@ def main() -> None:
             bias = -math.fsum(scores) / len(scores)
             write_json(temporary / SCORE_FILE, {"score_bias": bias})
             stack.heads["reward"] = replace(stack.heads["reward"], bias=bias)
-            held_out = score_pairs(stack, test_pairs, stage.runtime.batch_size, "held-out pairs")
-            gap = truncation_gap(stack, test_pairs, [pair.chosen_score for pair in held_out], stage.runtime.batch_size)
+            held_out = score_pairs(stack, test_pairs, "held-out pairs")
         counts = {
             "train_pairs": len(rows),
             "truncated_negatives": sum(len(row["truncated_ids"]) for row in rows),
             "dropped_too_long": dropped,
         }
-        summary = reward_report(held_out) | {"truncation_gap": gap}
+        summary = reward_report(held_out)
         write_rows(REPORT / "test_scores.jsonl", held_out)
         write_csv(REPORT / "calibration.csv", calibration(held_out))
         write_json(Path("data/metrics/reward.json"), counts | summary)

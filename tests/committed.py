@@ -35,10 +35,10 @@ FIXED: dict[str, Any] = {
     "generation": {"backend": "transformers", "max_batch_tokens": None, "launch": "python"},
     "judge": {"mode": "logits"},
     "build_preferences": {"chosen_must_end": False, "reject_each_ending": False},  # few tiny replies end
-    "dpo": {"beta": 0.1, "nll_coef": 0.0, "reference": "previous", "sft_on_accepted": False},
+    "dpo": {"beta": 0.1, "nll_coef": 0.0, "reference": "previous"},
     "reward_model": {"init": "m0", "use_margin": False, "truncated_negatives": 1},
     "ppo": {"init": "m0", "advantage": "rloo", "num_generations": 2, "kl_coef": 0.05, "missing_eos_penalty": 0.0}
-    | {"missing_eos_score": None, "adaptive_kl_target": None, "target_kl": None},
+    | {"missing_eos_score": None, "adaptive_kl_target": None, "target_kl": None, "warmup_steps": 0.0},
     "text": {"train": "data/seed/tweets_train.jsonl", "test": "data/seed/tweets_test.jsonl"},
 }
 CONFIG = "[core]\n    analytics = false\n    autostage = false\n    check_update = false\n"  # no remote of a user's

@@ -5,9 +5,9 @@ import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -48,6 +48,14 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+
+def _whole_steps(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError("a share of all steps, below 1, or a whole number of steps")
+    return value
+
+
+WarmupSteps = Annotated[float, Field(ge=0), AfterValidator(_whole_steps)]  # below 1, a share of all steps
 
 S = TypeVar("S", bound=Settings)
 

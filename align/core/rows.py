@@ -113,11 +113,12 @@ class PreferencePair(Row):
 
 
 class ScoredPair(Row):
-    """A reward model's scores of a held-out pair; token counts include the EOS."""
+    """A reward model's scores of a held-out pair, and of its chosen reply cut off; token counts include the EOS."""
 
     id: Text
     chosen_score: float
     rejected_score: float
+    truncated_scores: list[float] = []
     chosen_tokens: int = Field(ge=1)
     rejected_tokens: int = Field(ge=1)
 

@@ -62,6 +62,13 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
+def place(rows: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
+    """Return the states (T, H) of each row's real tokens as one block (B, Q+R, H), 0 at padding."""
+    block = rows[0].new_zeros(*attention_mask.shape, rows[0].shape[-1])
+    block[attention_mask] = torch.cat(list(rows))
+    return block
+
+
 @dataclass(frozen=True, kw_only=True)
 class PaddedBatch:
     """Prompts and responses as one padded block: all responses start at the same column.

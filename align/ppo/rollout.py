@@ -1,10 +1,8 @@
 """PPO's training batch: sampled responses and everything measured on them when they were sampled."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from align.models.batching import PaddedBatch
@@ -42,10 +40,3 @@ class Rollout(Batch):
     ended: Tensor  # (B,) True where the response ends with EOS
     values: Tensor | None = None  # (B, R) V_old(s), of the critic
     returns: Tensor | None = None  # (B, R) its targets
-
-
-def place(rows: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
-    """Return the states (T, H) of each row's real tokens as one block (B, Q+R, H), 0 at padding."""
-    block = rows[0].new_zeros(*attention_mask.shape, rows[0].shape[-1])
-    block[attention_mask] = torch.cat(list(rows))
-    return block

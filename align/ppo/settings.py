@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from align.core.params import MODEL_NAME, Settings
+from align.core.params import MODEL_NAME, Settings, WarmupSteps
 
 
 class PPOSettings(Settings):
@@ -20,6 +20,7 @@ class PPOSettings(Settings):
     num_ppo_epochs: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     value_learning_rate: float = Field(gt=0)
+    warmup_steps: WarmupSteps
     value_layers: int | None = Field(ge=1)
     kl_coef: float = Field(ge=0)
     adaptive_kl_target: float | None = Field(gt=0)

@@ -15,6 +15,7 @@ and those of the reward model below the ones that the critic trains (`value_laye
 responses keeps their output states, where every other forward begins.
 """
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,11 +28,12 @@ from torch import Tensor, nn
 from align.core.errors import InputError
 from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
+from align.models.batching import place
 from align.models.stack import AdapterStack
 from align.ppo.advantages import gae, grpo, rloo, sequence_rewards, token_rewards, whiten
 from align.ppo.critic import Critic
 from align.ppo.losses import kl_loss, policy_loss, token_entropies, token_logprobs, value_loss
-from align.ppo.rollout import Batch, Rollout, place
+from align.ppo.rollout import Batch, Rollout
 from align.ppo.settings import PPOSettings
 from align.reward.scoring import score_and_record
 from align.run.runtime import row_seed
@@ -81,14 +83,10 @@ class PPOTrainer:
     def step(self) -> dict[str, float]:
         """Run one update and return its row of the history."""
         settings = self.settings
-        remaining = 1 - self.updates_done / settings.num_updates  # the rates fall linearly to 0
-        for name, optimizer in self.optimizers.items():
-            optimizer.param_groups[0]["lr"] = self.learning_rates[name] * remaining
         rollout = self.rollout(sorted(self._next_prompts(), key=len))  # similar lengths need little padding
         if self.updates_done == 0:
             self._check_reference(rollout)
         metrics = {"update": self.updates_done + 1.0} | self._describe(rollout) | self._optimize(rollout)
-        metrics["learning_rate"] = settings.learning_rate * remaining
         if settings.adaptive_kl_target is not None:
             share = settings.rollout_batch_size / settings.adaptive_kl_horizon
             self.kl_coef *= kl_coef_factor(metrics["kl"], settings.adaptive_kl_target, share)
@@ -179,6 +177,7 @@ class PPOTrainer:
         generator = torch.Generator().manual_seed(row_seed(self.seed, "ppo minibatches", self.updates_done))
         totals: dict[str, float] = {}
         steps, stopped = 0, False
+        each = settings.num_ppo_epochs * settings.rollout_batch_size // settings.mini_batch_size  # steps an update
         for _ in range(settings.num_ppo_epochs):
             order = torch.randperm(settings.rollout_batch_size, generator=generator).to(self.stack.device)
             for rows in order.split(settings.mini_batch_size):
@@ -186,7 +185,10 @@ class PPOTrainer:
                 # The policy is now too far from the one that wrote these responses.
                 stopped = settings.target_kl is not None and metrics["approx_kl"] > 1.5 * settings.target_kl
                 if not stopped:
+                    step, total = self.updates_done * each + steps, settings.num_updates * each
+                    factor = rate_factor(step, total, settings.warmup_steps)
                     for name, optimizer in self.optimizers.items():
+                        optimizer.param_groups[0]["lr"] = self.learning_rates[name] * factor
                         nn.utils.clip_grad_norm_(self.parameters[name], settings.max_grad_norm)
                         optimizer.step()
                     steps += 1
@@ -198,7 +200,8 @@ class PPOTrainer:
             if stopped:
                 break
         means = {key: value / steps for key, value in totals.items()}
-        return means | {"optimizer_steps": float(steps), "stopped_early": float(stopped)}
+        rate = self.optimizers["policy"].param_groups[0]["lr"]
+        return means | {"optimizer_steps": float(steps), "stopped_early": float(stopped), "learning_rate": rate}
 
     def _mini_batch(self, rollout: Rollout, rows: Tensor, check: bool) -> dict[str, float]:
         """Accumulate the gradients of the rows of one optimizer step, micro-batch by micro-batch."""
@@ -340,6 +343,20 @@ class PPOTrainer:
         ]
         start = first - passes[0] * count
         return [self._prompts[i] for i in order[start : start + size]]
+
+
+def rate_factor(step: int, total: int, warmup_steps: float) -> float:
+    """Return the factor of the learning rates at optimizer step `step` (from 0): a linear rise, then a fall towards 0.
+
+    Adam's first steps have almost the full rate in every weight, whatever the noise of the gradients, so without the
+    rise they would spend the KL on noise.
+
+    Args:
+        step, total: the step's number, and how many there are.
+        warmup_steps: of the rise; below 1 a share of all steps.
+    """
+    warmup = warmup_steps if warmup_steps >= 1 else math.ceil(warmup_steps * total)
+    return (step + 1) / (warmup + 1) if step < warmup else (total - step) / max(1.0, total - warmup)
 
 
 def kl_coef_factor(kl: float, target: float, share: float) -> float:

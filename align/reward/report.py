@@ -28,6 +28,11 @@ def by_length(pairs: Sequence[ScoredPair]) -> dict[str, dict[str, Any]]:
     return {name: accuracy(members) for name, members in buckets.items()}
 
 
+def truncation_gap(pairs: Sequence[ScoredPair]) -> float | None:
+    """Return how much higher chosen replies score than the same ones cut off, on average; None if all are too short."""
+    return mean([pair.chosen_score - score for pair in pairs for score in pair.truncated_scores])
+
+
 def calibration(pairs: Sequence[ScoredPair]) -> list[dict[str, Any]]:
     """Return, for each bin of predicted win rates from 0.5 to 1, how often the higher-scored reply is the chosen one.
 
@@ -67,6 +72,7 @@ def reward_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     return {
         **accuracy(pairs),
         "mean_margin": mean(margins),
+        "truncation_gap": truncation_gap(pairs),
         "by_length": by_length(pairs),
         "calibration_error": math.fsum(gaps_by_bin) / len(pairs),
         "score_length_correlation": spearman(scores, lengths),

@@ -1,12 +1,15 @@
 """Score responses with a reward model."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from align.models.batching import cut_batches, left_pad, positions
+from align.models.frozen import frozen_linears
+from align.models.packing import pack
 from align.models.stack import AdapterStack
 
 
@@ -55,3 +58,21 @@ def score_and_record(
                     states[layer][i] = inputs[position, first : first + lengths[i]]
             progress.update(len(batch))
     return scores, states
+
+
+@contextmanager
+def packed_scorer(stack: AdapterStack, name: str) -> Iterator[Callable[[Sequence[list[int]]], list[float]]]:
+    """Yield a function that returns the centred scores of rows of token ids that begin alike and end with an EOS.
+
+    The rows are one sequence, in which what they share is computed once. No weight may change within the block.
+    """
+    head = stack.heads[name]
+    with stack.using(name) as model, frozen_linears(model, torch.float32), torch.no_grad():
+
+        def score(rows: Sequence[list[int]]) -> list[float]:
+            packed = pack(rows)
+            hidden = model.base_model(**packed.inputs(stack.device, model.dtype), use_cache=False).last_hidden_state
+            scores: list[float] = head(hidden[0, packed.last.to(stack.device)]).tolist()
+            return scores
+
+        yield score

@@ -12,6 +12,7 @@ from peft import PeftModel
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
@@ -22,8 +23,7 @@ from align.models.base import load_base
 from align.models.packing import pack
 from align.models.stack import AdapterStack
 from align.models.tokenization import encode_completion, encode_prompt
-from align.report.statistics import mean
-from align.reward.scoring import reward_scores
+from align.reward.scoring import packed_scorer
 from align.run.runtime import RuntimeSettings
 from align.run.work import Work
 from align.training.settings import TrainingSettings
@@ -31,7 +31,7 @@ from align.training.trainer import LoraPlus, train, training_arguments
 
 KEPT = (0.3, 0.9)  # the share of its tokens that a truncated reply keeps is drawn from this range
 
-GAP_SHARES = (0.5, 0.8)  # where held-out replies are cut to measure what that costs
+CUT_SHARES = (0.5, 0.8)  # where held-out replies are cut to measure what that costs
 
 
 class RewardModelSettings(TrainingSettings):
@@ -174,44 +174,22 @@ def fit(
     train(trainer, history, work)
 
 
-def score_pairs(
-    stack: AdapterStack, pairs: Sequence[PreferencePair], batch_size: int, description: str
-) -> list[ScoredPair]:
-    """Score both replies of each pair with the stack's model `reward`."""
+def score_pairs(stack: AdapterStack, pairs: Sequence[PreferencePair], description: str) -> list[ScoredPair]:
+    """Score the replies of each pair with the stack's model `reward`, and the chosen one cut at `CUT_SHARES`."""
+    scored = []
     encoded = encode_pairs(stack.tokenizer, pairs)
-    chosen, rejected = (
-        reward_scores(
-            stack,
-            "reward",
-            [pair.prompt + getattr(pair, side) for pair in encoded],
-            batch_size=batch_size,
-            description=f"{description}, {side}",
-        )
-        for side in ("chosen", "rejected")
-    )
-    return [
-        ScoredPair(
-            id=pair.id,
-            chosen_score=chosen[i],
-            rejected_score=rejected[i],
-            chosen_tokens=len(encoded[i].chosen),
-            rejected_tokens=len(encoded[i].rejected),
-        )
-        for i, pair in enumerate(pairs)
-    ]
-
-
-def truncation_gap(
-    stack: AdapterStack, pairs: Sequence[PreferencePair], scores: Sequence[float], batch_size: int
-) -> float | None:
-    """Return how much higher chosen replies score than the same ones truncated, on average; None if all are too short.
-
-    `scores` are those of the whole replies, which are truncated at `GAP_SHARES` of their tokens.
-    """
-    gaps, rows = list[float](), list[list[int]]()
-    for score, ids in zip(scores, encode_pairs(stack.tokenizer, pairs), strict=True):
-        cut = [reply for share in GAP_SHARES if (reply := truncated(ids.chosen, share)) is not None]
-        rows += [ids.prompt + reply for reply in cut]
-        gaps += [score] * len(cut)
-    cut_scores = reward_scores(stack, "reward", rows, batch_size=batch_size, description="held-out pairs, truncated")
-    return mean([whole - cut for whole, cut in zip(gaps, cut_scores, strict=True)])
+    with packed_scorer(stack, "reward") as score:
+        for pair, ids in zip(pairs, tqdm(encoded, desc=description, unit="pair"), strict=True):
+            cut = [reply for share in CUT_SHARES if (reply := truncated(ids.chosen, share)) is not None]
+            chosen, rejected, *others = score([ids.prompt + reply for reply in (ids.chosen, ids.rejected, *cut)])
+            scored.append(
+                ScoredPair(
+                    id=pair.id,
+                    chosen_score=chosen,
+                    rejected_score=rejected,
+                    truncated_scores=others,
+                    chosen_tokens=len(ids.chosen),
+                    rejected_tokens=len(ids.rejected),
+                )
+            )
+    return scored

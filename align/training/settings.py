@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from align.core.params import Settings
+from align.core.params import Settings, WarmupSteps
 
 
 class TrainingSettings(Settings):
@@ -12,17 +12,10 @@ class TrainingSettings(Settings):
 
     learning_rate: float = Field(gt=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
-    warmup_steps: float = Field(ge=0)  # below 1, a share of all steps
+    warmup_steps: WarmupSteps
     num_train_epochs: float = Field(gt=0)
     per_device_train_batch_size: int = Field(ge=1)
     gradient_accumulation_steps: int = Field(ge=1)
     max_grad_norm: float = Field(gt=0)
     max_length: int = Field(ge=1)
     gradient_checkpointing: bool
-
-    @field_validator("warmup_steps")
-    @classmethod
-    def _whole_steps(cls, value: float) -> float:
-        if value > 1 and value != int(value):
-            raise ValueError("a share of all steps, below 1, or a whole number of steps")
-        return value

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on instruction rows, for stage sft and `dpo.sft_on_accepted`."""
+"""Supervised fine-tuning on instruction rows, for stage sft."""
 
 from pathlib import Path
 from typing import Any

@@ -150,7 +150,6 @@ def test_every_stage_has_a_cost(project: Path, graph: str) -> None:
         ("eft.num_train_epochs=3", {"sft"}),
         ("evaluate.max_new_tokens=512", {"evaluate", "evaluate_iteration"}),
         ("evaluate.checks_max_new_tokens=512", {"evaluate", "evaluate_iteration"}),
-        ("dpo.sft_on_accepted=true", {"dpo"}),
     ],
 )
 def test_a_param_changes_the_stages_that_read_it(project: Path, change: str, stages: set[str]) -> None:

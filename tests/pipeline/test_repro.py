@@ -245,7 +245,7 @@ def test_the_reward_model_reloads_in_another_process_with_equal_and_centred_scor
     stack = AdapterStack(clone.path / "models/base", runtime)
     stack.add("reward", clone.path / "models/reward")
     pairs = clone.path / "data/prepared/preferences"
-    found = score_pairs(stack, read_rows(pairs / "test.jsonl", PreferencePair), runtime.batch_size, "test")
+    found = score_pairs(stack, read_rows(pairs / "test.jsonl", PreferencePair), "test")
     written = read_rows(clone.path / "data/reward/test_scores.jsonl", ScoredPair)
     assert [row.id for row in found] == [row.id for row in written]
     for ours, theirs in zip(found, written, strict=True):
@@ -253,7 +253,7 @@ def test_the_reward_model_reloads_in_another_process_with_equal_and_centred_scor
         assert ours.rejected_score == pytest.approx(theirs.rejected_score, abs=1e-5)
 
     references = read_rows(pairs / "train.jsonl", PreferencePair)[:CENTERING_ROWS]
-    scores = [row.chosen_score for row in score_pairs(stack, references, runtime.batch_size, "references")]
+    scores = [row.chosen_score for row in score_pairs(stack, references, "references")]
     assert sum(scores) / len(scores) == pytest.approx(0, abs=1e-4)
     assert stack.heads["reward"].bias != 0
 

@@ -12,7 +12,7 @@ from align.core.params import Params
 from align.models.stack import AdapterStack
 from align.ppo.advantages import gae, token_rewards, whiten
 from align.ppo.settings import PPOSettings
-from align.ppo.trainer import PPOTrainer
+from align.ppo.trainer import PPOTrainer, rate_factor
 from align.reward.scoring import reward_scores
 from tests.committed import PARAMS_YAML
 from tests.factories import embeddings
@@ -222,6 +222,21 @@ def test_the_learning_rates_fall_in_a_straight_line_to_0_after_the_last_update(m
     ppo = trainer(make_stack(), max_new_tokens=2)
     assert [ppo.step()["learning_rate"] for _ in range(4)] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
     assert ppo.optimizers["value"].param_groups[0]["lr"] == pytest.approx(2.5e-4)
+
+
+@pytest.mark.parametrize("warmup_steps", [0.5, 4])
+def test_the_learning_rates_rise_over_the_warmup_and_change_with_every_optimizer_step(
+    make_stack: MakeStack, warmup_steps: float
+) -> None:
+    ppo = trainer(make_stack(), max_new_tokens=2, mini_batch_size=4, warmup_steps=warmup_steps)  # two steps an update
+    assert [ppo.step()["learning_rate"] for _ in range(4)] == pytest.approx([4e-4, 8e-4, 7.5e-4, 2.5e-4])
+    factors = [rate_factor(step, 8, warmup_steps) for step in range(8)]
+    assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 0.75, 0.5, 0.25])
+
+
+def test_a_warmup_longer_than_the_run_never_divides_by_0() -> None:
+    assert [rate_factor(step, 2, 5) for step in range(2)] == pytest.approx([1 / 6, 2 / 6])
+    assert [rate_factor(step, 1, 0.0) for step in range(1)] == [1]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from align.core.errors import InputError
+from align.models.batching import place
 from align.models.stack import AdapterStack
-from align.ppo.rollout import Batch, place
+from align.ppo.rollout import Batch
 from align.run.runtime import RuntimeSettings
 from tests.factories import tiny_gpt2
 from tests.ppo.tiny import MakeStack, all_parameters, critic, encoded, randomize, trainer, values_of

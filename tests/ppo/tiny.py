@@ -29,6 +29,7 @@ SETTINGS = {
     "value_layers": None,
     "learning_rate": 1e-3,
     "value_learning_rate": 1e-3,
+    "warmup_steps": 0.0,
     "kl_coef": 0.05,
     "adaptive_kl_target": None,
     "adaptive_kl_horizon": 10000,

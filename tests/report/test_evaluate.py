@@ -25,14 +25,25 @@ PROMPTS = [[5, 9, 30, 31, 32, 33, 34], [7], [40, 41, 42], [8, 9]]
 ANSWERS = [[11, 12], [13, 14, 15, 16, 17, 2], [18], [19, 20, 2]]
 
 
+def kl(stack: AdapterStack, references: list[str]) -> list[list[float]]:
+    """Return the KL of the subject on the answers, from the states that enter the lowest layer it adapts."""
+    layer = stack.first_layer("subject")
+    states = []
+    for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
+        with stack.using("subject") as model, stack.recording({layer}) as recorded, torch.no_grad():
+            model(input_ids=torch.tensor([prompt + answer]))
+        states.append(recorded[layer][0])
+    return response_kl(stack, PROMPTS, [Completion(ids, "", "stop") for ids in ANSWERS], references, layer, states)
+
+
 def test_the_kl_of_each_answer_is_the_sum_of_the_exact_kl_at_its_positions_to_each_reference(
     tiny_base: Path, runtime: RuntimeSettings, make_adapter: Callable[..., Path]
 ) -> None:
     stack = AdapterStack(tiny_base, runtime)
     stack.add("base", tiny_base)
-    stack.add("judge", make_adapter("judge", 2))
-    stack.add("subject", make_adapter("subject", 1))
-    measured = response_kl(stack, PROMPTS, [Completion(ids, "", "stop") for ids in ANSWERS], ["base", "judge"])
+    stack.add("judge", make_adapter("judge", 2, layers=[1]))
+    stack.add("subject", make_adapter("subject", 1, layers=[1]))
+    measured = kl(stack, ["base", "judge"])
 
     def logprobs(name: str, ids: list[int]) -> torch.Tensor:
         with stack.using(name) as model, torch.no_grad():
@@ -55,7 +66,7 @@ def test_a_model_has_no_kl_to_itself(
     stack = AdapterStack(tiny_base, runtime)
     for role in ("judge", "subject"):
         stack.add(role, make_adapter("m0", 1))
-    [sums] = response_kl(stack, PROMPTS, [Completion(ids, "", "stop") for ids in ANSWERS], ["judge"])
+    [sums] = kl(stack, ["judge"])
     assert sums == pytest.approx([0.0] * len(ANSWERS), abs=1e-6)
 
 
@@ -69,9 +80,9 @@ def test_the_judge_of_a_second_turn_reads_the_first_with_its_answer(
         return [Verdict(2.0)] * len(rows)
 
     monkeypatch.setattr(evaluate, "judge_responses", judge)
-    monkeypatch.setattr(evaluate, "reward_scores", lambda stack, name, tokens, batch_size: [0.0] * len(tokens))
     stack = AdapterStack(tiny_base, runtime)
     stack.add("base", tiny_base)
+    stack.add("reward", make_adapter("reward", 2, head=True))
     for role in ("judge", "subject"):
         stack.add(role, make_adapter("m0", 1))
     prompts = [EvalPrompt(id="e1", category="c", turns=["Why?", "And then?"])]

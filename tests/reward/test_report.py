@@ -85,3 +85,9 @@ def test_a_correlation_with_a_constant_is_null_and_not_a_number() -> None:
     found = reward_report([pair(0.0), pair(0.0)])
     assert found["score_length_correlation"] is None
     assert found["margin_length_correlation"] is None
+
+
+def test_the_truncation_gap_is_the_mean_over_all_cut_off_replies_by_hand() -> None:
+    cut = pair(1.0).model_copy(update={"chosen_score": 5.0, "truncated_scores": [1.0, 3.0]})
+    assert reward_report([cut, pair(1.0)])["truncation_gap"] == 3.0
+    assert reward_report([pair(1.0)])["truncation_gap"] is None

@@ -18,16 +18,18 @@ from align.models.adapters import LoraSettings, save_adapter
 from align.models.base import load_tokenizer
 from align.models.loading import load_adapter_weights
 from align.models.stack import AdapterStack
+from align.reward.report import truncation_gap
 from align.reward.scoring import reward_scores
 from align.reward.training import (
+    CUT_SHARES,
     KEPT,
     RewardModelSettings,
     RewardModelTrainer,
     encode_pairs,
     reward_adapter,
+    score_pairs,
     training_rows,
     truncated,
-    truncation_gap,
 )
 from align.run.runtime import RuntimeSettings
 from align.training.trainer import train, training_arguments
@@ -194,9 +196,7 @@ def test_replies_that_break_off_score_lower_after_training_on_them_and_the_saved
         save_adapter(model, tmp_path / name)
         stack = AdapterStack(tiny_base, runtime)
         stack.add("reward", tmp_path / name)
-        whole = [pair.prompt + pair.chosen for pair in encode_pairs(stack.tokenizer, PAIRS)]
-        scores = reward_scores(stack, "reward", whole, batch_size=2)
-        result = truncation_gap(stack, PAIRS, scores, batch_size=2)
+        result = truncation_gap(score_pairs(stack, PAIRS, "pairs"))
         assert result is not None
         return result
 
@@ -204,3 +204,20 @@ def test_replies_that_break_off_score_lower_after_training_on_them_and_the_saved
     train(trainer, tmp_path / "history.csv")
     assert abs(before) < 0.5
     assert gap("after") > before + 1
+
+
+def test_the_scores_of_a_pair_are_those_of_its_rows_one_by_one(
+    tiny_base: Path, runtime: RuntimeSettings, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tiny_base, runtime, tmp_path / "trainer", settings(num_train_epochs=5, learning_rate=1e-2))
+    train(trainer, tmp_path / "history.csv")
+    model: Any = trainer.model
+    save_adapter(model, tmp_path / "reward")
+    stack = AdapterStack(tiny_base, runtime)
+    stack.add("reward", tmp_path / "reward")
+    for found, ids in zip(score_pairs(stack, PAIRS, "pairs"), encode_pairs(stack.tokenizer, PAIRS), strict=True):
+        cut = [truncated(ids.chosen, share) for share in CUT_SHARES]
+        rows = [ids.prompt + reply for reply in (ids.chosen, ids.rejected, *cut) if reply is not None]
+        expected = [reward_scores(stack, "reward", [row], batch_size=1)[0] for row in rows]
+        assert [found.chosen_score, found.rejected_score, *found.truncated_scores] == pytest.approx(expected, abs=1e-4)
+        assert len(set(expected)) == len(expected)

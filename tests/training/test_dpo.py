@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 
-from align.core.rows import Instruction, Message, PreferencePair, write_rows
+from align.core.rows import Message, PreferencePair, write_rows
 from align.models.base import load_tokenizer
-from align.models.loading import ADAPTER_FILE
 from align.models.stack import AdapterStack
 from align.models.tokenization import encode_completion, encode_prompt
 from align.run.runtime import RuntimeSettings
@@ -35,17 +33,6 @@ PAIRS = [
         [("Name a fruit.", "A pear, or an apple.", "No."), ("Why is it dark?", "It is night.", "Dark is dark is")]
     )
 ]
-ACCEPTED = Instruction(
-    id="m2-0",
-    category="generated",
-    prompt="Name a tree.",
-    completion="An oak.",
-    source="generated",
-    iteration="m2",
-    score=4.0,
-    judge="m1",
-)
-OLD = ACCEPTED.model_copy(update={"id": "m1-0", "iteration": "m1"})
 BETA = 0.5
 
 
@@ -60,12 +47,10 @@ def dpo(
     for name, target in {"base": tiny_base, "m0": make_adapter("a", 1), "m1": make_adapter("b", 2)}.items():
         (models / name).symlink_to(target, target_is_directory=True)
     write_rows(Path("data/m2/preferences.jsonl"), PAIRS)
-    write_rows(Path("data/m2/ift.jsonl"), [OLD, ACCEPTED])
 
-    def stage(max_sft_length: int = 512, **changes: Any) -> tuple[float, dict[str, Any]]:
+    def stage(**changes: Any) -> tuple[float, dict[str, Any]]:
         dpo = {"beta": BETA, "per_device_train_batch_size": 2, "num_train_epochs": 1, **changes}
-        sft = {"learning_rate": 1e-2, "warmup_steps": 0.0, "max_length": max_sft_length}
-        write_params(Path(), {"dpo": dpo, "sft": sft})
+        write_params(Path(), {"dpo": dpo})
         result = CliRunner().invoke(main, ["m2", "m1"], catch_exceptions=False)
         assert result.exit_code == 0, result.stderr
         with Path("data/m2/dpo_history.csv").open(encoding="utf-8") as stream:
@@ -136,35 +121,6 @@ def test_the_nll_term_adds_the_mean_over_the_chosen_tokens(dpo: Callable[..., An
     tokens = sum(len(encode_completion(stack.tokenizer, pair.chosen)) for pair in PAIRS)
     nll = -float(logprobs(stack, "m1")[:, 0].sum()) / tokens
     assert loss == pytest.approx(math.log(2) + 0.5 * nll, abs=1e-3)
-
-
-def test_sft_on_accepted_rows_takes_those_of_this_iteration_alone_and_the_reference_follows_it(
-    dpo: Callable[..., Any],
-) -> None:
-    _, plain = dpo()
-    weights = load_file(Path("models/m2") / ADAPTER_FILE)
-    loss, card = dpo(sft_on_accepted=True)
-    assert loss == pytest.approx(math.log(2), abs=1e-4)  # of what DPO starts from, after the SFT
-    assert "accepted" in card["data"]
-    assert "accepted" not in plain["data"]
-    moved = load_file(Path("models/m2") / ADAPTER_FILE)
-    assert any(not torch.equal(weights[key], moved[key]) for key in weights)
-
-    write_rows(Path("data/m2/ift.jsonl"), [OLD])
-    _, card = dpo(sft_on_accepted=True)
-    assert "accepted" not in card["data"]
-    again = load_file(Path("models/m2") / ADAPTER_FILE)
-    assert all(torch.equal(weights[key], again[key]) for key in weights)
-
-
-def test_an_accepted_row_longer_than_sft_takes_is_left_out(dpo: Callable[..., Any]) -> None:
-    dpo(sft_on_accepted=True)
-    short = load_file(Path("models/m2") / ADAPTER_FILE)
-    longer = ACCEPTED.model_copy(update={"id": "m2-1", "completion": "An oak. " * 60})
-    write_rows(Path("data/m2/ift.jsonl"), [OLD, ACCEPTED, longer])
-    dpo(sft_on_accepted=True, max_sft_length=60)
-    again = load_file(Path("models/m2") / ADAPTER_FILE)
-    assert all(torch.equal(short[key], again[key]) for key in short)
 
 
 def test_the_tokenizer_of_the_model_is_the_bases(dpo: Callable[..., Any], tiny_base: Path) -> None:

@@ -14,7 +14,6 @@ from align.core.templates import render
 from align.data.instructions import read_instructions
 from align.judge.request import SCORE_PREFIX, judge_request
 from align.models.batching import MAX_LENGTH_RATIO as PADDING
-from align.reward.training import GAP_SHARES
 from align.text.labelled import LabelledText
 from stages.base_model import EMBEDDED
 from stages.evaluate import KL_BATCH_SIZE
@@ -105,21 +104,26 @@ class Plan:
                 new, s = self._generated, self.s.generate_responses
                 return self._decode(new.prompts, new.prompt, s.max_new_tokens, s.num_responses)
             case "judge":
-                both = self._generated, self._split("judgements")[1]
-                return [part for rows in both for part in self._judge(rows.total, rows.prompt + rows.reply)]
+                new, held_out = self._generated, self._split("judgements")[1]
+                # The held-out judgements again, and for each question one of an answer to another.
+                count = new.total, held_out.total + held_out.prompts
+                both = zip(count, (new, held_out), strict=True)
+                return [part for n, rows in both for part in self._judge(n, rows.prompt + rows.reply)]
             case "dpo":
                 new = self._generated
                 length = (new.prompt + new.reply) * PADDING
                 training = self._train("dpo", new.prompts, length + new.reply / 5, sides=2, positions=new.reply)
-                accepted = self._train("sft", new.prompts * self.s.dpo.sft_on_accepted, length, positions=new.reply)
-                return [training, replace(training, kind="forward"), accepted]
+                return [training, replace(training, kind="forward")]
             case "reward_model":
                 pairs, test = self._split("preferences")
                 length = pairs.prompt + pairs.reply + TEMPLATE_TOKENS
                 # Each truncated reply is one token more of a pair's sequence.
                 packed = length + pairs.reply + self.s.reward_model.truncated_negatives
-                scored = min(CENTERING_ROWS, pairs.total) + (2 + len(GAP_SHARES)) * test.total
-                return [self._train("reward_model", pairs.total, packed), self._forward(scored, length)]
+                return [
+                    self._train("reward_model", pairs.total, packed),
+                    self._forward(min(CENTERING_ROWS, pairs.total), length),
+                    self._forward(test.total, packed, batch=1),
+                ]
             case "ppo":
                 s, model = self.s.ppo, self._adapted
                 prompt = min(self._rows("preferences").prompt + TEMPLATE_TOKENS, s.max_prompt_length)
@@ -137,19 +141,19 @@ class Plan:
                     *(replace(trained, first=part.first, positions=part.positions) for part in learners),
                 ]
             case "evaluate" | "evaluate_iteration":
-                s, rows, held_out = self.s.evaluate, self._rows("eval_prompts"), self._split("judgements")[1]
+                s, rows = self.s.evaluate, self._rows("eval_prompts")
                 checked = self._rows("checked_prompts")
                 prompt, reply = rows.prompt + TEMPLATE_TOKENS, REPLY_SHARE * s.max_new_tokens
                 count, length = rows.total * s.max_turns, prompt + reply
-                compared = 0 if name == "evaluate@base" else 2 * count  # with the base
+                compared = self._forward(count, length * PADDING, KL_BATCH_SIZE, positions=reply)
                 return [
                     *self._decode(rows.total, prompt, s.max_new_tokens, times=s.max_turns),
                     *self._decode(checked.total, checked.prompt + TEMPLATE_TOKENS, s.checks_max_new_tokens),
                     *self._judge(count, length),
                     self._forward(count, length),
-                    self._forward(compared, length * PADDING, KL_BATCH_SIZE, positions=reply),
-                    # Its own judgements, and for each question one of an answer to another.
-                    *self._judge(held_out.total + held_out.prompts, held_out.prompt + held_out.reply),
+                    # The KL: the subject's forward, and those of base and m0 from the lowest adapted layer on.
+                    compared,
+                    *(replace(compared, first=self._adapted.lowest) for _ in range(2)),
                 ]
             case "text/dvc.yaml:sft":
                 rows = self._rows("train", "text")
