@@ -112,7 +112,8 @@ class Plan:
             case "dpo":
                 new = self._generated
                 length = (new.prompt + new.reply) * PADDING
-                training = self._train("dpo", new.prompts, length + new.reply / 5, sides=2, positions=new.reply)
+                pairs = new.prompts * (1 + self.s.build_preferences.reject_each_ending)
+                training = self._train("dpo", pairs, length + new.reply / 5, sides=2, positions=new.reply)
                 return [training, replace(training, kind="forward")]
             case "reward_model":
                 pairs, test = self._split("preferences")
