@@ -2,7 +2,8 @@
 
 Each seed runs in a clone of the committed project, WORKSPACE/seed-N. A clone that has finished is not run again, one
 that was killed resumes. The intervals draw seeds and conversations (or checked prompts), both with replacement. The
-last line is one JSON object: paired differences against m0. Run it with `python -m benchmarks.learning WORKSPACE`.
+last line is one JSON object: paired differences against m0, which `benchmarks.results` writes into the README. Run it
+with `python -m benchmarks.learning WORKSPACE | tee /dev/stderr | tail -n 1 > benchmarks/learning.json`.
 """
 
 import json

@@ -1,7 +1,8 @@
 """Write the README's results from data/summary, data/metrics and data/eval: `python -m benchmarks.results`.
 
 Run it after `make repro`. The table goes between the `results` markers. One held-out prompt, with the answers of m0 and
-of the last iteration, goes between the `sample` markers; a README without those keeps its text.
+of the last iteration, goes between the `sample` markers, and what `benchmarks.learning` found over seeds between the
+`learning` markers; a README without those keeps its text.
 """
 
 import csv
@@ -12,13 +13,13 @@ from pathlib import Path
 import click
 
 from align.core.errors import InputError, printable
-from align.core.files import write_text
+from align.core.files import read_json, write_text
 from align.core.params import Params
 from align.core.rows import Answer, read_rows
 from align.report.paired import BETTER, CANNOT_TELL, WORSE
 
 README = Path("README.md")
-SOURCES = {"results": "data/summary", "sample": "data/eval"}
+SOURCES = {"results": "data/summary", "sample": "data/eval", "learning": "benchmarks/learning.json"}
 MAX_WORDS = 25
 MARKS = {BETTER: BETTER, WORSE: WORSE, CANNOT_TELL: "?"}
 COLUMNS = {"model", "checks_passed", "ended_share"} | {
@@ -62,6 +63,20 @@ def difference(row: Mapping[str, str], key: str) -> str:
     """Return a column's difference, its 95% interval and its verdict."""
     mean, low, high = (f"{float(row[key + end]):+.2f}" if row[key + end] else "-" for end in ("", "_low", "_high"))
     return f"{mean} [{low}, {high}] {MARKS[row[f'{key}_verdict']]}"
+
+
+def over_seeds(root: Path) -> str:
+    """Return the differences to m0 that the last line of `benchmarks.learning` has, as a sentence."""
+    found = read_json(root / SOURCES["learning"])
+
+    def part(model: str, *keys: str) -> str:
+        ends = [[f"{found[key + end]:+.2f}" for end in ("", "_low", "_high")] for key in keys]
+        words = zip(ends, ("by the judge", "by reward", "by checks"), strict=True)
+        return f"{model} " + ", ".join(f"{mean} [{low}, {high}] {measure}" for (mean, low, high), measure in words)
+
+    loop = part("the loop", "loop_gain", "reward_change_loop", "checks_change_loop")
+    rlhf = part("ppo", "judge_change_rlhf", "rlhf_gain", "checks_change_rlhf")
+    return f"Over {found['seeds']} seeds: {loop}; {rlhf}."
 
 
 def sample(first: list[Answer], last: list[Answer], names: tuple[str, str]) -> str:
@@ -109,6 +124,8 @@ def replace_block(text: str, name: str, content: str) -> str:
 def main() -> None:
     """Replace what is between the README's markers."""
     text = replace_block(README.read_text(encoding="utf-8"), "results", table(Path()))
+    if any(marker in text for marker in markers("learning")):
+        text = replace_block(text, "learning", over_seeds(Path()))
     if any(marker in text for marker in markers("sample")):
         names = ("m0", list(Params.read().iterations)[-1])
         answers = [read_rows(Path(f"data/eval/{name}.jsonl"), Answer) for name in names]

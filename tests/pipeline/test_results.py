@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from align.core.errors import InputError
-from align.core.files import write_csv
+from align.core.files import write_csv, write_json
 from align.core.rows import Answer, write_rows
-from benchmarks.results import MAX_WORDS, main, markers, quote, replace_block, sample, table
+from benchmarks.results import MAX_WORDS, main, markers, over_seeds, quote, replace_block, sample, table
 from tests.answers import answer as answer_to
 from tests.committed import write_params
 
@@ -129,3 +129,25 @@ def test_the_command_writes_both_blocks(with_sample: bool, tmp_path: Path, monke
     text = (tmp_path / "README.md").read_text()
     assert "| m0 |" in text
     assert ("> Question e5" in text) == with_sample
+
+
+def test_the_sentence_over_seeds_has_every_difference_with_its_interval(tmp_path: Path) -> None:
+    keys = (
+        "loop_gain",
+        "reward_change_loop",
+        "checks_change_loop",
+        "judge_change_rlhf",
+        "rlhf_gain",
+        "checks_change_rlhf",
+    )
+    values = {
+        f"{key}{end}": number + extra
+        for number, key in enumerate(keys)
+        for end, extra in (("", 0.25), ("_low", -0.5), ("_high", 0.5))
+    }
+    write_json(tmp_path / "benchmarks/learning.json", {"seeds": 3, **values})
+    assert over_seeds(tmp_path) == (
+        "Over 3 seeds: the loop +0.25 [-0.50, +0.50] by the judge, +1.25 [+0.50, +1.50] by reward, "
+        "+2.25 [+1.50, +2.50] by checks; ppo +3.25 [+2.50, +3.50] by the judge, +4.25 [+3.50, +4.50] by reward, "
+        "+5.25 [+4.50, +5.50] by checks."
+    )
