@@ -20,7 +20,7 @@ from align.report.paired import BETTER, CANNOT_TELL, WORSE
 
 README = Path("README.md")
 SOURCES = {"results": "data/summary", "sample": "data/eval", "learning": "benchmarks/learning.json"}
-MAX_WORDS = 25
+MAX_WORDS = 20
 MARKS = {BETTER: BETTER, WORSE: WORSE, CANNOT_TELL: "?"}
 COLUMNS = {"model", "checks_passed", "ended_share"} | {
     f"{measure}_difference_vs_m0{end}" for measure in ("judge", "reward", "checks") for end in ("", "_verdict")
@@ -31,8 +31,7 @@ MARKUP = r"([\\`*_<>\[\]&|~$]|^[#+=-]|(?<=^\d)[.)])"
 
 def markers(name: str) -> tuple[str, str]:
     """Return the comments that enclose a block."""
-    origin = f"written by `python -m benchmarks.results` from {SOURCES[name]}; do not edit"
-    return f"<!-- {name}: {origin} -->", f"<!-- /{name} -->"
+    return f"<!-- {name}: `python -m benchmarks.results`, from {SOURCES[name]} -->", f"<!-- /{name} -->"
 
 
 def table(root: Path) -> str:
@@ -66,17 +65,16 @@ def difference(row: Mapping[str, str], key: str) -> str:
 
 
 def over_seeds(root: Path) -> str:
-    """Return the differences to m0 that the last line of `benchmarks.learning` has, as a sentence."""
+    """Return the differences to m0 that `benchmarks.learning` found, as a sentence."""
     found = read_json(root / SOURCES["learning"])
 
     def part(model: str, *keys: str) -> str:
         ends = [[f"{found[key + end]:+.2f}" for end in ("", "_low", "_high")] for key in keys]
-        words = zip(ends, ("by the judge", "by reward", "by checks"), strict=True)
-        return f"{model} " + ", ".join(f"{mean} [{low}, {high}] {measure}" for (mean, low, high), measure in words)
+        return f"{model} " + ", ".join(f"{mean} [{low}, {high}]" for mean, low, high in ends)
 
     loop = part("the loop", "loop_gain", "reward_change_loop", "checks_change_loop")
     rlhf = part("ppo", "judge_change_rlhf", "rlhf_gain", "checks_change_rlhf")
-    return f"Over {found['seeds']} seeds: {loop}; {rlhf}."
+    return f"Over {found['seeds']} seeds (judge, reward, checks): {loop}; {rlhf}."
 
 
 def sample(first: list[Answer], last: list[Answer], names: tuple[str, str]) -> str:

@@ -147,7 +147,6 @@ def test_the_sentence_over_seeds_has_every_difference_with_its_interval(tmp_path
     }
     write_json(tmp_path / "benchmarks/learning.json", {"seeds": 3, **values})
     assert over_seeds(tmp_path) == (
-        "Over 3 seeds: the loop +0.25 [-0.50, +0.50] by the judge, +1.25 [+0.50, +1.50] by reward, "
-        "+2.25 [+1.50, +2.50] by checks; ppo +3.25 [+2.50, +3.50] by the judge, +4.25 [+3.50, +4.50] by reward, "
-        "+5.25 [+4.50, +5.50] by checks."
+        "Over 3 seeds (judge, reward, checks): the loop +0.25 [-0.50, +0.50], +1.25 [+0.50, +1.50], "
+        "+2.25 [+1.50, +2.50]; ppo +3.25 [+2.50, +3.50], +4.25 [+3.50, +4.50], +5.25 [+4.50, +5.50]."
     )
