@@ -231,7 +231,7 @@ def test_committed_edits_are_the_new_defaults(workspace: Path) -> None:
     assert Params.read().seed == 18
     edit(workspace, "# Recipe: ", "# My own defaults, from ")
     git("commit", "-aqm", "the recipe as the defaults")
-    assert merged("smollm2-cpu")["ppo"]["kl_coef"] == 0.1
+    assert merged("smollm2-cpu")["ppo"]["num_updates"] == 16
 
 
 def test_without_a_committed_file_there_is_nothing_to_merge_over(workspace: Path) -> None:
