@@ -166,7 +166,7 @@ ROWS: list[tuple[str, str, int, dict[str, object], str]] = [
 TORN = {
     "sft": ["data/m0/ift.jsonl", "data/m0/eft.jsonl"],
     "generate_prompts m1 m0": ["data/m0/known_prompts.jsonl", "data/prepared/eval/judgements.jsonl"],
-    "generate_responses m1 m0": ["data/m1/prompts.jsonl"],
+    "generate_responses m1 m0": ["data/m1/prompts.jsonl", "data/m0/ift.jsonl"],
     "judge m1 m0": ["data/m1/responses.jsonl", "data/prepared/eval/judgements.jsonl"],
     "build_preferences m1 m0": ["data/m1/scores.jsonl", "data/m0/ift.jsonl"],
     "dpo m1 m0": ["data/m1/preferences.jsonl"],
