@@ -20,9 +20,11 @@ from stages.evaluate import KL_BATCH_SIZE
 from stages.prepare_data import read_judgements, read_preferences
 from stages.reward_model import CENTERING_ROWS
 
-# What nobody knows before a run. The default run had 0.70 of max_new_tokens, and 1.75 prompts drawn for each kept.
+# What nobody knows before a run. The default run had 0.70 of max_new_tokens, 1.75 prompts drawn for each kept, and 1.2
+# pairs a prompt, since few prompts have bad replies of both endings.
 REPLY_SHARE = 0.75
 DRAWN_PROMPTS = 1.8
+PAIRS = 1.25
 PPO_PADDING = 1.15  # mini-batches are cut at random, and both ends are padded
 TEMPLATE_TOKENS = 10  # that a chat template adds to a conversation
 CHARACTERS_PER_TOKEN = 4.0
@@ -112,7 +114,7 @@ class Plan:
             case "dpo":
                 new = self._generated
                 length = (new.prompt + new.reply) * PADDING
-                pairs = new.prompts * (1 + self.s.build_preferences.reject_each_ending)
+                pairs = new.prompts * (PAIRS if self.s.build_preferences.reject_each_ending else 1)
                 training = self._train("dpo", pairs, length + new.reply / 5, sides=2, positions=new.reply)
                 return [training, replace(training, kind="forward")]
             case "reward_model":
@@ -146,15 +148,14 @@ class Plan:
                 checked = self._rows("checked_prompts")
                 prompt, reply = rows.prompt + TEMPLATE_TOKENS, REPLY_SHARE * s.max_new_tokens
                 count, length = rows.total * s.max_turns, prompt + reply
-                compared = self._forward(count, length * PADDING, KL_BATCH_SIZE, positions=reply)
+                # The KL of the subject to base and m0, from the lowest adapted layer on.
+                compared = self._forward(3 * count, length * PADDING, KL_BATCH_SIZE, positions=reply)
                 return [
                     *self._decode(rows.total, prompt, s.max_new_tokens, times=s.max_turns),
                     *self._decode(checked.total, checked.prompt + TEMPLATE_TOKENS, s.checks_max_new_tokens),
                     *self._judge(count, length),
                     self._forward(count, length),
-                    # The KL: the subject's forward, and those of base and m0 from the lowest adapted layer on.
-                    compared,
-                    *(replace(compared, first=self._adapted.lowest) for _ in range(2)),
+                    replace(compared, first=self._adapted.lowest),
                 ]
             case "text/dvc.yaml:sft":
                 rows = self._rows("train", "text")
