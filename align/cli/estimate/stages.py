@@ -114,8 +114,8 @@ class Plan:
             case "dpo":
                 new = self._generated
                 length = (new.prompt + new.reply) * PADDING
-                pairs = new.prompts * (PAIRS if self.s.build_preferences.reject_each_ending else 1)
-                training = self._train("dpo", pairs, length + new.reply / 5, sides=2, positions=new.reply)
+                rows_of_pairs = new.prompts * (PAIRS if self.s.build_preferences.reject_each_ending else 1)
+                training = self._train("dpo", rows_of_pairs, length + new.reply / 5, sides=2, positions=new.reply)
                 return [training, replace(training, kind="forward")]
             case "reward_model":
                 pairs, test = self._split("preferences")
