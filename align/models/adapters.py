@@ -13,6 +13,7 @@ from align.core.errors import InputError, quoted
 from align.core.files import REBUILD, read_json, write_json
 from align.core.params import Settings
 from align.models.loading import ADAPTER_FILE, load_adapter_weights, reading_model
+from align.models.lora_linears import use_onednn_lora
 
 
 class LoraShape(BaseModel):
@@ -45,7 +46,7 @@ class LoraSettings(Settings):
 
     def config(self, **kwargs: Any) -> LoraConfig:
         """Return PEFT's configuration."""
-        return LoraConfig(**self.model_dump(), **kwargs)
+        return use_onednn_lora(LoraConfig(**self.model_dump(), **kwargs))
 
 
 def new_adapter(model: PreTrainedModel, lora: LoraSettings, **kwargs: Any) -> PeftModel:
@@ -88,7 +89,7 @@ def load_adapter_config(model_dir: Path) -> LoraConfig:
     with reading_model(f"{path}: not a LoRA adapter's configuration"):
         config = LoraConfig.from_pretrained(str(model_dir))
     assert isinstance(config, LoraConfig)
-    return config
+    return use_onednn_lora(config)
 
 
 def continue_adapter(model: PreTrainedModel, model_dir: Path, **kwargs: Any) -> PeftModel:

@@ -50,6 +50,9 @@ class Model:
         self.layer = (self.weights - embeddings) / self.layers
         packed = NF4_BYTES if runtime.quantization == "nf4" else self.width
         self.bytes = self.layer * self.layers * packed + embeddings * self.width
+        # On a CPU, what a gradient passes through is kept transposed, too (align/models/linears.py).
+        turned = lora is not None and runtime.torch_device.type == "cpu"
+        self.turned_bytes = turned * self.layer * (self.layers - self.lowest) * self.width
         # Per token: keys and values, the activations of a layer, what it hands to the next.
         self.cache_bytes, self.state_bytes = 2 * self.layers * keys * self.width, c.hidden_size * self.width
         self.layer_bytes = (8 * c.hidden_size + 4 * inner + 4 * self.queries) * self.width
@@ -94,7 +97,7 @@ class Part:
             return float(rows * (cache + (model.vocab * 8 if self.kind == "decode" else once + logits)))
         kept = model.state_bytes if self.checkpointing else model.layer_bytes
         kept *= self.tokens * (model.layers - max(model.lowest, self.first))
-        return float(rows * (kept + once + logits) + model.trained * TRAINED_BYTES)
+        return float(rows * (kept + once + logits) + model.trained * TRAINED_BYTES + model.turned_bytes)
 
 
 @dataclass(frozen=True)
