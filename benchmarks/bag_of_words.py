@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.core.rows import Judgement, PreferencePair, read_rows
+from align.data.preferences import read_preferences
 from align.report.statistics import agreement, words
 from benchmarks.workspace import project_params
-from stages.prepare_data import conversation_key, read_preferences, split_by_group
+from stages.prepare_data import conversation_key, split_by_group
 
 FOLDS = 10
 PENALTIES = (1.0, 10.0, 100.0)

@@ -16,10 +16,11 @@ import numpy as np
 
 from align.core.files import read_json
 from align.core.rows import PreferencePair, ScoredPair, read_rows, write_rows
+from align.data.preferences import read_preferences
 from align.report.statistics import bootstrap_interval, mean, win_rate
 from benchmarks.bag_of_words import PENALTIES, fold_numbers, preference_margins
 from benchmarks.workspace import link, project_params, run, write_params
-from stages.prepare_data import conversation_key, read_preferences
+from stages.prepare_data import conversation_key
 
 FOLDS = 5
 SEED_PAIRS = Path("data/seed/preferences.jsonl")

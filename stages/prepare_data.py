@@ -22,17 +22,16 @@ from align.core.rows import (
     KnownPrompt,
     PreferencePair,
     Prompt,
-    Transcript,
     read_numbered_rows,
     read_rows,
     write_rows,
 )
 from align.data.cut_off import cut_off_rows
-from align.data.instructions import InstructionsFormat, read_instructions, take
+from align.data.instructions import InstructionsFormat, instructions_layout, read_instructions, take
 from align.data.judgements import cap_scores, first_questions, judgements_of_tree, keep_consistent
 from align.data.message_trees import read_trees
 from align.data.off_topic import digest, off_topic_rows
-from align.data.transcripts import UnusablePair, parse_pair
+from align.data.preferences import PreferencesFormat, read_preferences
 
 T = TypeVar("T")
 DATA = Path("data")
@@ -52,6 +51,7 @@ class PrepareDataSettings(Settings):
     off_topic_negatives: int = Field(ge=0)
     cut_off_negatives: int = Field(ge=0)
     preferences: str
+    preferences_format: PreferencesFormat
     max_preferences: int | None = Field(ge=1)
     unusable_preferences: Literal["error", "drop"]
     eval_prompts: str
@@ -83,25 +83,6 @@ def split_by_group(
 def conversation_key(pair: PreferencePair) -> str:
     """Return what pairs on one prompt share: the first user turn, on which later turns depend."""
     return _key(pair.messages[0].content)
-
-
-def read_preferences(
-    path: Path, drop: bool = False, limit: int | None = None
-) -> tuple[list[PreferencePair], dict[str, int]]:
-    """Read the first transcripts into pairs; drop and count unusable ones, or stop at the first."""
-    pairs: list[PreferencePair] = []
-    dropped = Counter[str]()
-    for number, row in read_numbered_rows(path, Transcript)[:limit]:
-        try:
-            pairs.append(parse_pair(f"pref-{number:04d}", row))
-        except UnusablePair as error:
-            if not drop:
-                raise InputError(
-                    f"{path}:{number}: {error}; fix or delete the row, or set prepare_data.unusable_preferences to "
-                    "drop, which counts such rows"
-                ) from None
-            dropped[error.reason] += 1
-    return pairs, dict(sorted(dropped.items()))
 
 
 def read_judgements(settings: PrepareDataSettings) -> tuple[list[Judgement], Counter[str]]:
@@ -137,7 +118,8 @@ def check_own_instructions(
     files = {_key(row.prompt): settings.checked_prompts for row in checked}
     files |= {_key(turn): settings.eval_prompts for row in evaluation for turn in row.turns}
     for number, row in read_numbered_rows(Path(settings.instructions), Instruction):
-        if file := files.get(_key(row.prompt)):
+        asked = [_key(turn.content) for turn in row.messages if turn.role == "user"]
+        if file := next((files[key] for key in asked if key in files), None):
             raise InputError(
                 f"{settings.instructions}:{number}: {quoted(row.id)} is a prompt of {file}: training on it spoils the "
                 "test; delete it from one of them"
@@ -152,10 +134,14 @@ def _key(prompt: str) -> str:
 def main() -> None:
     params = Params.read()
     settings = params.section("prepare_data", PrepareDataSettings)
-    rows, unusable = read_instructions(Path(settings.instructions), settings.instructions_format, settings.language)
+    layout = instructions_layout(Path(settings.instructions), settings.instructions_format)
+    rows, unusable = read_instructions(Path(settings.instructions), layout, settings.language)
     judgements, dropped_questions = read_judgements(settings)
     preferences, dropped = read_preferences(
-        Path(settings.preferences), settings.unusable_preferences == "drop", settings.max_preferences
+        Path(settings.preferences),
+        settings.preferences_format,
+        settings.unusable_preferences == "drop",
+        settings.max_preferences,
     )
     eval_prompts = read_rows(Path(settings.eval_prompts), EvalPrompt, unique=["id"])
     checked_prompts = read_rows(Path(settings.checked_prompts), CheckedPrompt, unique=["id"])
@@ -165,7 +151,7 @@ def main() -> None:
     )
     # Also beyond max_checked_prompts: raising it later must not measure what was trained on.
     held_out = held_out_prompts(eval_prompts, checked_prompts, eval_judgements)
-    if settings.instructions_format == "instructions":
+    if layout == "instructions":
         check_own_instructions(settings, eval_prompts, checked_prompts)
     checked_prompts = checked_prompts[: settings.max_checked_prompts]
     instructions, left_out = take(rows, lambda prompt: held_out.get(_key(prompt)), settings.max_instructions)
@@ -183,7 +169,9 @@ def main() -> None:
     prepared = DATA / "prepared"
     write_rows(DATA / "m0" / "ift.jsonl", instructions)
     write_rows(DATA / "m0" / "eft.jsonl", eft)
-    known = [KnownPrompt(prompt=row.prompt, source="seed") for row in instructions]
+    # A later turn is no prompt: it asks for what only its conversation says.
+    first_turns = [row.prompt for row in instructions if all(turn.role == "system" for turn in row.history)]
+    known = [KnownPrompt(prompt=prompt, source="seed") for prompt in first_turns]
     write_rows(DATA / "m0" / "known_prompts.jsonl", known)
     write_rows(prepared / "preferences" / "train.jsonl", train)
     write_rows(prepared / "preferences" / "test.jsonl", test)
@@ -207,7 +195,7 @@ def main() -> None:
         "checked_prompts": len(checked_prompts),
         "eval_judgements": len(eval_judgements),
     }
-    if settings.instructions_format != "instructions" or instructions_dropped:
+    if layout != "instructions" or instructions_dropped:
         counts["instructions_dropped"] = instructions_dropped
         counts["ift_judged"] = sum(_key(row.prompt) in judged for row in instructions)
     write_json(DATA / "metrics" / "prepare_data.json", counts)

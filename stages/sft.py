@@ -12,7 +12,7 @@ from pydantic import Field
 from transformers import TrainingArguments
 
 from align.core.files import replacing
-from align.core.rows import Instruction, Judgement, read_rows
+from align.core.rows import Instruction, Judgement, Message, read_rows
 from align.judge.request import judge_reply, judge_request
 from align.judge.trainer import JudgeTrainer, judged_questions
 from align.models.adapters import LoraSettings, new_adapter, save_adapter
@@ -54,9 +54,9 @@ def main() -> None:
     questions, dropped_questions = drop_too_long(
         questions, [question["length"] for question in questions], eft_settings.max_length, "eft.max_length"
     )
-    rows = [encode_instruction(tokenizer, row.prompt, row.completion) for row in read_rows(IFT, Instruction)]
+    rows = [encode_instruction(tokenizer, row.messages, row.completion) for row in read_rows(IFT, Instruction)]
     for judged in judge_replies(judgements, len(rows), settings.eft_share, stage.seed):
-        request = judge_request(judged.prompt, judged.response)
+        request = [Message(role="user", content=judge_request(judged.prompt, judged.response))]
         rows.append(encode_instruction(tokenizer, request, judge_reply(judged.score, judged.justification)))
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "sft.max_length")
 

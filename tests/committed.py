@@ -24,9 +24,9 @@ FIXED: dict[str, Any] = {
     | {"num_threads": 1, "batch_size": 8},
     "base_model": {"revision": None, "pad_token": "<|endoftext|>", "eos_token": None, "chat_template": "chatml"},
     "sources": {},
-    "prepare_data": {"instructions": "data/seed/instructions.jsonl", "instructions_format": "instructions"}
+    "prepare_data": {"instructions": "data/seed/instructions.jsonl", "instructions_format": "auto"}
     | {"judgements": "data/seed/judgements.jsonl", "judgements_format": "scores"}
-    | {"preferences": "data/seed/preferences.jsonl", "unusable_preferences": "error"}
+    | {"preferences": "data/seed/preferences.jsonl", "preferences_format": "auto", "unusable_preferences": "error"}
     | {"eval_prompts": "data/seed/eval_prompts.jsonl", "checked_prompts": "data/seed/checked_prompts.jsonl"}
     | {"max_instructions": None, "max_judgements": None, "max_preferences": None, "max_checked_prompts": None}
     | {"off_topic_negatives": 1},

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import jsonlines
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from align.core.errors import InputError, quoted
 from align.core.files import replacing
@@ -19,8 +19,16 @@ def _not_blank(text: str) -> str:
     return text
 
 
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 Text = Annotated[str, AfterValidator(_not_blank)]
+Whole = Annotated[int, BeforeValidator(_whole)]  # pandas writes a column of whole numbers with gaps as 0.0, 1.0
 FinishReason = Literal["stop", "length"]
+
+
+FETCHED = Path("data/sources")  # files of stage fetch_data: rows of others, and every cell of a CSV file a text
 
 
 class Row(BaseModel):
@@ -37,19 +45,25 @@ class Message(Row):
 
 
 class Instruction(Row):
-    """Seed data and IFT: a prompt and the completion to learn.
+    """Seed data and IFT: a prompt and the completion to learn, after the conversation's turns up to there, if any.
 
     Generated rows also have their iteration, their score and the judge that gave it.
     """
 
     id: Text
     category: Text
+    history: list[Message] = []
     prompt: Text
     completion: Text
     source: Literal["seed", "generated"] = "seed"
     iteration: str | None = None
     score: float | None = None
     judge: str | None = None
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation that the completion replies to."""
+        return [*self.history, Message.model_construct(role="user", content=self.prompt)]
 
 
 class Judgement(Row):
@@ -62,9 +76,9 @@ class Judgement(Row):
     category: Text
     prompt: Text
     response: Text
-    score: int = Field(ge=0, le=5)
+    score: Whole = Field(ge=0, le=5)
     justification: Text | None = None
-    rank: int | None = Field(default=None, ge=0)
+    rank: Whole | None = Field(default=None, ge=0)
 
 
 class Transcript(Row):
@@ -219,7 +233,7 @@ def read_numbered_rows(
     rows: list[tuple[int, R]] = []
     seen: dict[tuple[object, ...], int] = {}
     for number, value in read_objects(path):
-        row = _parse_row(f"{path}:{number}", value, row_type)
+        row = parse_row(f"{path}:{number}", value, row_type, path.parent == FETCHED)
         key = tuple(getattr(row, field) for field in unique)
         if unique and key in seen:
             what = ", ".join(f"{field} {quoted(value)}" for field, value in zip(unique, key, strict=True))
@@ -242,9 +256,10 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
             writer.write(row.model_dump(mode="json"))
 
 
-def _parse_row(place: str, value: dict[str, Any], row_type: type[R]) -> R:
+def parse_row(place: str, value: dict[str, Any], row_type: type[R], fetched: bool = False) -> R:
+    """Return a row; `place` is for messages. In a `fetched` row, the texts "4" and "true" are a number and a truth."""
     try:
-        return row_type.model_validate(value)
+        return row_type.model_validate(value, strict=False if fetched else None)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = json.dumps(".".join(str(part) for part in first["loc"])[:100])[1:-1]

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from align.core.jsonl import read_objects
-from align.core.rows import Row, Text, read_rows
+from align.core.rows import Row, Text, Whole, read_rows
 
 
 class ForeignRow(Row):
@@ -25,7 +25,7 @@ class TreeReply(ForeignRow):
 
     text: str
     role: Literal["prompter", "assistant"]
-    rank: int | None = Field(default=None, ge=0)
+    rank: Whole | None = Field(default=None, ge=0)
     deleted: bool | None = None
 
 

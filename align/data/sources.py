@@ -1,38 +1,32 @@
 """Read the rows of a source, unchanged: a dataset on the Hugging Face hub, a folder laid out as one, or a file.
 
-JSON is read here, strictly. Library `datasets` finds the files of configurations and splits, and reads CSV, Parquet and
-the rest; it would turn JSON texts that look like dates into dates, and 1 into 1.0.
+Library `datasets` finds the files of configurations and splits, and reads kinds of files that `tables` does not know.
 """
 
-import glob
+import codecs
 import math
 import re
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, time
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from zlib import error as ZlibError
 
-import fsspec
 from datasets import DatasetBuilder, disable_progress_bars, load_dataset_builder
 from datasets.exceptions import DatasetsError
-from datasets.packaged_modules.csv.csv import Csv, CsvConfig
-from datasets.packaged_modules.json.json import Json
 from huggingface_hub import constants
-from pandas.errors import ParserWarning
 from pyarrow import ArrowException
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from align.core.errors import InputError, quoted
-from align.core.files import check_regular, parse_json, sha256
-from align.core.jsonl import parse_lines
+from align.core.files import check_regular, sha256
 from align.core.params import Settings
 from align.data.hub import commit_of, download, hub_errors, page_of
+from align.data.tables import TableFile, csv_rows, json_rows, parquet_rows
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 DIGEST = re.compile(r"sha256:[0-9a-f]{12,64}")
@@ -40,8 +34,9 @@ MOVING = ("main", "master")
 # Suffix -> builder of `datasets`; all but Parquet may be compressed.
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 COMPRESSED = (".gz", ".bz2", ".xz")
-# What `datasets`, Arrow and pandas raise on files that they cannot read.
-LIBRARY_ERRORS = (ArrowException, DatasetsError, ParserWarning, ZlibError)
+READERS = {"json": json_rows, "csv": csv_rows, "parquet": parquet_rows}
+# What `datasets` and Arrow raise on files that they cannot read.
+LIBRARY_ERRORS = (ArrowException, DatasetsError, ZlibError)
 BUILTIN_ERRORS = (AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
@@ -56,6 +51,17 @@ class SourceSettings(Settings):
     streaming: bool = False
     limit: int | None = Field(default=None, ge=1)
     columns: list[str] | dict[str, str] | None = Field(default=None, min_length=1)
+    encoding: str = "utf-8"
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, value: str) -> str:
+        try:
+            codecs.lookup(value)
+        except LookupError:
+            raise ValueError("is no encoding that Python knows; utf-8, utf-16 and cp1252 are common") from None
+        return value
 
 
 @dataclass(frozen=True)
@@ -142,15 +148,18 @@ def read(source: Source) -> Iterator[dict[str, Any]]:
     number = 0
     for number, row in enumerate(islice(_rows(source), settings.limit), 1):
         seen |= dict.fromkeys(row)
-        try:
-            yield {column: _plain(value) for column, value in _kept(row, settings.columns)}
-        except _Unfit as unfit:
-            raise InputError(
-                f"{source.key}: row {number} holds {unfit}, which JSON cannot; leave its column out with "
-                f"sources.{source.name}.columns (it has {', '.join(map(quoted, row))})"
-            ) from None
+        kept = dict[str, Any]()
+        for column, value in _kept(row, settings.columns):
+            try:
+                kept[column] = _plain(value)
+            except _Unfit as unfit:
+                raise InputError(
+                    f"{source.key}: row {number} holds {unfit} in {quoted(column)}, which JSON cannot; leave the "
+                    f"column out with sources.{source.name}.columns (it has {', '.join(map(quoted, row))})"
+                ) from None
+        yield kept
     if not number:
-        raise InputError(f"{source.key}: has no rows; check its dataset, config, split and data_files")
+        raise InputError(f"{source.key}: {settings.dataset} has no rows; check dataset, config, split and data_files")
     wanted = settings.columns.values() if isinstance(settings.columns, dict) else settings.columns or ()
     if missing := [column for column in wanted if column not in seen]:
         raise InputError(
@@ -162,9 +171,9 @@ def read(source: Source) -> Iterator[dict[str, Any]]:
 def _rows(source: Source) -> Iterator[dict[str, Any]]:
     settings = source.settings
     path = Path(source.location)
-    if path.is_file() and _builder_of(path) == "json":
+    if path.is_file():
         with _reading(source, settings.dataset):
-            yield from _json_rows(settings.dataset, source.location)
+            yield from READERS[_builder_of(path) or ""](_table(source, settings.dataset, source.location))
         return
     with tempfile.TemporaryDirectory() as scratch, _reading(source, settings.dataset):
         # A private cache: offline, `datasets` would take any revision from a shared one.
@@ -175,28 +184,25 @@ def _rows(source: Source) -> Iterator[dict[str, Any]]:
                 f"{source.key}.split: there is no {quoted(settings.split)}; there are {', '.join(map(quoted, files))}"
                 + ("; use limit to take a part" if "[" in settings.split else "")
             )
-        if isinstance(builder, Json):
-            for file in files[settings.split]:
-                name = f"{settings.dataset}/{file.removeprefix(source.location).split('@')[-1].lstrip('/')}"
-                yield from _json_rows(name, file)
-        else:
-            if isinstance(builder, Csv):
-                assert isinstance(builder.config, CsvConfig)
-                # pandas reads NA, null, None and more as missing; here they are texts.
-                builder.config.keep_default_na, builder.config.na_values = False, [""]
-                if builder.config.index_col is None:  # which shifts rows that are longer than the header
-                    builder.config.index_col = False
+        kind = next((kind for kind in READERS if type(builder).__module__.endswith(f".{kind}")), None)
+        for file in files[settings.split] if kind else ():
+            name = f"{settings.dataset}/{file.removeprefix(source.location).split('@')[-1].lstrip('/')}"
+            yield from READERS[kind](_table(source, name, file, getattr(builder.config, "sep", ",")))
+        if kind is None:
             yield from builder.as_streaming_dataset(split=settings.split)
+
+
+def _table(source: Source, name: str, location: str, sep: str = ",") -> TableFile:
+    settings = source.settings
+    delimiter = settings.delimiter or (None if sep == "," else sep)  # a hub dataset's card may name one
+    columns = settings.columns.values() if isinstance(settings.columns, dict) else settings.columns
+    return TableFile(name, location, f"sources.{source.name}", settings.encoding, delimiter, columns)
 
 
 def _builder(source: Source, scratch: str) -> DatasetBuilder:
     """Return the builder, which knows the files of each split; it reads no rows yet."""
-    settings, path = source.settings, Path(source.location)
+    settings = source.settings
     disable_progress_bars()
-    if path.is_file():
-        options = {"sep": "\t"} if ".tsv" in path.suffixes else {}
-        files = {settings.split: [glob.escape(source.location)]}
-        return load_dataset_builder(_builder_of(path), data_files=files, cache_dir=scratch, **options)
     try:
         return load_dataset_builder(
             source.location,
@@ -220,8 +226,7 @@ def _reading(source: Source, what: str) -> Iterator[None]:
     """Turn the libraries' errors about a source's files into an `InputError`."""
     of_the_hub = hub_errors(f"{source.key}.dataset", source.settings.dataset, "dataset", source.settings.revision)
     try:
-        with warnings.catch_warnings(), of_the_hub:
-            warnings.simplefilter("error", ParserWarning)  # it lost cells
+        with of_the_hub:
             yield
     except InputError:
         raise
@@ -231,28 +236,6 @@ def _reading(source: Source, what: str) -> Iterator[None]:
             f"{source.key}: cannot read {what}: {_shortened(cause)}; check that its files are complete and of the type "
             "that their names say"
         ) from None
-
-
-def _json_rows(name: str, location: str) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file: one per line, or all in one list."""
-    with fsspec.open(location, "rb", compression="infer") as stream:
-        while (start := stream.read(1)).isspace():
-            pass
-        if start == b"[":
-            yield from _json_list(name, start + stream.read())
-        else:
-            yield from (row for _, row in parse_lines(name, chain([start + stream.readline()], stream)))
-
-
-def _json_list(name: str, data: bytes) -> list[dict[str, Any]]:
-    try:
-        rows = parse_json(data.decode("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{name}: not valid JSON ({error}); fix the file") from None
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise InputError(f"{name}: element {number} is {quoted(row)}; each must be an object in braces")
-    return list(rows)
 
 
 class _Unfit(ValueError):

@@ -3,17 +3,10 @@
 import re
 
 from align.core.rows import Message, PreferencePair, Transcript
+from align.data.conversations import Unusable
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
-
-
-class UnusablePair(ValueError):
-    """A pair of transcripts that does not compare two replies; `reason` is a category for counting."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
 
 
 def parse_transcript(text: str) -> list[Message]:
@@ -21,19 +14,19 @@ def parse_transcript(text: str) -> list[Message]:
 
     A turn starts at a blank line followed by `Human:` or `Assistant:`; the same words inside a line are text.
     """
-    head, *parts = _TURN.split(text)
+    head, *parts = _TURN.split(text.replace("\r\n", "\n"))
     if head.strip() or not parts or parts[0] != "Human":
-        raise UnusablePair("no human turn first", r'must start with "\n\nHuman: "')
+        raise Unusable("no human turn first", r'must start with "\n\nHuman: "')
     speakers, contents = parts[::2], [content.strip() for content in parts[1::2]]
     for number, (speaker, content) in enumerate(zip(speakers, contents, strict=True), 1):
         expected = ("Human", "Assistant")[(number - 1) % 2]
         if speaker != expected:
-            raise UnusablePair(
+            raise Unusable(
                 "turns do not alternate", f"turn {number} is by {speaker}; turns must alternate, so expected {expected}"
             )
         if not content:
             reason = "empty last turn" if number == len(contents) else "empty turn before the last"
-            raise UnusablePair(reason, f"turn {number} ({speaker}) is empty")
+            raise Unusable(reason, f"turn {number} ({speaker}) is empty")
     return [Message(role=_ROLES[s], content=c) for s, c in zip(speakers, contents, strict=True)]  # type: ignore[arg-type]
 
 
@@ -43,16 +36,16 @@ def parse_pair(row_id: str, transcript: Transcript) -> PreferencePair:
     for side in ("chosen", "rejected"):
         try:
             *context, reply = parse_transcript(getattr(transcript, side))
-        except UnusablePair as error:
-            raise UnusablePair(error.reason, f'"{side}" {error}') from None
+        except Unusable as error:
+            raise Unusable(error.reason, f'"{side}" {error}') from None
         if reply.role != "assistant":
-            raise UnusablePair(
+            raise Unusable(
                 "no reply last", f'"{side}" ends with a human turn; the last turn must be the reply to compare'
             )
         sides[side] = (context, reply.content)
     (context, chosen), (other, rejected) = sides["chosen"], sides["rejected"]
     if context != other:
-        raise UnusablePair("differ before the last reply", '"chosen" and "rejected" differ before the last reply')
+        raise Unusable("differ before the last reply", '"chosen" and "rejected" differ before the last reply')
     if chosen == rejected:
-        raise UnusablePair("equal replies", '"chosen" and "rejected" are equal')
+        raise Unusable("equal replies", '"chosen" and "rejected" are equal')
     return PreferencePair(id=row_id, messages=context, chosen=chosen, rejected=rejected)

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from align.core.errors import InputError, quoted
-from align.core.rows import Row, Text, read_numbered_rows
+from align.core.rows import Row, Text, Whole, read_numbered_rows
 
 
 class LabelledText(Row):
@@ -15,7 +15,7 @@ class LabelledText(Row):
 
     id: Text
     text: str
-    label: int = Field(ge=0)
+    label: Whole = Field(ge=0)
     label_text: Text
 
 

@@ -1,5 +1,6 @@
 """Supervised fine-tuning on instruction rows, for stage sft."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from align.models.tokenization import encode_completion, encode_user
+from align.core.rows import Message
+from align.models.tokenization import encode_completion, encode_prompt
 from align.run.work import Work
 from align.training.settings import TrainingSettings
 from align.training.trainer import Resumable, train
@@ -25,9 +27,11 @@ class ResumableSFTTrainer(Resumable, SFTTrainer):
     """TRL's trainer with our checkpoints."""
 
 
-def encode_instruction(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> dict[str, Any]:
-    """Return a row for TRL; the loss is on the completion only, including its EOS."""
-    prompt_ids, completion_ids = encode_user(tokenizer, prompt), encode_completion(tokenizer, completion)
+def encode_instruction(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], completion: str
+) -> dict[str, Any]:
+    """Return a row for TRL; the loss is on the completion only, the reply to `messages`, including its EOS."""
+    prompt_ids, completion_ids = encode_prompt(tokenizer, messages), encode_completion(tokenizer, completion)
     mask = [0] * len(prompt_ids) + [1] * len(completion_ids)
     return {"input_ids": prompt_ids + completion_ids, "completion_mask": mask, "length": len(mask)}
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from align.checks.prompts import CheckedPrompt
 from align.core.errors import InputError
 from align.core.rows import EvalPrompt, Instruction, Judgement, KnownPrompt, read_rows
-from stages.prepare_data import main, read_preferences, split_by_group
+from align.data.preferences import read_preferences
+from stages.prepare_data import main, split_by_group
 from tests.committed import COMMITTED, write_params
 
 prompts = st.lists(st.text(max_size=3), min_size=2, max_size=40).filter(lambda rows: len(set(rows)) > 1)
@@ -244,7 +245,7 @@ def test_rows_by_trls_names_are_instructions_with_their_lines_number(
     rows = read_rows(Path("data/m0/ift.jsonl"), Instruction)
     assert [(r.prompt, r.completion, r.source) for r in rows] == [("Why?", "So.", "seed")] * 2
     assert rows[0].id == "row-000001"
-    assert counts["instructions_dropped"] == ({"system message first": 1} if more else {})
+    assert counts["instructions_dropped"] == ({"no reply": 1} if more else {})
 
 
 def test_only_the_first_preferences_are_read(prepare: Callable[..., Any]) -> None:

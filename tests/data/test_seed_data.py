@@ -6,10 +6,10 @@ import pytest
 
 from align.checks.prompts import CheckedPrompt
 from align.core.rows import EvalPrompt, Instruction, Judgement, PreferencePair, read_rows
+from align.data.preferences import read_preferences
 from align.loop.novelty import rouge_l
 from align.report.statistics import words
 from align.text.labelled import LabelledText
-from stages.prepare_data import read_preferences
 from tests.committed import COMMITTED
 
 SEED = COMMITTED / "data/seed"

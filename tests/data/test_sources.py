@@ -116,7 +116,8 @@ def assert_one_line(result: Result, *words: str) -> None:
     ],
 )
 def test_a_file_of_any_kind_gives_the_same_rows_in_order(name: str, data: bytes) -> None:
-    assert rows_of(fetch(put(name, data))) == ROWS
+    texts = [{key: str(value) for key, value in row.items()} for row in ROWS]
+    assert rows_of(fetch(put(name, data))) == (texts if ".csv" in name or ".tsv" in name or "odd" in name else ROWS)
     assert (counts()["rows"], counts()["columns"]) == (7, list(ROWS[0]))
     assert counts()["revision"].startswith("sha256:")
 
@@ -186,7 +187,64 @@ def test_dates_of_tables_become_iso_text_and_bytes_are_an_error() -> None:
     assert rows_of(fetch(path, columns=["when"])) == [{"when": "2023-02-05T10:30:00"}]
     Path("data/sources/x.jsonl").unlink()
     Path("data/sources/x.json").unlink()
-    assert_one_line(fetch(path), "row 1 holds bytes", "columns", "'raw'")
+    assert_one_line(fetch(path), "row 1 holds bytes in 'raw'", "columns", "'when'")
+
+
+def test_cells_of_csv_stay_the_text_that_they_are_in_every_column() -> None:
+    rows = [
+        {"a": "4", "b": "0042", "c": "True", "d": "1.50"},
+        {"a": None, "b": "x", "c": "NA", "d": 'two\nlines, "so"'},
+    ]
+    text = 'a,b,c,d\r\n4,0042,True,1.50\r\n,x,NA,"two\nlines, ""so"""\r\n'
+    assert rows_of(fetch(put("rows.csv", text.encode()))) == rows
+    assert rows_of(fetch(put("rows.csv", b"\xef\xbb\xbf" + text.encode()))) == rows
+    semicolons = text.replace(",", ";")
+    assert rows_of(fetch(put("rows.csv", semicolons.encode("cp1252")), delimiter=";", encoding="cp1252"))[0] == rows[0]
+    assert rows_of(fetch(put("one.csv", b"a;b\n1;2\n"), delimiter=",")) == [{"a;b": "1;2"}]
+    put("folder/rows.csv", text.encode())
+    assert rows_of(fetch("folder")) == rows
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8"])
+def test_an_encoding_may_be_named_for_csv_and_json(encoding: str) -> None:
+    rows = [{"a": "caf\xe9", "b": "NA"}, {"a": "b", "b": "c"}]
+    for name, text in (
+        ("rows.csv", "a,b\ncaf\xe9,NA\nb,c\n"),
+        ("rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)),
+        ("rows.json", json.dumps(rows, ensure_ascii=False, indent=1)),
+    ):
+        assert rows_of(fetch(put(name, text.encode(encoding)), encoding=encoding)) == rows
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_json_may_be_lines_a_list_or_an_object_with_a_list_with_or_without_a_mark(
+    mark: bytes, indent: int | None
+) -> None:
+    for value in (ROWS, {"version": 1, "data": ROWS, "tags": ["a"]}):
+        assert rows_of(fetch(put("rows.json", mark + json.dumps(value, indent=indent).encode()))) == ROWS
+    assert rows_of(fetch(put("rows.json", mark + b"\n" + jsonl(ROWS)))) == ROWS
+    assert rows_of(fetch(put("rows.jsonl", mark + jsonl(ROWS[:1])))) == ROWS[:1]
+    assert rows_of(fetch(put("rows.jsonl", b'{"data": [{"a": 1}]}\n'))) == [{"data": [{"a": 1}]}]
+    assert rows_of(fetch(put("rows.json", b'{"a": 1}'))) == [{"a": 1}]
+
+
+def test_a_column_that_cannot_be_read_is_no_obstacle_where_it_is_not_wanted() -> None:
+    table = pa.table(
+        {
+            "a": ["x", "y"],
+            "map": pa.array([[("k", "v")], []], pa.map_(pa.string(), pa.string())),
+            "took": pa.array([3, 4], pa.duration("s")),
+        }
+    )
+    pq.write_table(table, "rows.parquet")
+    put("folder/rows.parquet", Path("rows.parquet").read_bytes())
+    for dataset in ("rows.parquet", "folder"):
+        assert_one_line(fetch(dataset), "in 'map'", "sources.x.columns", "'a', 'map', 'took'")
+        assert rows_of(fetch(dataset, columns={"b": "a"})) == [{"b": "x"}, {"b": "y"}]
+        assert fetch(dataset, columns=["z"]).exit_code == 1
+        for file in Path("data/sources").iterdir():
+            file.unlink()
 
 
 def test_a_file_may_be_pinned_by_its_hash() -> None:
@@ -203,9 +261,23 @@ def test_a_file_may_be_pinned_by_its_hash() -> None:
 BROKEN: dict[str, tuple[str, bytes, str]] = {
     "no Parquet": ("a.parquet", b"PAR1 no", "cannot read a.parquet"),
     "Parquet cut off": ("a.parquet", parquet(ROWS)[:-20], "cannot read a.parquet"),
-    "CSV of uneven rows": ("a.csv", b"a,b\n1,2\n1,2,3\n", "cannot read a.csv"),
-    "CSV of longer rows": ("a.csv", b"a,b\n1,2,3\n4,5,6\n", "cannot read a.csv"),
-    "CSV of bytes": ("a.csv", b"a,b\n\xff\xfe,2\n", "cannot read a.csv"),
+    "CSV of uneven rows": ("a.csv", b"a,b\n1,2\n1,2,3\n", "a.csv:3: has 3 cells, and the header 2"),
+    "CSV of longer rows": ("a.csv", b"a,b\n1,2,3\n4,5,6\n", "a.csv:2: has 3 cells"),
+    "CSV of shorter rows": ("a.csv", b"a,b\n\n1\n", "a.csv:3: has 1 cells"),
+    "CSV with an open quote": ("a.csv", b'a,b\n1,2\n"x,3\n4,5\n', "check the quotes"),
+    "CSV with text after a quote": ("a.csv", b'a,b\n1,"x" y\n', "a.csv:2: "),
+    "CSV with equal columns": ("a.csv", b"a,b,a\n1,2,3\n", "a.csv:1: has two columns 'a'; rename one"),
+    "CSV of semicolons": ("a.csv", b"a;b\n1;2\n", "sources.x.delimiter"),
+    "CSV of semicolons and commas": ("a.csv", b"a;b\n1,5;2\n", "sources.x.delimiter"),
+    "CSV of bytes": ("a.csv", b"a,b\n\xff\xfe,2\n", "byte 0xff is not utf-8; name its encoding as sources.x.encoding"),
+    "JSON of cp1252": (
+        "a.jsonl",
+        b'{"a": "x"}\n{"a": "caf\xe9"}\n',
+        "a.jsonl:2: byte 0xe9 is not utf-8; name its encoding",
+    ),
+    "JSON of UTF-16": ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), "a.jsonl:1: byte 0xff is not utf-8"),
+    "an object with two lists": ("a.json", b'{"a": [{"x": 1}], "b": [{"y": 2}]}', "several lists ('a', 'b')"),
+    "a list of objects and texts": ("a.json", b'{"a": [{"x": 1}, "b"]}', "element 2 is 'b'"),
     "empty CSV": ("a.csv", b"", "a.csv"),
     "CSV of a header": ("a.csv", b"a,b\n", "has no rows"),
     "no JSON": ("a.jsonl", b'{"a": 1}\n{"a": \n', "a.jsonl:2: not a JSON object"),

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.core.rows import Message, PreferencePair, Transcript, read_rows
-from align.data.transcripts import UnusablePair, parse_pair, parse_transcript
+from align.data.conversations import Unusable
+from align.data.transcripts import parse_pair, parse_transcript
 from tests.committed import COMMITTED
 
 CONTEXT = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: How are you?"
@@ -119,7 +120,7 @@ def test_a_parsed_pair_written_back_is_the_transcript_but_for_blanks(
     opening = "".join(f"\n\nHuman: {asked}\n\nAssistant: {said}" for asked, said in context)
     opening += f"\n\nHuman: {question}\n\nAssistant: "
     if chosen.strip() == rejected.strip():
-        with pytest.raises(UnusablePair, match="are equal"):
+        with pytest.raises(Unusable, match="are equal"):
             pair(opening + chosen, opening + rejected)
         return
     parsed = pair(opening + chosen, opening + rejected)

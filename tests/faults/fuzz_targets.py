@@ -36,9 +36,10 @@ from align.core.rows import (
     read_rows,
     write_rows,
 )
+from align.data.conversations import Unusable
 from align.data.judgements import judgements_of_tree
 from align.data.message_trees import MessageTree
-from align.data.transcripts import UnusablePair, parse_pair
+from align.data.transcripts import parse_pair
 from align.judge.request import parse_score, without_forgery
 from align.report.schemas import ModelMeasures, RewardMeasures, ScoreCounts, read_measures
 
@@ -139,7 +140,7 @@ def transcripts(data: bytes) -> None:
     sides = ["".join(pieces[byte % 8] for byte in part) for part in (data[:half], data[half:])]
     try:
         pair = parse_pair("p", Transcript.model_construct(chosen=sides[0], rejected=sides[1]))
-    except UnusablePair:
+    except Unusable:
         return
     assert pair.messages
     assert pair.chosen != pair.rejected

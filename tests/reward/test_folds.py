@@ -3,9 +3,10 @@
 import pytest
 
 from align.core.rows import PreferencePair, ScoredPair
+from align.data.preferences import read_preferences
 from benchmarks.bag_of_words import PENALTIES, fold_numbers, preference_margins
 from benchmarks.reward_folds import FOLDS, SEED_PAIRS, compare, split
-from stages.prepare_data import conversation_key, read_preferences
+from stages.prepare_data import conversation_key
 from tests.committed import COMMITTED
 
 

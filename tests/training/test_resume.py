@@ -73,7 +73,7 @@ def instructions() -> list[Instruction]:
 
 def sft(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     tokenizer = load_tokenizer(base)
-    rows = [encode_instruction(tokenizer, row.prompt, row.completion) for row in instructions()]
+    rows = [encode_instruction(tokenizer, row.messages, row.completion) for row in instructions()]
     arguments = training_arguments(SETTINGS, folder, 3, runtime)
     return ResumableSFTTrainer(
         model=get_peft_model(load_base(base, runtime), LORA.config(task_type="CAUSAL_LM")),
@@ -97,7 +97,7 @@ def eft(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
 
 def dpo(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     tokenizer = load_tokenizer(base)
-    pairs = [encode_instruction(tokenizer, row.prompt, row.completion) for row in instructions()]
+    pairs = [encode_instruction(tokenizer, row.messages, row.completion) for row in instructions()]
     rows = [
         {
             "prompt_ids": [i for i, m in zip(row["input_ids"], row["completion_mask"], strict=True) if not m],

@@ -4,19 +4,33 @@ from pathlib import Path
 
 import pytest
 
-from align.core.rows import Judgement
+from align.core.rows import Judgement, Message
 from align.models.base import load_tokenizer
+from align.models.tokenization import encode_prompt
 from align.training.sft import encode_instruction
 from stages.sft import judge_replies
 
 
 def test_a_row_is_learned_from_the_reply_to_its_eos(tiny_base: Path) -> None:
     tokenizer = load_tokenizer(tiny_base)
-    row = encode_instruction(tokenizer, "Name a fruit.", "A pear.")
+    row = encode_instruction(tokenizer, [Message(role="user", content="Name a fruit.")], "A pear.")
     learned = [i for i, m in zip(row["input_ids"], row["completion_mask"], strict=True) if m]
     assert tokenizer.decode(learned[:-1]) == "A pear."
     assert learned[-1] == tokenizer.eos_token_id
     assert row["length"] == len(row["input_ids"]) == len(row["completion_mask"])
+
+
+def test_a_later_reply_is_learned_after_the_whole_conversation_as_the_model_will_see_it(tiny_base: Path) -> None:
+    tokenizer = load_tokenizer(tiny_base)
+    messages = [
+        Message(role=r, content=c) for r, c in [("system", "Be short."), ("user", "Hi."), ("assistant", "Hello.")]
+    ]
+    messages.append(Message(role="user", content="Name a fruit."))
+    row = encode_instruction(tokenizer, messages, "A pear.")
+    prompt = encode_prompt(tokenizer, messages)
+    assert row["input_ids"][: len(prompt)] == prompt
+    assert row["completion_mask"] == [0] * len(prompt) + [1] * (len(row["input_ids"]) - len(prompt))
+    assert "Be short." in tokenizer.decode(prompt)
 
 
 JUDGEMENTS = [

@@ -12,12 +12,13 @@ from align.cli.estimate.costs import Machine, Model, Part
 from align.core.rows import EvalPrompt, read_rows
 from align.core.templates import render
 from align.data.instructions import read_instructions
+from align.data.preferences import read_preferences
 from align.judge.request import SCORE_PREFIX, judge_request
 from align.models.batching import MAX_LENGTH_RATIO as PADDING
 from align.text.labelled import LabelledText
 from stages.base_model import EMBEDDED
 from stages.evaluate import KL_BATCH_SIZE
-from stages.prepare_data import read_judgements, read_preferences
+from stages.prepare_data import read_judgements
 from stages.reward_model import CENTERING_ROWS
 
 # What nobody knows before a run. The default run had 0.70 of max_new_tokens, 1.75 prompts drawn for each kept, and 1.2
@@ -222,7 +223,7 @@ def _texts(key: str, path: Path, s: Any) -> list[tuple[str, str]]:  # prompts an
         case "judgements":
             return [(row.prompt, row.response) for row in read_judgements(s)[0]]
         case "preferences":
-            pairs = read_preferences(path, drop=True, limit=s.max_preferences)[0]
+            pairs = read_preferences(path, s.preferences_format, drop=True, limit=s.max_preferences)[0]
             return [(" ".join(turn.content for turn in row.messages), row.chosen) for row in pairs]
         case "eval_prompts":
             return [(row.turns[0], "") for row in read_rows(path, EvalPrompt)]
