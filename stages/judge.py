@@ -1,6 +1,7 @@
-"""Judge the responses with the parent model: data/<model>/responses.jsonl -> data/<model>/scores.jsonl.
+"""Judge the responses with m0 or the parent model: data/<model>/responses.jsonl -> data/<model>/scores.jsonl.
 
-The parent also judges the held-out judgements, the anchors -> data/metrics/<model>/{anchors.jsonl,scores.json}.
+The judge (`judge.model`) also judges the anchors, which are the held-out judgements ->
+data/metrics/<model>/{anchors.jsonl,scores.json}.
 A killed run resumes with the missing rows. Run with `python -m stages.judge m1 m0` (the new model, its parent).
 """
 
@@ -31,6 +32,7 @@ def main(model: str, parent: str) -> None:
     generation = stage.section("generation", GenerationSettings)
     settings = stage.section("judge", JudgeSettings)
     stage.start()
+    judge = parent if settings.model == "parent" else "m0"
     data, held_out = Path("data") / model, Path("data/prepared/eval/judgements.jsonl")
     responses = read_rows(data / "responses.jsonl", Response, unique=["id", "sample"])
     # build_preferences has the gate: a judge that cannot order these must not choose what the next model learns.
@@ -38,8 +40,8 @@ def main(model: str, parent: str) -> None:
     off_topic = off_topic_rows(judgements, 1, stage.seed)
     asked = [(row.prompt, row.response) for row in responses]
     asked += [(row.prompt, row.response) for row in [*judgements, *off_topic]]
-    inputs = [BASE, Path("models") / parent, data / "responses.jsonl", held_out]
-    with stage.unlocked_work(inputs) as work, open_generator(generation, stage.runtime, parent, work) as generator:
+    inputs = [BASE, Path("models") / judge, data / "responses.jsonl", held_out]
+    with stage.unlocked_work(inputs) as work, open_generator(generation, stage.runtime, judge, work) as generator:
         verdicts = judge_responses(
             generator,
             asked,
@@ -62,6 +64,7 @@ def main(model: str, parent: str) -> None:
                 "sample needs a judge that learned to write judgements, with sft.eft_share above 0)"
             )
         summary = {
+            "judge": judge,
             "rows": len(rows),
             "mean_score": mean(scores),
             "std": standard_deviation(scores),

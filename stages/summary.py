@@ -73,7 +73,7 @@ def headline(
 
     `base`, `loop` (the last iteration) and `rlhf` (ppo) are compared with m0; null where a measure is undefined.
     """
-    last, first = loop[-1]["model"], loop[0]  # whose judge is m0
+    last, first = loop[-1]["model"], loop[0]  # whose judge is m0, by either judge.model
     compared = {"base": ("base", ["judge"]), "loop": (last, MEASURES), "rlhf": ("ppo", MEASURES)}
     first_third, final_third = trend(ppo, "mean_reward")
     return {
@@ -109,10 +109,10 @@ def main() -> None:
         DATA / "metrics", iterations, "/anchors.jsonl", AnchorScore, keys, first=iterations[0], allow_empty=True
     )  # none where a checker judged
     loop = []
-    for name, parent in params.iterations.items():
+    for name in iterations:
         counts = (schemas.read_measures(DATA / f"metrics/{name}/{part}.json", kind) for part, kind in COUNTS.items())
         moved = drift(anchors[iterations[0]], anchors[name])
-        loop.append(loop_row(name, parent, *counts) | {f"judge_{key}": value for key, value in moved.items()})
+        loop.append(loop_row(name, *counts) | {f"judge_{key}": value for key, value in moved.items()})
     changes = {name: schemas.read_measures(DATA / "diff" / f"{name}.json", schemas.Changes) for name in iterations}
     reward = schemas.read_measures(DATA / "metrics" / "reward.json", schemas.RewardMeasures)
     calibration = read_csv(DATA / "reward" / "calibration.csv", CALIBRATION)

@@ -40,7 +40,7 @@ SECTIONS = (
 MODEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 SECRET = "secret"  # the type of a validation error whose value must not be shown
 # Iterations name folders (models/<name>, data/<name>), where these names are taken.
-TAKEN_NAMES = ("base", "eval", "metrics", "ppo", "prepared", "reward", "seed", "summary", "text")
+TAKEN_NAMES = ("base", "diff", "eval", "metrics", "ppo", "prepared", "reward", "seed", "sources", "summary", "text")
 
 
 class Settings(BaseModel):
@@ -70,7 +70,7 @@ class Params:
         self.values, self.path = values, path
         self.used: dict[str, Any] = {}
         _check_keys(path, "", values, SECTIONS, required=SECTIONS)
-        self._chain()  # check the names of folders for every stage
+        self._check_references(["m0", *self._chain()])  # for every stage: a run that starts should be able to end
 
     @classmethod
     def read(cls, path: Path = PARAMS_FILE) -> Self:
@@ -111,6 +111,26 @@ class Params:
                 )
             known.append(model)
         return dict(chain)
+
+    def _check_references(self, models: list[str]) -> None:
+        """Check the values that name an entry of another section: a model, or a source."""
+        for section in ("prepare_data", "ppo", "text"):
+            for key, value in self._items(section):
+                path = Path(value) if isinstance(value, str) else Path()
+                if (section, key) == ("ppo", "init") and value not in models:
+                    raise InputError(
+                        f"{self.path}: ppo.init: {quoted(value)} is not one of {', '.join(models)}; name m0 or one of "
+                        "iterations"
+                    )
+                if path.parent == Path("data/sources") and path.stem not in dict(self._items("sources")):
+                    raise InputError(
+                        f"{self.path}: {section}.{key}: sources has no {quoted(path.stem)}, which would write {path}; "
+                        "add the entry, or name another file"
+                    )
+
+    def _items(self, section: str) -> list[tuple[str, Any]]:
+        values = self.values[section]
+        return list(values.items()) if isinstance(values, dict) else []
 
     def source(self, name: str, settings: type[S]) -> S:
         """Return entry `name` of section `sources` as `settings`."""

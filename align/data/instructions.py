@@ -165,8 +165,8 @@ def of_tree(tree: MessageTree, ranked: list[tuple[int, str]] | str) -> Instructi
         return "no reply of rank 0"
     if len(best) > 1:
         return "tied ranks"
-    texts = {"prompt": tree.prompt.text.strip(), "completion": best[0].strip()}
-    return Instruction(id=tree.message_tree_id, category=CATEGORY, **texts)
+    prompt = tree.prompt.text.strip()
+    return Instruction(id=tree.message_tree_id, category=CATEGORY, prompt=prompt, completion=best[0].strip())
 
 
 def take(

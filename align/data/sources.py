@@ -184,12 +184,13 @@ def _rows(source: Source) -> Iterator[dict[str, Any]]:
                 f"{source.key}.split: there is no {quoted(settings.split)}; there are {', '.join(map(quoted, files))}"
                 + ("; use limit to take a part" if "[" in settings.split else "")
             )
-        kind = next((kind for kind in READERS if type(builder).__module__.endswith(f".{kind}")), None)
-        for file in files[settings.split] if kind else ():
-            name = f"{settings.dataset}/{file.removeprefix(source.location).split('@')[-1].lstrip('/')}"
-            yield from READERS[kind](_table(source, name, file, getattr(builder.config, "sep", ",")))
-        if kind is None:
+        rows = next((READERS[kind] for kind in READERS if type(builder).__module__.endswith(f".{kind}")), None)
+        if rows is None:
             yield from builder.as_streaming_dataset(split=settings.split)
+            return
+        for file in files[settings.split]:
+            name = f"{settings.dataset}/{file.removeprefix(source.location).split('@')[-1].lstrip('/')}"
+            yield from rows(_table(source, name, file, getattr(builder.config, "sep", ",")))
 
 
 def _table(source: Source, name: str, location: str, sep: str = ",") -> TableFile:

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from align.core.errors import InputError
 from align.core.rows import FinishReason
 from align.generation.sampling import SamplingParams
+from align.models.tokenization import decode_completion
 from align.run.runtime import is_main_process
 from align.run.work import Rows, Work
 
@@ -173,7 +174,7 @@ class Generator(ABC):
     def completion(self, ids: list[int]) -> Completion:
         """Return the completion with token ids `ids`."""
         stopped = ids[-1] == self.tokenizer.eos_token_id
-        text = str(self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True))
+        text = decode_completion(self.tokenizer, ids[:-1] if stopped else ids)
         return Completion(ids, text, "stop" if stopped else "length")
 
     def _check_lengths(self, prompts: Sequence[list[int]], new_tokens: int) -> None:

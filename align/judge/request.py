@@ -19,13 +19,23 @@ from align.core.templates import render
 
 SCORE_PREFIX = "score: "
 DIGITS = ("0", "1", "2", "3", "4", "5")
-# Only an integer may follow `score:` at the start of a line; "score: 10", "4.5" and "4/5" are no score.
-_SCORE = re.compile(r"^[^\S\n]*score:[ \t]*(\d+)(?![\d./])", re.IGNORECASE | re.MULTILINE)
+# A line that gives a score, with any markup around it: "**Score:** 3", "- The final score: 4/5."
+_SCORE_LINE = re.compile(
+    r"^(?:[^\w\n]|_)*+(?:(?:the|my)[ \t]++)?(?:(?:final|total|overall)[ \t]++)?score[*_`\"']*[:\uff1a](.*)$",
+    re.IGNORECASE | re.MULTILINE,
+)
+# Its number: an integer, alone or out of 5; "4.5", "4-5", "10", "4/10", "3 or 4" and "-1" are none of the scale.
+_NUMBER = re.compile(
+    r"[\s*_`\"'(\[]*(\d+)[*_`\"')\]]*(?:\s*(?:/|out of|of)\s*5\b)?[*_`\"')\]]*"
+    r"(?:[.,;:!?](?!\s*\d).*|\s+(?!(?:/|-|\u2013)\s*\d|(?:to|or|and|of|out of)\s+\d).*|\s*)",
+    re.IGNORECASE,
+)
 
 
 class JudgeSettings(Settings):
     """Section `judge` of params.yaml."""
 
+    model: Literal["m0", "parent"]
     mode: Literal["logits", "sample", "checker"]
     checker: str | None
     min_digit_mass: float = Field(ge=0, le=1)
@@ -76,10 +86,11 @@ def judge_reply(score: int, justification: str | None) -> str:
 def parse_score(reply: str) -> int | None:
     """Return the score in a judge's reply (without the prompt), or None if it has none.
 
-    The last line that starts with `score: N` counts, where N is an integer from 0 to 5.
+    The last line that starts with `score:` counts, and no earlier one where it has no integer from 0 to 5.
     """
-    matches = _SCORE.findall(reply)
-    return int(matches[-1]) if matches and matches[-1] in DIGITS else None
+    lines = _SCORE_LINE.findall(reply)
+    number = _NUMBER.fullmatch(lines[-1].rstrip()) if lines else None
+    return int(number[1]) if number and number[1].lstrip("0") in ("", *DIGITS[1:]) else None
 
 
 def verdict_of_digits(logprobs: Sequence[float], min_digit_mass: float) -> Verdict:
@@ -144,12 +155,12 @@ def _located(error: BaseException) -> str:
     return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
 
 
-_SCORE_LABEL = re.compile(r"(score)(\s*:)", re.IGNORECASE)
+_SCORE_LABEL = re.compile(r"(score)([\s*_`\"']*[:\uff1a])", re.IGNORECASE)
 # What can only imitate the request or a judgement: a control token (and the role after it), a tag of the request, or a
 # line with nothing but a score.
-_FORGED = re.compile(
+_FORGED = re.compile(  # possessive: linear in a text's length
     r"<\|[^<>|]*\|>(?:(?:system|user|assistant)\b)?|</?\s*(?:question|response)\s*>"
-    r"|^[^\w\n]*+score[^\w\n:]*+:[^\w\n]*+\d++[^\w\n]*+(?:\d++[^\w\n]*+)?$",  # possessive: linear in a text's length
+    r"|^[^\w\n]*+score[^\w\n:\uff1a]*+[:\uff1a][^\w\n]*+\d++[^\w\n]*+(?:\d++[^\w\n]*+)?$",
     re.IGNORECASE | re.MULTILINE,
 )
 

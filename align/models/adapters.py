@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from align.core.errors import InputError, quoted
 from align.core.files import REBUILD, read_json, write_json
@@ -58,9 +60,23 @@ def new_adapter(model: PreTrainedModel, lora: LoraSettings, **kwargs: Any) -> Pe
             f"{quoted(beyond[0])}; choose others, or set null for all"
         )
     with reading_model("params.yaml: lora.target_modules", "name modules of this model, or set all-linear"):
+        head = model.get_output_embeddings()
         adapted = get_peft_model(model, lora.config(**kwargs))
     assert isinstance(adapted, PeftModel)
+    for name, module in adapted.named_modules():
+        if isinstance(module, LoraLayer) and (module.lora_embedding_A or module.get_base_layer() is head):
+            raise InputError(
+                f"params.yaml: lora.target_modules: {name.removeprefix('base_model.model.')} is an embedding or the "
+                "output head, which other weights may share; name layers between them, or set all-linear"
+            )
     return adapted
+
+
+def check_lora(base_dir: Path, lora: LoraSettings) -> None:
+    """Raise `InputError` unless the base, of which only the configuration is read, takes such adapters."""
+    with reading_model(f"{base_dir}: cannot read its configuration"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_dir))
+    new_adapter(model, lora, task_type="CAUSAL_LM")
 
 
 def put_adapter_weights(model: PeftModel, state: dict[str, Tensor], name: str, path: Path) -> None:

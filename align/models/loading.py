@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from align.core.errors import InputError, quoted
-from align.core.files import REBUILD, check_regular, read_json
+from align.core.files import REBUILD, check_regular, out_of_space, read_json
 
 ADAPTER_FILE = "adapter_model.safetensors"
 SAFELY = {"use_safetensors": True, "trust_remote_code": False}
+SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 # What transformers and PEFT raise about malformed files; a torch.OutOfMemoryError is a RuntimeError too.
 MODEL_ERRORS = (
     ArithmeticError,
@@ -70,8 +71,38 @@ def load_weights(name: str | Path, what: str, advice: str, auto_class: Any, **kw
             raise ValueError(f"tensors are missing or do not fit: {quoted([*missing, *info['mismatched_keys']])}")
         if model.config.get_text_config().num_hidden_layers < 1:
             raise ValueError("it has no layers")
+        mend_generation_config(model)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def mend_generation_config(model: Any) -> None:
+    """Make a model's `generation_config.json` one that transformers also writes.
+
+    Published ones set a temperature or top-p and leave out `do_sample`, which they mean to be true; where it is false
+    these have no effect.
+    """
+    config = getattr(model, "generation_config", None)
+    if config is None or config.do_sample is True:
+        return
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        if config.do_sample is None:
+            config.do_sample = True
+        else:
+            for key in SAMPLING_KEYS:
+                setattr(config, key, None)
+
+
+def save_model(model: PreTrainedModel, folder: Path, what: str, **kwargs: Any) -> None:
+    """Write a model's weights and configuration; `what` names the foreign files behind it in an `InputError`."""
+    try:
+        model.save_pretrained(folder, **kwargs)
+    except MODEL_ERRORS as error:
+        if out_of_space(error):
+            raise
+        raise InputError(f"{what}: cannot be saved again: {shortened(error)}; mend its configuration") from None
 
 
 def load_adapter_weights(model_dir: Path) -> dict[str, Tensor]:

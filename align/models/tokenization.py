@@ -54,10 +54,33 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str, finish_reas
     return [*ids, tokenizer.eos_token_id] if finish_reason == "stop" else ids
 
 
+def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """Return the text of a reply's ids without its EOS: what `encode_completion` adds before it is not part of it.
+
+    Some templates write something before each reply, such as an empty block of thoughts.
+    """
+    anchor, separator = _reply_start(tokenizer, str(tokenizer.chat_template))
+    if not separator:
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+    # After other text: at the start of a text SentencePiece drops a blank.
+    before = tokenizer(anchor or "a", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    start, whole = (str(tokenizer.decode(part, skip_special_tokens=True)) for part in (before, before + ids))
+    return whole.removeprefix(start).removeprefix(separator)
+
+
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether the tokenizer starts texts with a BOS, so that its model expects one."""
     first = tokenizer("a")["input_ids"][:1]
     return tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+
+
+def reply_end(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what the chat template writes after a reply; "" if it rejects a conversation of one."""
+    probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "Yes"}]
+    try:
+        return _rendered(tokenizer, probe, add_generation_prompt=False).rpartition("Yes")[2]
+    except (TemplateError, ValueError):
+        return ""
 
 
 @lru_cache(maxsize=16)

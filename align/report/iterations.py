@@ -20,13 +20,13 @@ AS_JUDGE = (
 
 
 def loop_row(
-    model: str, parent: str, prompts: Mapping[str, Any], scores: Mapping[str, Any], pairs: Mapping[str, Any]
+    model: str, prompts: Mapping[str, Any], scores: Mapping[str, Any], pairs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return an iteration's row of loop.csv from data/metrics/<model>/*.json."""
     judge, relevance = scores["as_judge"] or {}, scores["relevance"] or {}
     return {
         "model": model,
-        "judge": parent,
+        "judge": scores["judge"],
         "prompts": prompts["accepted"],
         "prompts_dropped": sum(prompts["dropped"].values()),
         "prompt_words": prompts["mean_words"],

@@ -63,6 +63,7 @@ class PromptCounts(Measures):
 class ScoreCounts(Measures):
     """data/metrics/<model>/scores.json, of stage judge; `as_judge` and `relevance` are None if a checker judged."""
 
+    judge: str
     rows: int
     mean_score: Measure
     std: Measure

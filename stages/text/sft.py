@@ -16,6 +16,7 @@ from align.core.files import replacing
 from align.core.rows import read_rows
 from align.models.base import copy_tokenizer, load_base, load_tokenizer
 from align.models.card import write_model_card
+from align.models.loading import save_model
 from align.models.tokenization import drop_too_long
 from align.run.stage import BASE, Stage
 from align.text.labelled import LabelledText, labels_of
@@ -61,7 +62,7 @@ def main() -> None:
         train(trainer, Path("data/text/history.csv"), work)
         with replacing(Path("models/text")) as temporary:
             nn.Module.to(model, stage.runtime.torch_dtype)
-            model.save_pretrained(temporary)
+            save_model(model, temporary, str(BASE))
             copy_tokenizer(BASE, temporary)
             write_model_card(temporary, stage, {"base": BASE}, {"train": TRAIN})
     click.echo(f"text_sft: {len(rows)} rows, {dropped} dropped as longer than {settings.max_length} tokens")

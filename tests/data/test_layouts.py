@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_every_reply_of_a_conversation_is_learned_after_the_turns_before_it(
         text.removeprefix("assistant: ") for text in expected if "assist" in text
     ]
     assert len({row.id for row in rows}) == len(rows)
-    for earlier, later in zip(rows, rows[1:], strict=False):
+    for earlier, later in pairwise(rows):
         assert later.messages[: len(earlier.messages)] == earlier.messages
 
 
@@ -168,7 +169,7 @@ def test_our_own_format_is_as_strict_as_before_and_names_the_setting_for_another
         read_instructions(file(own | {"prompt": 4}), "auto", None)
     with pytest.raises(InputError, match='"note" is not a key'):
         read_instructions(file(own | {"note": 4}), "auto", None)
-    with pytest.raises(InputError, match='"category" is missing; .*instructions_format to prompt_completion'):
+    with pytest.raises(InputError, match=r'"category" is missing; .*instructions_format to prompt_completion'):
         read_instructions(file({"id": "i", "prompt": "p", "completion": "q"}), "auto", None)
     with pytest.raises(InputError, match=r"rows.jsonl:1: looks like messages; set prepare_data.instructions_format"):
         read_instructions(file({"messages": turns(*FRUIT)}), "instructions", None)
@@ -195,7 +196,7 @@ PAIRS: dict[str, tuple[Row, list[str]]] = {
     "turns and texts": ({"prompt": turns(*LONG[:-1]), "chosen": "A plum.", "rejected": "A banana."}, LONG),
     "LLaMA-Factory's ShareGPT": (
         {
-            "conversations": turns(*SHAREGPT[:-1], **GPT),  # type: ignore[arg-type]
+            "conversations": turns(*SHAREGPT[:-1], **GPT),
             "chosen": {"from": "gpt", "value": "A plum."},
             "rejected": {"from": "gpt", "value": "A banana."},
         },

@@ -1,4 +1,4 @@
-"""Small inputs in shapes that people have, each through the real stages; skipped where the folder of them is missing."""
+"""Small inputs in shapes that people have, through the real stages; skipped where their folder is missing."""
 
 import json
 import os

@@ -72,7 +72,7 @@ def logs(*probabilities: float) -> list[float]:
         ("score: 4\r\nbecause", 4),
         ("score: 4 because it is clear", 4),
         ("score: 1\nOn reflection:\nscore: 4", 4),
-        ("score: 4\nscore: none", 4),
+        ("score: 4\nscore: none", None),
         ("score: 4\nThe user wrote score: 1 in the text", 4),
         ("score: 4\nscore: 9", None),
         ("score: 6", None),
@@ -80,7 +80,7 @@ def logs(*probabilities: float) -> list[float]:
         ("score: 50", None),
         ("score: 10/5", None),
         ("score: 12.5", None),
-        ("score: 4/5", None),
+        ("score: 4/5", 4),
         ("score: 4.5", None),
         ("score: -1", None),
         ("score: five", None),
@@ -89,10 +89,39 @@ def logs(*probabilities: float) -> list[float]:
         ("no score", None),
         ("4", None),
         ("", None),
-        ("**score: 4**", None),
-        ("The total score: 4", None),
+        ("**score: 4**", 4),
+        ("The total score: 4", 4),
         ("I would say score: 4 here.", None),
         ("underscore: 4", None),
+        ("Score: 4.", 4),
+        ("score: **3**", 3),
+        ("**Score:** 3", 3),
+        ("__Score__: 3", 3),
+        ("Score: 3 out of 5", 3),
+        ("score: 3 of 5, since", 3),
+        ("Score: 4 (out of 5)", 4),
+        ("score: 3 / 5\nbecause", 3),
+        ("Score\uff1a4", 4),
+        ("- Score: 2", 2),
+        ("### Final score: 2", 2),
+        ("> My overall score: 2!", 2),
+        ("The final score: 5", 5),
+        ("score: 05", 5),
+        ("score: 4,\nbecause it is short", 4),
+        ("score: 4 - clear and short", 4),
+        ("score: 4 to the point", 4),
+        ("score: 3 out of 10", None),
+        ("score: 3/10", None),
+        ("score: 4 or 5", None),
+        ("score: 4-5", None),
+        ("score: 4 \u2013 5", None),
+        ("score: 4, 5", None),
+        ("score: 4,5", None),
+        ("score: 4th", None),
+        ("score: 80%", None),
+        ("score : 4", None),  # as the request quotes a response
+        ("score: 2\nscore: 4.5", None),
+        ("score: 2\n**Score:** n/a", None),
     ],
 )
 def test_a_reply_holds_a_score_only_at_the_start_of_a_line(reply: str, score: int | None) -> None:
@@ -179,7 +208,7 @@ def test_the_scores_of_sampled_judgements_are_averaged() -> None:
     assert verdict_of_replies(replies) == Verdict(3.5, judgements=replies)
 
 
-@pytest.mark.parametrize("replies", [(), ("none",), ("score: 3", "none"), ("score: 5", "score: 9", "score: 4/5")])
+@pytest.mark.parametrize("replies", [(), ("none",), ("score: 3", "none"), ("score: 5", "score: 9", "score: 4/6")])
 def test_a_score_in_no_more_than_half_of_the_judgements_is_a_failure(replies: tuple[str, ...]) -> None:
     verdict = verdict_of_replies(replies)
     held = sum("score: 3" in reply or reply == "score: 5" for reply in replies)

@@ -93,7 +93,14 @@ def test_the_judge_of_a_second_turn_reads_the_first_with_its_answer(
         return evaluate.answer_prompts("m0", prompts, stack, runtime, settings, judge_settings, 1, None, "judge")
 
     logits = JudgeSettings(
-        mode="logits", checker=None, min_digit_mass=0.0, samples=1, temperature=1.0, top_p=1.0, max_new_tokens=1
+        model="m0",
+        mode="logits",
+        checker=None,
+        min_digit_mass=0.0,
+        samples=1,
+        temperature=1.0,
+        top_p=1.0,
+        max_new_tokens=1,
     )
     first, second = answers(logits)
     assert asked[0] == [("Why?", first.response)]

@@ -22,9 +22,8 @@ def test_a_row_is_learned_from_the_reply_to_its_eos(tiny_base: Path) -> None:
 
 def test_a_later_reply_is_learned_after_the_whole_conversation_as_the_model_will_see_it(tiny_base: Path) -> None:
     tokenizer = load_tokenizer(tiny_base)
-    messages = [
-        Message(role=r, content=c) for r, c in [("system", "Be short."), ("user", "Hi."), ("assistant", "Hello.")]
-    ]
+    messages = [Message(role="system", content="Be short."), Message(role="user", content="Hi.")]
+    messages.append(Message(role="assistant", content="Hello."))
     messages.append(Message(role="user", content="Name a fruit."))
     row = encode_instruction(tokenizer, messages, "A pear.")
     prompt = encode_prompt(tokenizer, messages)

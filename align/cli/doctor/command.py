@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -13,14 +14,19 @@ from align.cli.doctor.locks import check_locks
 from align.cli.doctor.repository import check_repository
 from align.cli.doctor.storage import check_cache, check_storage
 from align.cli.doctor.unfinished import check_unfinished
-from align.cli.project.settings import validate_params
+from align.cli.project.settings import load, validate_params
 from align.core.errors import InputError, printable
 from align.core.params import Params
 
 
 def check_params() -> Iterator[Finding]:
-    """Check that every key of params.yaml is known and in range."""
-    yield Finding("params", "ok", f"{validate_params(Params.read())} sections, every key known and in range")
+    """Check that every key of params.yaml is known and in range, and that the base takes the adapters."""
+    params = Params.read()
+    yield Finding("params", "ok", f"{validate_params(params)} sections, every key known and in range")
+    base = Path("models/base")
+    if (base / "config.json").is_file():
+        settings = params.section("lora", load("align.models.adapters", "LoraSettings"))
+        load("align.models.adapters", "check_lora")(base, settings)
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (

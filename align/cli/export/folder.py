@@ -13,6 +13,7 @@ from align.cli.project.units import show_size
 from align.core.errors import InputError, printable
 from align.core.files import replacing
 from align.models.base import copy_tokenizer
+from align.models.loading import save_model
 
 README = "README.md"
 WRITTEN = ("*.json", "*.jinja", "*.safetensors", README, ".gitattributes")  # the last one is the hub's
@@ -39,7 +40,7 @@ def write_export(parts: Parts, to: Path, dtype: torch.dtype | None = None, licen
     try:
         with replacing(to) as temporary:
             temporary.mkdir()
-            model.save_pretrained(temporary, max_shard_size=SHARD_SIZE)
+            save_model(model, temporary, str(parts.base_dir or parts.model_dir), max_shard_size=SHARD_SIZE)
             copy_tokenizer(parts.model_dir, temporary)
             if (parts.model_dir / CARD_FILE).exists():
                 (temporary / CARD_FILE).write_bytes((parts.model_dir / CARD_FILE).read_bytes())

@@ -121,7 +121,7 @@ MEASURES = {
     },
 }
 SCORE_COUNTS = {
-    **{"rows": 6, "mean_score": 2.0, "std": 1.0, "mode_share": 0.5, "failure_rate": 0.0, "failures": {}},
+    **{"judge": "m0", "rows": 6, "mean_score": 2.0, "std": 1.0, "mode_share": 0.5, "failure_rate": 0.0, "failures": {}},
     **{"score_length_correlation": None, "as_judge": AGREEMENT, "relevance": {"accuracy": 0.5}},
 }
 PROMPT_COUNTS = {"accepted": 3, "dropped": {"cut off": 1}, "mean_words": 3.0} | {
