@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,6 +171,68 @@ def test_a_folder_that_is_not_the_root_is_a_problem_with_the_way_there(
     finding = of("repository")[0]
     assert finding["status"] == "problem"
     assert commands(finding) == [f"cd {project.path.resolve()}"]
+
+
+def test_a_project_in_a_folder_of_a_larger_repository_is_as_good_as_one_of_its_own(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(project.path / ".git")
+    above = Project(tmp_path / "above")
+    shutil.copytree(project.path, above.path / "inner", symlinks=True)
+    above.run("git init -q -b main && git config user.name t && git config user.email t@example.com")
+    above.run("cd inner && rm -rf .dvc/tmp && dvc config core.no_scm false && git -C .. add -A && git commit -qm all")
+    monkeypatch.chdir(above.path / "inner")
+    assert of("repository")[0] == {
+        "check": "repository",
+        "status": "ok",
+        "what": str((above.path / "inner").resolve()),
+        "steps": [],
+    }
+    monkeypatch.chdir(above.path / "inner" / "data")
+    assert of("repository")[0]["status"] == "problem"
+
+
+@pytest.mark.parametrize("concluded", [False, True])
+def test_marks_of_a_merge_in_the_lock_file_are_a_problem_and_the_steps_fix_it(
+    project: Project, concluded: bool
+) -> None:
+    lock = project.read("dvc.lock")
+    for side in ("left", "right"):
+        project.run(f"git checkout -q -b {side} main")
+        project.write("dvc.lock", lock.replace("schema: '2.0'", f"# {side}\nschema: '2.0'"))
+        project.commit(side)
+    assert project.run("git merge left", check=False).returncode == 1
+    if concluded:
+        project.commit("merged, marks and all")
+    finding = only("merge")
+    assert finding["status"] == "problem"
+    assert finding["what"].startswith("dvc.lock:1: a merge left its marks")
+    assert "align doctor" in only("lock_file")["what"]
+    first, second = commands(finding)
+    project.run(first)
+    assert second == "dvc repro"
+    assert not of("merge")
+    assert only("lock_file")["status"] == "ok"
+
+
+def test_marks_of_a_merge_in_params_are_named_with_their_line(project: Project) -> None:
+    project.write(
+        "params.yaml", "<<<<<<< HEAD\nseed: 1\n=======\nseed: 2\n>>>>>>> other\n" + project.read("params.yaml")
+    )
+    finding = only("merge")
+    assert finding["what"].startswith("params.yaml:1: a merge left its marks")
+    assert commands(finding) == ["git add params.yaml"]
+
+
+def test_line_ends_of_windows_are_a_problem_and_the_steps_fix_it(project: Project) -> None:
+    assert not of("line ends")
+    project.run("rm notes.txt dvc.yaml && git -c core.autocrlf=true checkout -- notes.txt dvc.yaml")
+    finding = only("line ends")
+    assert (finding["status"], finding["what"]) == ("problem", "CRLF in dvc.yaml, notes.txt")
+    for command in commands(finding):
+        project.run(command)
+    assert not of("line ends")
+    assert "\r" not in project.read("dvc.yaml")
 
 
 def test_a_key_that_no_stage_takes_is_a_problem_before_the_stage_runs(project: Project) -> None:

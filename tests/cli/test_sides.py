@@ -159,3 +159,26 @@ def test_a_file_that_a_revision_lacks_is_named_with_the_revision(project: Projec
 def test_a_file_with_an_at_sign_in_its_name_is_a_file(project: Project) -> None:
     project.write("a@one.jsonl", '{"id": 1}\n')
     assert "a@one.jsonl: 1 -> 1 rows" in align("diff", "a@one.jsonl", "a@one.jsonl").output
+
+
+def test_a_project_in_a_folder_of_a_larger_repository_has_its_revisions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "above" / "inner"
+    path.mkdir(parents=True)
+    project = Project(path)
+    for name, text in (("dvc.yaml", DVC_YAML), ("make.py", MAKE), ("params.yaml", "margin: 1\n")):
+        project.write(name, text)
+    project.write("notes.jsonl", '{"id": 1, "text": "old"}\n')
+    project.run("git -C .. init -q -b main && git config user.name t && git config user.email t@example.com")
+    project.run("dvc init -q --subdir && echo /data/m* > .gitignore && dvc repro -q")
+    project.commit("margins of 1")
+    project.run("git tag one")
+    project.write("params.yaml", "margin: 2\n")
+    project.write("notes.jsonl", '{"id": 1, "text": "new"}\n')
+    project.run("dvc repro -q")
+    project.commit("margins of 2")
+    monkeypatch.chdir(path)
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", project.env["DVC_SITE_CACHE_DIR"])
+    assert margins("m1@one", "m1") == margins(f"{PAIRS}@one", f"{PAIRS}@main") == (1, 2)
+    assert "old -> " in align("diff", "notes.jsonl@one", "notes.jsonl").output

@@ -3,6 +3,7 @@ from typing import Any, Literal
 
 import pytest
 from pydantic import Field, ValidationError
+from ruamel.yaml import YAML
 
 from align.core.errors import InputError
 from align.core.params import SECTIONS, Params, Settings
@@ -132,6 +133,35 @@ def test_an_iteration_whose_parent_is_not_made_before_it_is_an_error(chain: dict
 def test_iterations_hold_at_least_one_model(chain: object) -> None:
     with pytest.raises(InputError, match=r"^p\.yaml: iterations: expected at least one `m1: m0` entry, got "):
         _ = params(iterations=chain).iterations
+
+
+@pytest.mark.parametrize("init", ["m2", "base", "m01", None])
+def test_ppo_starts_from_a_model_that_the_run_makes(init: str | None) -> None:
+    with pytest.raises(InputError, match=r"^p\.yaml: ppo\.init: .* is not one of m0, m1; name m0 or one of iterations"):
+        params(ppo={"init": init})
+    for made in ("m0", "m1"):
+        params(ppo={"init": made})
+
+
+@pytest.mark.parametrize(("section", "key"), [("prepare_data", "instructions"), ("text", "train")])
+def test_a_file_of_fetch_data_has_its_entry_among_the_sources(section: str, key: str) -> None:
+    with pytest.raises(
+        InputError, match=rf"^p\.yaml: {section}\.{key}: sources has no 'x', which would write data/sour"
+    ):
+        params(**{section: {key: "data/sources/x.jsonl"}})
+    params(**{section: {key: "data/sources/x.jsonl"}, "sources": {"x": {}}})
+    params(**{section: {key: "data/seed/x.jsonl"}})
+
+
+def test_no_iteration_takes_the_name_of_another_folder_of_data_or_models() -> None:
+    stages = YAML(typ="safe").load((COMMITTED / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
+    outs = [out for stage in stages for out in str(stage.get("do", stage)).replace("'", '"').split('"')]
+    folders = {path.split("/")[1] for path in outs if path.startswith(("data/", "models/"))}
+    taken = {name for name in folders if "$" not in name and "." not in name and name != "m0"}
+    assert {"diff", "summary", "reward"} <= taken
+    for name in taken:
+        with pytest.raises(InputError, match=r"iterations: .* cannot name a model"):
+            params(iterations={name: "m0"})
 
 
 def test_m0_cannot_be_made_a_second_time() -> None:

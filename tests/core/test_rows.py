@@ -95,7 +95,7 @@ def test_a_number_that_json_does_not_have_is_not_written(tmp_path: Path) -> None
             judgement(score="3").encode(), "\"score\" should be a valid integer, got '3'", id="number as text"
         ),
         pytest.param(judgement(score=True).encode(), '"score" should be a valid integer, got True', id="bool"),
-        pytest.param(judgement(score=3.0).encode(), '"score" should be a valid integer, got 3.0', id="float"),
+        pytest.param(judgement(score=3.5).encode(), '"score" should be a valid integer, got 3.5', id="float"),
         pytest.param(judgement(score=None).encode(), '"score" should be a valid integer, got None', id="null score"),
         pytest.param(judgement(prompt=" \n\t").encode(), '"prompt" is empty: write the text', id="blank text"),
         pytest.param(judgement(score=6).encode(), '"score" should be less than or equal to 5, got 6', id="score 6"),

@@ -336,6 +336,7 @@ def test_a_checker_that_is_not_there_is_an_error_that_names_the_param(name: str)
 
 def test_a_checker_of_the_old_layout_is_an_error_that_says_the_new_path() -> None:
     values: dict[str, Any] = dict.fromkeys(("min_digit_mass", "temperature", "top_p"), 0.5) | {
+        "model": "m0",
         "samples": 1,
         "max_new_tokens": 1,
     }
@@ -351,6 +352,6 @@ def test_a_checker_of_the_old_layout_is_an_error_that_says_the_new_path() -> Non
     ("mode", "checker"), [("checker", None), ("logits", "align.judge.checkers:sentence_with_words")]
 )
 def test_a_checker_goes_with_its_mode(mode: str, checker: str | None) -> None:
-    values = {"min_digit_mass": 0.5, "samples": 3, "temperature": 1.0, "top_p": 0.9, "max_new_tokens": 8}
+    values = {"model": "m0", "min_digit_mass": 0.5, "samples": 3, "temperature": 1.0, "top_p": 0.9, "max_new_tokens": 8}
     with pytest.raises(ValidationError, match="mode is checker"):
         JudgeSettings.model_validate({"mode": mode, "checker": checker, **values})

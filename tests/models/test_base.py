@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.core.errors import InputError
-from align.models.adapters import LoraSettings, save_adapter
+from align.models.adapters import LoraSettings, check_lora, new_adapter, save_adapter
 from align.models.base import check_tokenizer, copy_tokenizer, load_base, load_tokenizer
 from align.models.card import weights_hash, write_model_card
 from align.models.loading import ADAPTER_FILE
@@ -352,3 +352,25 @@ def test_only_the_adapter_is_saved_whatever_base_the_working_directory_holds(
     monkeypatch.chdir(tmp_path)
     save_adapter(model, tmp_path / "saved")
     assert (tmp_path / "saved" / ADAPTER_FILE).read_bytes() == (tmp_path / "first" / ADAPTER_FILE).read_bytes()
+
+
+@pytest.mark.parametrize("modules", [["lm_head", "q_proj"], ["embed_tokens", "q_proj"]])
+def test_adapters_of_embeddings_and_output_head_are_refused_before_any_training(
+    modules: list[str], tiny_base: Path, runtime: RuntimeSettings
+) -> None:
+    lora = LoraSettings(r=2, lora_alpha=2, lora_dropout=0.0, target_modules=modules, layers_to_transform=None)
+    for refuse in (
+        lambda: new_adapter(load_base(tiny_base, runtime), lora, task_type="CAUSAL_LM"),
+        lambda: check_lora(tiny_base, lora),
+    ):
+        with pytest.raises(InputError, match=r"lora.target_modules: .* is an embedding or the output head"):
+            refuse()
+
+
+def test_an_adapter_that_fits_the_base_passes_without_its_weights(tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((tiny_base / "config.json").read_bytes())
+    fits = LoraSettings(r=2, lora_alpha=2, lora_dropout=0.0, target_modules="all-linear", layers_to_transform=None)
+    check_lora(tmp_path, fits)
+    beyond = fits.model_copy(update={"target_modules": ["q_proj"], "layers_to_transform": [9]})
+    with pytest.raises(InputError, match=r"lora.layers_to_transform: the model has layers 0 to 1"):
+        check_lora(tmp_path, beyond)

@@ -1,5 +1,7 @@
 """Stage base_model: a local folder becomes models/base, and whatever is wrong is one line."""
 
+import json
+import shutil
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from align.core.templates import PROMPTS_DIR
 from align.models.base import load_base, load_tokenizer
 from align.models.stack import AdapterStack
 from align.models.tokenization import encode_user
@@ -17,6 +20,7 @@ from stages.base_model import EMBEDDED, BaseModelSettings, locate, main
 from tests.committed import write_params
 
 IDS = torch.tensor([[1, 40, 41, 42]])
+CHATML = (PROMPTS_DIR / "chat" / "chatml.jinja").read_text(encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +132,98 @@ def test_a_sources_own_template_is_kept_where_the_param_is_null(tiny_source: Pat
     assert result.exit_code == 0, result.output
     written = load_tokenizer(Path("models/base"))
     assert written.decode(encode_user(written, "Hi")) == "[Hi]"
+
+
+def variant(source: Path, name: str, **files: Any) -> Path:
+    """Return a copy of a model with changed files: JSON objects are merged, texts replace them."""
+    folder = Path(shutil.copytree(source, name))
+    (folder / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
+    for file, value in files.items():
+        path = folder / (f"{file}.jinja" if file == "chat_template" else f"{file}.json")
+        if isinstance(value, dict):
+            value = json.dumps((json.loads(path.read_text()) if path.exists() else {}) | value)
+        path.write_text(value, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "sampled"),
+    [
+        ({"temperature": 0.6, "top_p": 0.9}, True),
+        ({"top_k": 20}, True),
+        ({"min_p": 0.1}, True),
+        ({"do_sample": False, "temperature": 0.6}, False),
+        ({"do_sample": False, "typical_p": 0.5}, False),
+    ],
+)
+def test_sampling_settings_beside_greedy_decoding_are_mended(
+    settings: dict[str, Any], sampled: bool, tiny_source: Path
+) -> None:
+    result = run(variant(tiny_source, "odd", generation_config=settings), chat_template=None)
+    assert result.exit_code == 0, result.output
+    written = json.loads(Path("models/base/generation_config.json").read_text())
+    assert bool(written.get("do_sample")) == sampled
+    assert not sampled or settings.items() <= written.items()
+
+
+def test_a_configuration_that_cannot_be_saved_is_one_line(tiny_source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("no such attention")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", refuse)
+    assert_one_line_error(run(tiny_source), "base_model.source", "cannot be saved again: no such attention")
+
+
+def test_stop_tokens_of_the_model_are_kept_and_a_template_that_ends_turns_with_one_asks_for_it(
+    tiny_source: Path,
+) -> None:
+    eos = {"eos_token": "<|endoftext|>"}
+    folder = variant(tiny_source, "two", generation_config={"eos_token_id": [0, 2]}, tokenizer_config=eos)
+    pad = {"chat_template": None, "pad_token": "<|pad|>"}
+    assert_one_line_error(run(folder, **pad), "'<|im_end|>'", 'set base_model.eos_token to "<|im_end|>"')
+    result = run(folder, eos_token="<|im_end|>", **pad)
+    assert result.exit_code == 0, result.output
+    assert json.loads(Path("models/base/generation_config.json").read_text())["eos_token_id"] == [2, 0]
+
+
+DATED = "{{- '<|im_start|>system\nToday: ' + strftime_now('%d %b %Y') + '<|im_end|>\n' }}"
+
+
+def test_the_days_date_in_a_template_is_the_same_in_every_run(tiny_source: Path) -> None:
+    result = run(variant(tiny_source, "dated", chat_template=DATED + CHATML), chat_template=None)
+    assert result.exit_code == 0, result.output
+    assert "2025-01-01 in every run" in result.output
+    tokenizer = load_tokenizer(Path("models/base"))
+    assert "Today: 01 Jan 2025<|im_end|>" in tokenizer.decode(encode_user(tokenizer, "Hi"))
+
+
+@pytest.mark.parametrize(
+    "text", ["{%- set f = '%Y' %}{{- strftime_now(f) }}", "{{- ['a', 'b'] | random }}", "{{- lipsum() }}"]
+)
+def test_a_template_that_differs_from_run_to_run_is_refused(text: str, tiny_source: Path) -> None:
+    folder = variant(tiny_source, "moving", chat_template=text + CHATML)
+    assert_one_line_error(run(folder, chat_template=None), "the chat template uses", "base_model.chat_template")
+
+
+def test_a_template_of_ours_writes_one_bos_where_the_tokenizer_adds_one(tiny_source: Path) -> None:
+    folder = variant(tiny_source, "bos", tokenizer_config={"bos_token": "<|im_start|>"})
+    tokens = json.loads((folder / "tokenizer.json").read_text())
+    start = {"id": "<s>", "ids": [1], "tokens": ["<|im_start|>"]}
+    tokens["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": start},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokens))
+    for name in ("chatml", "plain", "mistral"):
+        result = run(folder, chat_template=name)
+        assert result.exit_code == 0, result.output
+        tokenizer = load_tokenizer(Path("models/base"))
+        ids = encode_user(tokenizer, "Hi")
+        assert ids[0] == tokenizer.bos_token_id
+        begins = tokenizer.decode(ids).count("<|im_start|>")
+        assert begins == {"chatml": 3, "plain": 1, "mistral": 1}[name]  # ChatML's own marks are this token here, too
 
 
 def test_an_earlier_base_survives_a_failed_run(tiny_source: Path) -> None:

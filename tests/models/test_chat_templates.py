@@ -11,7 +11,7 @@ from align.core.rows import Instruction, read_rows
 from align.core.templates import PROMPTS_DIR
 from align.judge.request import DIGITS, SCORE_PREFIX
 from align.models.base import load_tokenizer
-from align.models.tokenization import encode_choices, encode_completion, encode_prompt, encode_user
+from align.models.tokenization import decode_completion, encode_choices, encode_completion, encode_prompt, encode_user
 from tests.committed import COMMITTED
 from tests.models.mistral_tokenizer import CONVERSATIONS, FILE, JUDGED, Turns, messages
 
@@ -130,6 +130,40 @@ def test_a_byte_level_tokenizer_encodes_chatmls_replies_as_they_stand(tiny_base:
         for text in (row.completion, f"\n{row.completion}", f"  {row.completion} "):
             alone = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             assert encode_completion(tokenizer, text) == [*alone, tokenizer.eos_token_id]
+
+
+THINKING = (
+    "{%- for m in messages %}{{- '<|im_start|>' + m['role'] + '\\n' }}{%- if m['role'] == 'assistant' and loop.last %}"
+    "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{{- m['content'] + '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+REPLIES = [
+    "Yes.",
+    " Yes",
+    "  two\n\nlines ",
+    "<think>\n\n</think>\n\nNo.",
+    "caf\xe9 \U0001f600",
+    "a  b",
+    "\n",
+    "</s> [INST]",
+]
+
+
+@pytest.mark.parametrize("reply", REPLIES)
+@pytest.mark.parametrize("template", ["chatml", "mistral", "plain", "thinking"])
+@pytest.mark.parametrize("kind", ["sentencepiece", "bytes"])
+def test_what_encoding_adds_to_a_reply_decoding_takes_away(
+    reply: str, template: str, kind: str, mistral: PreTrainedTokenizerBase, tiny_base: Path
+) -> None:
+    tokenizer = mistral if kind == "sentencepiece" else load_tokenizer(tiny_base)
+    if template == "thinking":
+        tokenizer.chat_template = THINKING
+    else:
+        with_template(tokenizer, template)
+    ids = encode_completion(tokenizer, reply)
+    text = decode_completion(tokenizer, ids[:-1])
+    assert encode_completion(tokenizer, text) == ids
+    assert template != "thinking" or "<think>" not in text.removeprefix(reply)
 
 
 def test_a_special_token_in_a_reply_stays_plain_text_behind_a_separator(mistral: PreTrainedTokenizerBase) -> None:

@@ -1,5 +1,6 @@
 """The layout: which folder imports which, and how large folders and modules are."""
 
+import subprocess
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -45,3 +46,11 @@ def test_no_folder_has_more_than_15_modules_and_no_module_more_than_400_lines() 
         assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= 15, folder
     long = {path: lines for path in OURS if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 400}
     assert long == {}
+
+
+def test_a_checkout_that_wants_line_ends_of_windows_gets_the_bytes_that_dvc_hashes(head: Path, tmp_path: Path) -> None:
+    make = "git init -q && git add -A && git -c user.name=t -c user.email=t@t commit -qm all"
+    subprocess.run(["bash", "-c", make], cwd=head, check=True)
+    subprocess.run(["git", "clone", "-q", "-c", "core.autocrlf=true", str(head), str(tmp_path / "clone")], check=True)
+    for name in ("dvc.yaml", "dvc.lock", "params.yaml", "stages/sft.py", "data/seed/preferences.jsonl"):
+        assert (tmp_path / "clone" / name).read_bytes() == (head / name).read_bytes()

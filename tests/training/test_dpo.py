@@ -123,6 +123,20 @@ def test_the_nll_term_adds_the_mean_over_the_chosen_tokens(dpo: Callable[..., An
     assert loss == pytest.approx(math.log(2) + 0.5 * nll, abs=1e-3)
 
 
+@pytest.mark.parametrize(("rows", "steps"), [(2, 1), (1, 2)])
+def test_the_nll_term_is_the_same_however_a_step_is_cut_into_micro_batches(
+    rows: int, steps: int, dpo: Callable[..., Any], runtime: RuntimeSettings
+) -> None:
+    cut = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": steps}
+    (loss, _), stack = dpo(nll_coef=0.5, **cut), AdapterStack(Path("models/base"), runtime)
+    stack.add("m1", Path("models/m1"))
+    lengths = [len(encode_completion(stack.tokenizer, pair.chosen)) for pair in PAIRS]
+    means = -logprobs(stack, "m1")[:, 0] / torch.tensor(lengths)
+    over_tokens, over_pairs = float((means * torch.tensor(lengths)).sum()) / sum(lengths), float(means.mean())
+    assert loss == pytest.approx(math.log(2) + 0.5 * over_tokens, abs=1e-3)
+    assert abs(over_tokens - over_pairs) > 0.01  # what a mean of the micro-batches' means would be
+
+
 def test_the_tokenizer_of_the_model_is_the_bases(dpo: Callable[..., Any], tiny_base: Path) -> None:
     dpo()
     assert load_tokenizer(Path("models/m2")).get_vocab() == load_tokenizer(tiny_base).get_vocab()

@@ -57,24 +57,24 @@ class Sources:
         """Return whether a side has a file: here, or recorded by DVC or git."""
         if side.rev is None:
             return os.path.isfile(path) or f"path: {path}\n" in self.lock
-        return bool(self._files(side.rev).isfile(path))
+        return bool(self._files(side.rev).isfile(self._inside(side.rev, path)))
 
     def file(self, side: Side, path: str) -> Path:
         """Return a local file with a side's content of a path, downloaded if it is not in the cache."""
         if side.rev is None and (os.path.exists(path) or f"path: {path}\n" not in self.lock):
             return Path(path)  # its reader reports what is wrong with it
-        files = self._files(side.rev)
+        files, inside = self._files(side.rev), self._inside(side.rev, path)
         what = path if side.rev is None else f"{path} at {side.rev}"
-        if not files.isfile(path):
+        if not files.isfile(inside):
             raise InputError(f"{what}: no such file; `dvc ls . -R --rev REV` lists the files of a revision")
-        if digest := files.info(path).get("dvc_info", {}).get("md5"):
+        if digest := files.info(inside).get("dvc_info", {}).get("md5"):
             cached = Path(self.dvc.cache, digest[:2], digest[2:])
             if cached.is_file():
                 return cached
             what += f" (md5 {digest})"
         target = self.downloads / f"{len(os.listdir(self.downloads))}-{Path(path).name}"
         try:
-            files.get_file(path, os.fspath(target))
+            files.get_file(inside, os.fspath(target))
         except Exception as error:  # each kind of remote raises its own errors
             remote = self.dvc.repo.config["core"].get("remote")
             push = "`dvc push`" if side.rev is None else "`dvc exp push` or `dvc push`"
@@ -85,6 +85,15 @@ class Sources:
                 f"({' '.join(str(error).split())[:200]})"
             ) from None
         return target
+
+    def _inside(self, rev: str | None, path: str) -> str:
+        """Return a path as the file system of a revision has it: it begins at the root of git, which may be above."""
+        repo = self.dvc.repo
+        return (
+            path
+            if rev is None
+            else os.path.normpath(os.path.join(os.path.relpath(repo.root_dir, repo.scm.root_dir), path))
+        )
 
     def _files(self, rev: str | None) -> Any:
         if rev in self._revisions:
@@ -103,7 +112,8 @@ class Sources:
             ) from None
         # A revision has its own .dvc/config, without remotes that were added later.
         config = {key: value for key, value in repo.config.items() if key in ("core", "remote", "cache")}
-        return self._revisions.setdefault(rev, filesystem(url=repo.root_dir, rev=rev, config=config))
+        found = filesystem(url=repo.scm.root_dir, rev=rev, config=config, subrepos=True)
+        return self._revisions.setdefault(rev, found)
 
 
 def data_sets(sources: Sources, a: Side, b: Side, what: str | None) -> dict[str, tuple[str, str, tuple[str, ...]]]:

@@ -14,25 +14,59 @@ from align.cli.project.git import git
 CONFIG = Path(".dvc/config")
 LOCAL_CONFIG = Path(".dvc/config.local")
 # Options of DVC's remotes that hold a secret itself, not the name of a file or the wish to be asked (ask_password).
+CONFLICT_MARKS = ("<<<<<<< ", ">>>>>>> ")
 SECRET = re.compile(r"(?!ask_)\w*(password|passphrase|secret|token|_key|connection_string)")
 
 
 def check_repository() -> Iterator[Finding]:
-    """Check that this is the root of a git repository with DVC in it, and that git has no password of a remote."""
+    """Check that git and DVC have a project here, and what a merge, a checkout or a password left in its files."""
     if git("--version") is None:
         yield Finding("repository", "problem", "git is not installed, and DVC needs it", ("install git",))
         return
-    root = git("rev-parse", "--show-toplevel")
+    root, prefix = git("rev-parse", "--show-toplevel"), git("rev-parse", "--show-prefix")
     missing = [name for name in (".dvc", "dvc.yaml") if not Path(name).exists()]
     if root is None:
         yield Finding("repository", "problem", "not a git repository, or another user owns it", ("see `git status`",))
-    elif Path(root).resolve() != Path.cwd():
+    elif prefix and missing:  # a project may also lie in a folder of a larger repository
         yield Finding("repository", "problem", "not the repository's root", (f"`cd {root}`",))
     elif missing:
         yield Finding("repository", "problem", f"no {' and no '.join(missing)} here", ("`git checkout -- .`",))
     else:
-        yield Finding("repository", "ok", root)
+        yield Finding("repository", "ok", str(Path(root, prefix or "")))
+        yield from check_conflicts()
+        yield from check_line_ends()
         yield from check_credentials()
+
+
+def check_conflicts() -> Iterator[Finding]:
+    """Find the marks that a merge leaves in files which DVC and the stages read."""
+    for path in (Path("params.yaml"), Path("dvc.lock"), Path("dvc.yaml")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        marked = [number for number, line in enumerate(lines, 1) if line.startswith(CONFLICT_MARKS)]
+        if not marked:
+            continue
+        what = f"{path}:{marked[0]}: a merge left its marks (<<<<<<< this side, ======= the other, >>>>>>>)"
+        unmerged = bool(git("ls-files", "--unmerged", "--", str(path)))
+        if path.name != "dvc.lock":
+            steps = [f"edit {path}: keep one side of each, and delete the marks", f"`git add {path}`"]
+        elif unmerged:  # DVC writes it anew, so either side will do
+            steps = [f"`git checkout --ours {path} && git add {path}`", "`dvc repro`"]
+        else:
+            steps = [f"`git checkout $(git log -1 --format=%h -S'<<<<<<<' -- {path})^ -- {path}`", "`dvc repro`"]
+        yield Finding("merge", "problem", what, tuple(steps))
+
+
+def check_line_ends() -> Iterator[Finding]:
+    """Find files of git with line ends of Windows here: DVC hashes bytes, so every stage that reads one would rerun."""
+    listed = (line.split("\t", 1) for line in (git("ls-files", "--eol") or "").splitlines() if "\t" in line)
+    odd = [path for ends, path in listed if "w/crlf" in ends or "w/mixed" in ends]
+    if odd:
+        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+        steps = (
+            "`git config core.autocrlf input`",
+            "`git rm -q --cached -r . && git reset -q --hard` (it drops edits)",
+        )
+        yield Finding("line ends", "problem", f"CRLF in {', '.join(odd[:3])}{more}", steps)
 
 
 def check_credentials() -> Iterator[Finding]:

@@ -23,7 +23,8 @@ def check_storage() -> Iterator[Finding]:
         lock = Lock.read()
     except InputError as error:  # DVC writes it in place, and does nothing with half of it
         steps = (f"`git restore {LOCK_FILE}`", "`dvc repro`: stages that had finished come from DVC's run cache")
-        yield Finding("lock_file", "problem", error.message.partition("; run ")[0], steps)
+        merged = "a merge left" in error.message  # `check_conflicts` has said what to do
+        yield Finding("lock_file", "problem", error.message.partition("; run ")[0], () if merged else steps)
         return
     yield Finding("lock_file", "ok", f"{LOCK_FILE} lists {len(lock.stages)} stages")
 

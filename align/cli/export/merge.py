@@ -47,7 +47,10 @@ def find_model(name: str, base_dir: Path | None = None) -> Parts:
         return Parts(model_dir.name, model_dir, None)
     base_dir = base_dir or model_dir.parent / "base"
     if not (base_dir / "config.json").exists():
-        raise InputError(f"{base_dir}: holds no base model (config.json) for {model_dir}; name it with --base DIR")
+        raise InputError(
+            f"{base_dir}: holds no base model (config.json) for {model_dir}; make it with `dvc repro base_model`, or "
+            "name it with --base DIR"
+        )
     if (model_dir / CARD_FILE).exists():
         base = ModelCard.read(model_dir).parents.get("base")
         if base is not None and source_hash(base_dir) != base.sha256:

@@ -72,6 +72,10 @@ class Lock:
             stages = YAML(typ="safe").load(text)["stages"]
             return cls({name: _stage(name, entry) for name, entry in stages.items()})
         except YAMLError as error:
+            if "\n<<<<<<< " in text:
+                raise InputError(
+                    f"{LOCK_FILE}: a merge left its marks in it; `align doctor` has the commands"
+                ) from None
             reason = " ".join(str(error).split())
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             reason = f"not a lock file of DVC: {error}"
