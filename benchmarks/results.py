@@ -74,7 +74,7 @@ def over_seeds(root: Path) -> str:
 
     loop = part("the loop", "loop_gain", "reward_change_loop", "checks_change_loop")
     rlhf = part("ppo", "judge_change_rlhf", "rlhf_gain", "checks_change_rlhf")
-    return f"Over {found['seeds']} seeds (judge, reward, checks): {loop}; {rlhf}."
+    return f"Over {found['seeds']} seeds at {found['commit']} (judge, reward, checks): {loop}; {rlhf}."
 
 
 def sample(first: list[Answer], last: list[Answer], names: tuple[str, str]) -> str:

@@ -190,3 +190,31 @@ def test_an_answer_may_be_empty_but_its_prompt_may_not() -> None:
     assert Answer.model_validate(values).response == ""
     with pytest.raises(ValidationError, match="is empty"):
         Answer.model_validate({**values, "prompt": ""})
+
+
+@pytest.mark.parametrize(
+    ("score", "read"), [(4.0, 4), ("4", 4), ("4.0", 4), (4.5, None), ("4.5", None), ("four", None)]
+)
+def test_whole_numbers_may_be_floats_and_in_fetched_files_texts(
+    score: object, read: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data/sources").mkdir(parents=True)
+    for path in (Path("data/sources/x.jsonl"), Path("own.jsonl")):
+        path.write_text(judgement(score=score) + "\n", encoding="utf-8")
+        if read is None or (isinstance(score, str) and path.name == "own.jsonl"):
+            with pytest.raises(InputError, match=rf'{path}:1: "score" should be a valid integer'):
+                read_rows(path, Judgement)
+        else:
+            assert read_rows(path, Judgement)[0].score == read
+
+
+def test_a_text_of_a_fetched_file_stays_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data/sources").mkdir(parents=True)
+    path = Path("data/sources/x.jsonl")
+    path.write_text(judgement(response="0042") + "\n", encoding="utf-8")
+    assert read_rows(path, Judgement)[0].response == "0042"
+    path.write_text(judgement(response=42) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match='"response" should be a valid string, got 42'):
+        read_rows(path, Judgement)

@@ -145,8 +145,8 @@ def test_the_sentence_over_seeds_has_every_difference_with_its_interval(tmp_path
         for number, key in enumerate(keys)
         for end, extra in (("", 0.25), ("_low", -0.5), ("_high", 0.5))
     }
-    write_json(tmp_path / "benchmarks/learning.json", {"seeds": 3, **values})
+    write_json(tmp_path / "benchmarks/learning.json", {"seeds": 3, "commit": "abc1234", **values})
     assert over_seeds(tmp_path) == (
-        "Over 3 seeds (judge, reward, checks): the loop +0.25 [-0.50, +0.50], +1.25 [+0.50, +1.50], "
+        "Over 3 seeds at abc1234 (judge, reward, checks): the loop +0.25 [-0.50, +0.50], +1.25 [+0.50, +1.50], "
         "+2.25 [+1.50, +2.50]; ppo +3.25 [+2.50, +3.50], +4.25 [+3.50, +4.50], +5.25 [+4.50, +5.50]."
     )
