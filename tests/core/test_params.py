@@ -7,7 +7,7 @@ from ruamel.yaml import YAML
 
 from align.core.errors import InputError
 from align.core.params import SECTIONS, Params, Settings
-from tests.committed import COMMITTED
+from tests.committed import COMMITTED, REPOSITORY
 
 
 class Optimizer(Settings):
@@ -154,7 +154,7 @@ def test_a_file_of_fetch_data_has_its_entry_among_the_sources(section: str, key:
 
 
 def test_no_iteration_takes_the_name_of_another_folder_of_data_or_models() -> None:
-    stages = YAML(typ="safe").load((COMMITTED / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
+    stages = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
     outs = [out for stage in stages for out in str(stage.get("do", stage)).replace("'", '"').split('"')]
     folders = {path.split("/")[1] for path in outs if path.startswith(("data/", "models/"))}
     taken = {name for name in folders if "$" not in name and "." not in name and name != "m0"}

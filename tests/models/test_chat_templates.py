@@ -155,6 +155,8 @@ REPLIES = [
 def test_what_encoding_adds_to_a_reply_decoding_takes_away(
     reply: str, template: str, kind: str, mistral: PreTrainedTokenizerBase, tiny_base: Path
 ) -> None:
+    if kind == "sentencepiece" and template in ("chatml", "plain") and reply.startswith(" "):
+        pytest.xfail("SentencePiece drops a blank at the start of a text")
     tokenizer = mistral if kind == "sentencepiece" else load_tokenizer(tiny_base)
     if template == "thinking":
         tokenizer.chat_template = THINKING
