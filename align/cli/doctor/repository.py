@@ -52,7 +52,8 @@ def check_conflicts() -> Iterator[Finding]:
         elif unmerged:  # DVC writes it anew, so either side will do
             steps = [f"`git checkout --ours {path} && git add {path}`", "`dvc repro`"]
         else:
-            steps = [f"`git checkout $(git log -1 --format=%h -S'<<<<<<<' -- {path})^ -- {path}`", "`dvc repro`"]
+            merge = f"git log --first-parent -m -1 --format=%h -S'<<<<<<<' -- {path}"
+            steps = [f"`git checkout $({merge})^ -- {path}`", "`dvc repro`"]
         yield Finding("merge", "problem", what, tuple(steps))
 
 

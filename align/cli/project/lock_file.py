@@ -72,7 +72,7 @@ class Lock:
             stages = YAML(typ="safe").load(text)["stages"]
             return cls({name: _stage(name, entry) for name, entry in stages.items()})
         except YAMLError as error:
-            if "\n<<<<<<< " in text:
+            if "\n<<<<<<< " in f"\n{text}":
                 raise InputError(
                     f"{LOCK_FILE}: a merge left its marks in it; `align doctor` has the commands"
                 ) from None
