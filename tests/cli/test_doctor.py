@@ -219,9 +219,8 @@ def test_marks_of_a_merge_in_params_are_named_with_their_line(project: Project) 
     project.write(
         "params.yaml", "<<<<<<< HEAD\nseed: 1\n=======\nseed: 2\n>>>>>>> other\n" + project.read("params.yaml")
     )
-    finding = only("merge")
-    assert finding["what"].startswith("params.yaml:1: a merge left its marks")
-    assert commands(finding) == ["git add params.yaml"]
+    assert only("merge")["what"].startswith("params.yaml:1: a merge left its marks")
+    assert commands(only("merge")) == ["git add params.yaml"]
 
 
 def test_line_ends_of_windows_are_a_problem_and_the_steps_fix_it(project: Project) -> None:
