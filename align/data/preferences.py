@@ -1,5 +1,6 @@
 """Preference pairs, read from the layouts of hh-rlhf, TRL, UltraFeedback and LLaMA-Factory."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -124,10 +125,16 @@ def _side(row: dict[str, Any], side: str, place: str) -> list[Message]:
 
 
 def _margin(row: dict[str, Any], place: str) -> float | None:
-    scores = [row.get(key) for key in SCORE_KEYS]
-    if None in scores:
-        return None
-    try:
-        return float(scores[0]) - float(scores[1])  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise InputError(f"{place}: {' and '.join(SCORE_KEYS)} should be numbers, got {quoted(scores)}") from None
+    """Return the difference of a pair's scores, None if it has none; in a fetched CSV file they are texts."""
+    scores = []
+    for key in SCORE_KEYS:
+        if (value := row.get(key)) is None:
+            return None
+        try:
+            score = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+        except ValueError:
+            score = math.nan
+        if not math.isfinite(score):
+            raise InputError(f"{place}: {key} should be a number, got {quoted(value)}; fix the row")
+        scores.append(score)
+    return scores[0] - scores[1]

@@ -10,7 +10,7 @@ import pytest
 
 from align.core.errors import InputError
 from align.core.rows import Message, PreferencePair
-from align.data.instructions import read_instructions
+from align.data.instructions import InstructionsFormat, read_instructions
 from align.data.preferences import read_preferences
 
 Row = dict[str, Any]
@@ -38,7 +38,7 @@ def told(messages: list[Message]) -> list[str]:
 FRUIT = ["user: Name a fruit.", "assistant: A cherry."]
 LONG = ["system: Be short.", *FRUIT, "user: Another.", "assistant: A plum."]
 SHAREGPT = ["system: Be short.", "human: Name a fruit.", "gpt: A cherry.", "human: Another.", "gpt: A plum."]
-CONVERSATIONS: dict[str, tuple[str, Row, list[str]]] = {
+CONVERSATIONS: dict[str, tuple[InstructionsFormat, Row, list[str]]] = {
     "messages": ("messages", {"messages": turns(*LONG)}, LONG),
     "ShareGPT": ("messages", {"conversations": turns(*SHAREGPT, keys=("from", "value"))}, LONG),
     "a system prompt beside the turns": (
@@ -86,7 +86,7 @@ def test_every_reply_of_a_conversation_is_learned_after_the_turns_before_it(
     name: str, pinned: bool, file: Callable[..., Path]
 ) -> None:
     layout, row, expected = CONVERSATIONS[name]
-    rows, left_out = read_instructions(file(row), layout if pinned else "auto", None)  # type: ignore[arg-type]
+    rows, left_out = read_instructions(file(row), layout if pinned else "auto", None)
     assert not left_out
     assert told([*rows[-1].messages, Message(role="assistant", content=rows[-1].completion)]) == expected
     assert [row.completion for row in rows] == [
@@ -264,8 +264,10 @@ def test_a_pair_that_cannot_be_used_is_an_error_with_its_line_or_counted(
 
 def test_scores_that_are_no_numbers_and_sides_that_are_missing_are_errors(file: Callable[..., Path]) -> None:
     good = PAIRS["UltraFeedback"][0]
-    with pytest.raises(InputError, match=r"rows.jsonl:2: score_chosen and score_rejected should be numbers"):
-        read_preferences(file(good, good | {"score_chosen": "high"}))
+    for wrong in ("high", "nan", True, [1]):
+        with pytest.raises(InputError, match=r"rows.jsonl:2: score_chosen should be a number"):
+            read_preferences(file(good, good | {"score_chosen": wrong}))
+    assert read_preferences(file(good | {"score_chosen": "8.5"}))[0][0].margin == 5.5
     with pytest.raises(InputError, match=r'rows.jsonl:2: "rejected" is missing'):
         read_preferences(file(good, {"chosen": turns(*FRUIT)}))
     with pytest.raises(InputError, match=r'rows.jsonl:1: "chosen" should be a text, got 4'):

@@ -153,10 +153,16 @@ REPLIES = [
 @pytest.mark.parametrize("template", ["chatml", "mistral", "plain", "thinking"])
 @pytest.mark.parametrize("kind", ["sentencepiece", "bytes"])
 def test_what_encoding_adds_to_a_reply_decoding_takes_away(
-    reply: str, template: str, kind: str, mistral: PreTrainedTokenizerBase, tiny_base: Path
+    reply: str,
+    template: str,
+    kind: str,
+    mistral: PreTrainedTokenizerBase,
+    tiny_base: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     if kind == "sentencepiece" and template in ("chatml", "plain") and reply.startswith(" "):
-        pytest.xfail("SentencePiece drops a blank at the start of a text")
+        reason = "where the template writes nothing before a reply, its first blank is lost"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     tokenizer = mistral if kind == "sentencepiece" else load_tokenizer(tiny_base)
     if template == "thinking":
         tokenizer.chat_template = THINKING

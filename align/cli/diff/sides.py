@@ -88,12 +88,10 @@ class Sources:
 
     def _inside(self, rev: str | None, path: str) -> str:
         """Return a path as the file system of a revision has it: it begins at the root of git, which may be above."""
+        if rev is None:
+            return path
         repo = self.dvc.repo
-        return (
-            path
-            if rev is None
-            else os.path.normpath(os.path.join(os.path.relpath(repo.root_dir, repo.scm.root_dir), path))
-        )
+        return os.path.normpath(os.path.join(os.path.relpath(repo.root_dir, repo.scm.root_dir), path))
 
     def _files(self, rev: str | None) -> Any:
         if rev in self._revisions:

@@ -13,8 +13,8 @@ from align.cli.project.git import git
 
 CONFIG = Path(".dvc/config")
 LOCAL_CONFIG = Path(".dvc/config.local")
-# Options of DVC's remotes that hold a secret itself, not the name of a file or the wish to be asked (ask_password).
 CONFLICT_MARKS = ("<<<<<<< ", ">>>>>>> ")
+# Options of DVC's remotes that hold a secret itself, not the name of a file or the wish to be asked (ask_password).
 SECRET = re.compile(r"(?!ask_)\w*(password|passphrase|secret|token|_key|connection_string)")
 
 
@@ -49,7 +49,7 @@ def check_conflicts() -> Iterator[Finding]:
         unmerged = bool(git("ls-files", "--unmerged", "--", str(path)))
         if path.name != "dvc.lock":
             steps = [f"edit {path}: keep one side of each, and delete the marks", f"`git add {path}`"]
-        elif unmerged:  # DVC writes it anew, so either side will do
+        elif unmerged:  # DVC rewrites it, so either side will do
             steps = [f"`git checkout --ours {path} && git add {path}`", "`dvc repro`"]
         else:
             merge = f"git log --first-parent -m -1 --format=%h -S'<<<<<<<' -- {path}"
