@@ -16,7 +16,7 @@ from align.core.errors import InputError, quoted
 from align.core.files import replacing
 from align.core.params import Settings
 from align.core.templates import PROMPTS_DIR
-from align.data.hub import hub_errors
+from align.data.hub import hub_errors, is_hub_id
 from align.models.base import check_tokenizer
 from align.models.card import write_model_card
 from align.models.loading import load_weights, reading_model, save_model
@@ -47,8 +47,7 @@ def locate(settings: BaseModelSettings) -> tuple[str, dict[str, str]]:
             raise InputError(f"base_model.source: package {EMBEDDED} is not installed; run `make setup`") from None
         gguf = next(Path(str(file.locate())) for file in files if file.name.endswith(".gguf"))
         return str(gguf.parent), {"gguf_file": gguf.name}
-    looks_local = settings.source.startswith((".", "/", "~")) or settings.source.count("/") != 1
-    if looks_local and not os.path.isdir(settings.source):
+    if not is_hub_id(settings.source) and not os.path.isdir(settings.source):
         raise InputError(
             f"params.yaml: base_model.source: no such folder: {settings.source}; give a folder or a hub id (owner/name)"
         )
@@ -86,8 +85,8 @@ def load(settings: BaseModelSettings, dtype: torch.dtype) -> tuple[PreTrainedMod
     if len(tokenizer) > rows:
         # New rows are drawn around the mean of the others, under the seed.
         model.resize_token_embeddings(len(tokenizer))
+    stops = stop_tokens(model, tokenizer, what)  # first: the right EOS may be all that the next check lacks
     check_tokenizer(tokenizer, f"params.yaml: base_model.source: {settings.source}")
-    stops = stop_tokens(model, tokenizer, what)
     # Otherwise generation would pad with, and stop at, other tokens than the tokenizer's.
     for config in (model.config, model.generation_config):
         config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id

@@ -180,9 +180,10 @@ def parse(data: bytes, path: Path) -> dict[str, Any]:
             # DVC's C parser crashes on deep nesting.
             values = YAML(typ="safe", pure=True).load(data.decode("utf-8"))
     except (YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-45
-        raise InputError(f"{path}: not valid YAML: {_problem(error)}; fix it there") from None
+        fix = "keep one side of the merge, and no mark" if b"<<<<<<< " in data else "correct the file"
+        raise InputError(f"{path}: not valid YAML: {_problem(error)}; {fix}") from None
     except RecursionError:
-        raise InputError(f"{path}: not valid YAML: nested too deeply; fix it there") from None
+        raise InputError(f"{path}: not valid YAML: nested too deeply; correct the file") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected sections such as `seed: 17`, got {type(values).__name__}")
     return values

@@ -1,5 +1,7 @@
 """Errors of the Hugging Face hub as one line that says how to fix them. Messages never repeat a token."""
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from align.core.errors import InputError, quoted
 RepositoryType = Literal["model", "dataset"]
 TIMEOUT = 20.0  # seconds for an answer
 MAX_NAMES = 10
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # The errors of the hub's libraries, the most telling first.
 KINDS: tuple[tuple[type[BaseException], ...], ...] = (
     (errors.OfflineModeIsEnabled,),
@@ -22,6 +25,15 @@ KINDS: tuple[tuple[type[BaseException], ...], ...] = (
     (errors.HfHubHTTPError,),
     (ConnectionError, TransportError, errors.EntryNotFoundError, errors.HFValidationError),
 )
+
+
+def is_hub_id(source: str) -> bool:
+    """Return whether a source names a repository of the hub (owner/name), not a file or folder here.
+
+    A name whose first part is a folder here (`data/mine`) means that folder, though it may not be there yet.
+    """
+    here = os.path.isdir(os.path.dirname(source)) or os.path.exists(source)
+    return HUB_ID.fullmatch(source) is not None and not here
 
 
 @contextmanager

@@ -25,10 +25,9 @@ from pydantic import Field, field_validator
 from align.core.errors import InputError, quoted
 from align.core.files import check_regular, sha256
 from align.core.params import Settings
-from align.data.hub import commit_of, download, hub_errors, page_of
+from align.data.hub import commit_of, download, hub_errors, is_hub_id, page_of
 from align.data.tables import TableFile, csv_rows, json_rows, parquet_rows
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 DIGEST = re.compile(r"sha256:[0-9a-f]{12,64}")
 MOVING = ("main", "master")
 # Suffix -> builder of `datasets`; all but Parquet may be compressed.
@@ -87,7 +86,7 @@ def find(name: str, settings: SourceSettings) -> Source:
     """Locate a source, and download it unless it is local or streamed; check that it is pinned and unchanged."""
     key = f"params.yaml: sources.{name}"
     path = Path(settings.dataset).expanduser()
-    if path.is_dir() or _builder_of(path) or not HUB_ID.fullmatch(settings.dataset):
+    if _builder_of(path) or not is_hub_id(settings.dataset):
         return _find_local(key, name, settings, path)
     if settings.revision is None or settings.revision in MOVING:
         problem = "missing" if settings.revision is None else f"{settings.revision} is a moving branch"

@@ -102,7 +102,7 @@ def save_model(model: PreTrainedModel, folder: Path, what: str, **kwargs: Any) -
     except MODEL_ERRORS as error:
         if out_of_space(error):
             raise
-        raise InputError(f"{what}: cannot be saved again: {shortened(error)}; mend its configuration") from None
+        raise InputError(f"{what}: cannot be saved again: {shortened(error)}; correct its configuration") from None
 
 
 def load_adapter_weights(model_dir: Path) -> dict[str, Tensor]:

@@ -60,8 +60,6 @@ def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str
     Some templates write something before each reply, such as an empty block of thoughts.
     """
     anchor, separator = _reply_start(tokenizer, str(tokenizer.chat_template))
-    if not separator:
-        return str(tokenizer.decode(ids, skip_special_tokens=True))
     # After other text: at the start of a text SentencePiece drops a blank.
     before = tokenizer(anchor or "a", add_special_tokens=False, split_special_tokens=True)["input_ids"]
     start, whole = (str(tokenizer.decode(part, skip_special_tokens=True)) for part in (before, before + ids))

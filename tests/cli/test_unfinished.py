@@ -24,7 +24,7 @@ PARAMS += """
 seed: 17
 iterations: {m1: m0}
 runtime: {device: cpu, dtype: float32, quantization: none, optim: adamw_torch, num_threads: 1, batch_size: 8}
-ppo: {kl_coef: 0.05, init: m2}
+ppo: {kl_coef: 0.05, init: m1}
 """
 # A stage's process: its work begins when all its code is imported, and it is killed with that unfinished.
 SCRIPT = """

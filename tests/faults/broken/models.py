@@ -208,15 +208,16 @@ TEMPLATES = {
 }
 SOURCES: dict[str, tuple[str, str]] = {
     "a folder that is not there": ("./nosuch", "no such folder"),
+    "a folder that is not there, in one that is": ("data/nosuch", "no such folder: data/nosuch"),
     "a file": ("./params.yaml", "no such folder"),
     "a folder without a model": ("data", "cannot load data"),
     "a hub id, with no network": ("nosuch/model", "cannot load nosuch/model"),
     "no hub id": ("a/b/c", "no such folder"),
     "a web address": ("https://huggingface.co/x/y", "no such folder"),
-    "a NUL": ("a\0/b", "cannot load"),
-    "an escape": ("\x1b[2J/x", "cannot load \\u001b[2J/x"),
+    "a NUL": ("a\0/b", "no such folder"),
+    "an escape": ("\x1b[2J/x", "no such folder: \\u001b[2J/x"),
     "5000 letters": ("a" * 5000, "no such folder"),
-    "spaces": ("my model/it", "cannot load my model/it"),
+    "spaces": ("my model/it", "no such folder: my model/it"),
     "an adapter": ("models/m0", "cannot load models/m0"),
 }
 

@@ -181,8 +181,8 @@ VALUES: list[tuple[str, str, object, str]] = [
     ("dpo m1 m0", "dpo.max_length", 2, "all 3 rows are longer than 2 tokens"),
     ("reward_model", "reward_model.use_margin", True, "has no margin"),
     ("reward_model", "reward_model.max_grad_norm", float("nan"), "should be "),
-    ("ppo", "ppo.init", "../source", "should match"),
-    ("ppo", "ppo.init", "base", "should be a model with an adapter"),
+    ("ppo", "ppo.init", "../source", "name m0 or one of iterations"),
+    ("ppo", "ppo.init", "base", "name m0 or one of iterations"),
     ("ppo", "ppo.kl_coef", -0.1, "should be greater"),
     ("ppo", "ppo.missing_eos_score", float("-inf"), "should be a finite number"),
     ("ppo", "ppo.mini_batch_size", 3, "divide evenly"),
@@ -265,7 +265,7 @@ def cases() -> Iterator[Case]:
     for command, key, to, says in VALUES:
         yield Case("parameter", f"{key}: {str(to)[:40]!r}", command, param(key, to), (key.rpartition(".")[2], says))
     nosuch = param("ppo.init", "nosuch")
-    yield Case("parameter", "ppo.init: 'nosuch'", "ppo", nosuch, ("models/nosuch: holds no model",))
+    yield Case("parameter", "ppo.init: 'nosuch'", "ppo", nosuch, ("'nosuch' is not one of m0, m1",))
     for key in ("seed", "iterations", "ppo"):
         yield Case("params.yaml", f"without {key}", "summary", _without(key), (f"params.yaml: {key}: missing",))
     yield Case(

@@ -24,6 +24,7 @@ SOURCES: dict[str, tuple[Break, str]] = {
     "a split that is not there": (_source(path="d/train.csv", dataset="d", split="dev"), "there is no 'dev'"),
     "no such file": (param("sources", {"x": {"dataset": "data/no.csv"}}), "no such file"),
     "no such folder": (param("sources", {"x": {"dataset": "./nowhere"}}), "no such folder"),
+    "no such folder in one that is there": (param("sources", {"x": {"dataset": "data/no"}}), "no such folder: data/no"),
     "an empty folder": (_source(path="d/.hidden", dataset="d"), "sources.x"),
     "a file of another kind": (_source("a.pdf"), "has an unsupported type"),
     "not pinned": (param("sources", {"x": {"dataset": "owner/data"}}), "sources.x.revision: missing"),
@@ -37,7 +38,7 @@ SOURCES: dict[str, tuple[Break, str]] = {
     ),
     "changed since it was pinned": (_source(revision="sha256:0123456789ab"), "has changed"),
     "code of its own": (both(_source("d/a.csv", dataset="d"), put("d/d.py", "1/0")), "never run"),
-    "CSV of uneven rows": (_source(content="a,b\n1,2,3\n1\n1,2,3,4\n"), "cannot read a.csv"),
+    "CSV of uneven rows": (_source(content="a,b\n1,2,3\n1\n1,2,3,4\n"), "a.csv:2: has 3 cells"),
     "CSV without rows": (_source(content="a,b\n"), "has no rows"),
     "JSON in Parquet's place": (_source("a.parquet", "{}"), "cannot read a.parquet"),
     "a broken line": (_source("a.jsonl", '{"a": 1}\n{"a"\n'), "a.jsonl:2: not a JSON object"),
@@ -54,17 +55,21 @@ def _told(file_format: str, *rows: object) -> Break:
 
 FLAT = {"message_id": "m", "parent_id": None, "message_tree_id": "m", "text": "Why?", "role": "prompter", "lang": "en"}
 INSTRUCTIONS: dict[str, tuple[Break, str]] = {
-    "an unknown format": (_told("alpaca", {}), "prepare_data.instructions_format: should be"),
+    "an unknown format": (_told("nosuch", {}), "prepare_data.instructions_format: should be"),
     "no completion": (_told("prompt_completion", {"prompt": "a"}), 'told.jsonl:1: "completion" is missing'),
-    "a prompt of messages": (_told("prompt_completion", {"prompt": [], "completion": "a"}), '"prompt" should be'),
+    "an instruction that is not there": (_told("alpaca", {}), 'told.jsonl:1: "instruction" is missing'),
+    "a prompt of no turns": (_told("prompt_completion", {"prompt": [], "completion": "a"}), "prompt should be a list"),
     "one message alone": (
         _told("messages", {"messages": [{"role": "user", "content": "a"}]}),
-        "at least 2 items",
+        "has no instruction (1 'no reply')",
     ),
-    "an unknown role": (_told("messages", {"messages": [{"role": "tool", "content": "a"}] * 2}), '"messages.0.role"'),
+    "turns of a tool alone": (
+        _told("messages", {"messages": [{"role": "tool", "content": "a"}] * 2}),
+        "has no instruction (1 'a turn of a tool')",
+    ),
     "system messages alone": (
         _told("messages", {"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]}),
-        "has no instruction (1 'system message first')",
+        "has no instruction (1 'no reply')",
     ),
     "trees of another language": (_told("message_trees", {**FLAT, "lang": "de"}), "1 'another language'"),
     "a message twice": (
