@@ -71,10 +71,11 @@ def headline(
 ) -> dict[str, Any]:
     """Return metrics.json from the rows of models and iterations, the reward model's measures and PPO's history.
 
-    `base`, `loop` (the last iteration) and `rlhf` (ppo) are compared with m0; null where a measure is undefined.
+    `base`, `loop` (the last iteration), `dpo` and `rlhf` (ppo) are compared with m0; null where a measure is undefined.
     """
     last, first = loop[-1]["model"], loop[0]  # whose judge is m0, by either judge.model
-    compared = {"base": ("base", ["judge"]), "loop": (last, MEASURES), "rlhf": ("ppo", MEASURES)}
+    compared = {"base": ("base", ["judge"]), "loop": (last, MEASURES)}
+    compared |= {"dpo": ("dpo", MEASURES), "rlhf": ("ppo", MEASURES)}
     first_third, final_third = trend(ppo, "mean_reward")
     return {
         **{
@@ -83,6 +84,7 @@ def headline(
             for measure in measures
             for end in ("", "_low", "_high")
         },
+        "dpo_kl_to_m0": rows["dpo"]["kl_to_m0"],
         "rlhf_kl_to_m0": rows["ppo"]["kl_to_m0"],
         "ppo_training_reward_first_third": first_third,
         "ppo_training_reward_last_third": final_third,
@@ -99,7 +101,7 @@ def main() -> None:
     params = Params.read()
     iterations = list(params.iterations)
     # Take the models from the params, since data/ may have files of a removed iteration.
-    models = ["base", "m0", *iterations, "ppo"]
+    models = ["base", "m0", *iterations, "dpo", "ppo"]
     metrics = {name: schemas.read_measures(DATA / "eval" / f"{name}.json", schemas.ModelMeasures) for name in models}
     evaluated = read_evaluated(DATA / "eval", models)
     answers = {name: evaluated[name].answers for name in models}

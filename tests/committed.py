@@ -35,7 +35,10 @@ FIXED: dict[str, Any] = {
     "generation": {"backend": "transformers", "max_batch_tokens": None, "launch": "python"},
     "judge": {"model": "parent", "mode": "logits"},
     "build_preferences": {"chosen_must_end": False, "reject_each_ending": False},  # few tiny replies end
-    "dpo": {"beta": 0.1, "nll_coef": 0.0, "reference": "previous"},
+    "dpo": {"beta": 0.1, "nll_coef": 0.0, "reference": "previous", "loss_type": ["sigmoid"], "loss_weights": None}
+    | {"label_smoothing": 0.0, "ld_alpha": None, "use_weighting": False},
+    "offline_dpo": {"init": "m0", "loss_type": ["sigmoid"], "loss_weights": None, "reference": "previous"}
+    | {"label_smoothing": 0.0, "nll_coef": 0.0},
     "reward_model": {"init": "m0", "use_margin": False, "truncated_negatives": 1},
     "ppo": {"init": "m0", "advantage": "rloo", "num_generations": 2, "kl_coef": 0.05, "missing_eos_penalty": 0.0}
     | {"missing_eos_score": None, "adaptive_kl_target": None, "target_kl": None, "warmup_steps": 0.0},

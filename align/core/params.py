@@ -32,6 +32,7 @@ SECTIONS = (
     "gates",
     "build_preferences",
     "dpo",
+    "offline_dpo",
     "reward_model",
     "ppo",
     "evaluate",
@@ -40,7 +41,9 @@ SECTIONS = (
 MODEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 SECRET = "secret"  # the type of a validation error whose value must not be shown
 # Iterations name folders (models/<name>, data/<name>), where these names are taken.
-TAKEN_NAMES = ("base", "diff", "eval", "metrics", "ppo", "prepared", "reward", "seed", "sources", "summary", "text")
+TAKEN_NAMES = (
+    *("base", "diff", "dpo", "eval", "metrics", "ppo", "prepared", "reward", "seed", "sources", "summary", "text"),
+)
 
 
 class Settings(BaseModel):
@@ -70,7 +73,7 @@ class Params:
         self.values, self.path = values, path
         self.used: dict[str, Any] = {}
         _check_keys(path, "", values, SECTIONS, required=SECTIONS)
-        self._check_references(["m0", *self._chain()])  # for every stage: a run that starts should be able to end
+        self._check_references(self._chain())  # for every stage: a run that starts should be able to end
 
     @classmethod
     def read(cls, path: Path = PARAMS_FILE) -> Self:
@@ -87,7 +90,7 @@ class Params:
 
     @property
     def iterations(self) -> dict[str, str]:
-        """The self-rewarding loop as {model: parent}, in order; each parent is m0 or an earlier entry."""
+        """The self-rewarding loop as {model: parent}, in order; each parent is m0, dpo or an earlier entry."""
         self.used["iterations"] = self.values["iterations"]
         return self._chain()
 
@@ -95,7 +98,7 @@ class Params:
         chain = self.values["iterations"]
         if not isinstance(chain, dict) or not chain:
             raise InputError(f"{self.path}: iterations: expected at least one `m1: m0` entry, got {quoted(chain)}")
-        known = ["m0"]
+        known = ["m0", "dpo"]
         for model, parent in chain.items():
             if not isinstance(model, str) or not MODEL_NAME.fullmatch(model) or model in TAKEN_NAMES:
                 raise InputError(
@@ -107,20 +110,25 @@ class Params:
             if parent not in known:
                 raise InputError(
                     f"{self.path}: iterations.{model}: its parent {quoted(parent)} is not one of {', '.join(known)}; "
-                    "the parent is m0 or an entry above"
+                    "the parent is m0, dpo or an entry above"
                 )
             known.append(model)
         return dict(chain)
 
-    def _check_references(self, models: list[str]) -> None:
+    def _check_references(self, chain: dict[str, str]) -> None:
         """Check the values that name an entry of another section: a model, or a source."""
-        for section in ("prepare_data", "ppo", "text"):
+        before_dpo = ["m0"]  # what does not start from models/dpo
+        for model, parent in chain.items():
+            if parent in before_dpo:
+                before_dpo.append(model)
+        starts = {"ppo": ["m0", "dpo", *chain], "offline_dpo": before_dpo}
+        for section in ("prepare_data", "offline_dpo", "ppo", "text"):
             for key, value in self._items(section):
                 path = Path(value) if isinstance(value, str) else Path()
-                if (section, key) == ("ppo", "init") and value not in models:
+                if key == "init" and value not in starts[section]:
                     raise InputError(
-                        f"{self.path}: ppo.init: {quoted(value)} is not one of {', '.join(models)}; name m0 or one of "
-                        "iterations"
+                        f"{self.path}: {section}.init: {quoted(value)} is not one of {', '.join(starts[section])}; "
+                        "name one of them, or add it to iterations"
                     )
                 if path.parent == Path("data/sources") and path.stem not in dict(self._items("sources")):
                     raise InputError(

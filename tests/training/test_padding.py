@@ -8,11 +8,11 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer
 from trl import DPOConfig, SFTConfig
 
+from align.dpo.training import TokenizedDPOTrainer
 from align.models.base import load_base, load_tokenizer
 from align.models.batching import left_pad, positions
 from align.run.runtime import RuntimeSettings
 from align.training.sft import ResumableSFTTrainer
-from stages.dpo import TokenizedDPOTrainer
 
 SHORT, LONG = [40, 41], [42, 43, 44, 45, 46]
 

@@ -15,6 +15,7 @@ from trl import DPOConfig, RewardConfig, SFTConfig
 
 from align.core.params import Params
 from align.core.rows import Instruction, Judgement, Message, PreferencePair, read_rows
+from align.dpo.training import TokenizedDPOTrainer
 from align.judge.trainer import JudgeTrainer, judged_questions
 from align.models.adapters import LoraSettings
 from align.models.base import load_base, load_tokenizer
@@ -30,7 +31,6 @@ from align.run.work import Work
 from align.training.settings import TrainingSettings
 from align.training.sft import ResumableSFTTrainer, encode_instruction
 from align.training.trainer import Resumable, last_checkpoint, train, training_arguments
-from stages.dpo import TokenizedDPOTrainer
 from tests.committed import COMMITTED, PARAMS_YAML
 
 # Two passes, dropout, batches of several steps: whatever a checkpoint could forget takes part.

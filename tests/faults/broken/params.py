@@ -178,11 +178,22 @@ VALUES: list[tuple[str, str, object, str]] = [
     ("dpo m1 m0", "dpo.beta", 0, "should be greater"),
     ("dpo m1 m0", "dpo.beta", float("nan"), "should be a finite number"),
     ("dpo m1 m0", "dpo.reference", "m1", "should be 'previous' or 'm0'"),
+    ("dpo m1 m0", "dpo.loss_type", ["ipo", "nosuch"], "1: should be 'sigmoid', 'hinge', 'ipo'"),
+    ("dpo m1 m0", "dpo.loss_type", "sft", "0: should be 'sigmoid'"),
+    ("dpo m1 m0", "dpo.loss_type", [], "should have at least 1 item"),
+    ("dpo m1 m0", "dpo.loss_type", ["ipo", "ipo"], "without the same loss twice"),
+    ("dpo m1 m0", "dpo.loss_type", "exo_pair", "a label_smoothing above 0"),
+    ("dpo m1 m0", "dpo.loss_weights", [0.5, 0.5], "a number for each loss_type"),
+    ("dpo m1 m0", "dpo.loss_weights", [0.0], "loss_weights that are not all 0"),
+    ("dpo m1 m0", "dpo.label_smoothing", 0.1, "label_smoothing 0, or a loss_type that reads it: robust"),
+    ("dpo m1 m0", "dpo.ld_alpha", 1.5, "should be less"),
+    ("offline_dpo", "offline_dpo.init", "base", "is not one of m0, m1"),
+    ("offline_dpo", "offline_dpo.max_length", 2, "rows are longer than 2 tokens"),
     ("dpo m1 m0", "dpo.max_length", 2, "all 3 rows are longer than 2 tokens"),
     ("reward_model", "reward_model.use_margin", True, "has no margin"),
     ("reward_model", "reward_model.max_grad_norm", float("nan"), "should be "),
-    ("ppo", "ppo.init", "../source", "name m0 or one of iterations"),
-    ("ppo", "ppo.init", "base", "name m0 or one of iterations"),
+    ("ppo", "ppo.init", "../source", "is not one of m0, dpo, m1"),
+    ("ppo", "ppo.init", "base", "is not one of m0, dpo, m1"),
     ("ppo", "ppo.kl_coef", -0.1, "should be greater"),
     ("ppo", "ppo.missing_eos_score", float("-inf"), "should be a finite number"),
     ("ppo", "ppo.mini_batch_size", 3, "divide evenly"),
@@ -265,7 +276,7 @@ def cases() -> Iterator[Case]:
     for command, key, to, says in VALUES:
         yield Case("parameter", f"{key}: {str(to)[:40]!r}", command, param(key, to), (key.rpartition(".")[2], says))
     nosuch = param("ppo.init", "nosuch")
-    yield Case("parameter", "ppo.init: 'nosuch'", "ppo", nosuch, ("'nosuch' is not one of m0, m1",))
+    yield Case("parameter", "ppo.init: 'nosuch'", "ppo", nosuch, ("'nosuch' is not one of m0, dpo, m1",))
     for key in ("seed", "iterations", "ppo"):
         yield Case("params.yaml", f"without {key}", "summary", _without(key), (f"params.yaml: {key}: missing",))
     yield Case(

@@ -1,0 +1,41 @@
+"""Train a model on human pairs: models/<offline_dpo.init> + data/prepared/preferences/train.jsonl -> models/dpo.
+
+The pairs are those of the reward model, so DPO and PPO learn from the same ones. The starting point's IFT data and
+known prompts are copied to data/dpo: an iteration of the loop may have `dpo` as its parent.
+A killed run resumes from its last checkpoint. Run with `python -m stages.offline_dpo`.
+"""
+
+from pathlib import Path
+
+import click
+from pydantic import Field
+
+from align.core.files import read_bytes, replacing
+from align.core.params import MODEL_NAME
+from align.dpo.training import DPOSettings, train_dpo
+from align.run.stage import Stage
+
+PREFERENCES = Path("data/prepared/preferences/train.jsonl")
+INHERITED = ("ift.jsonl", "known_prompts.jsonl")
+
+
+class OfflineDPOSettings(DPOSettings):
+    """Section `offline_dpo` of params.yaml."""
+
+    init: str = Field(pattern=f"^{MODEL_NAME.pattern}$")
+
+
+@click.command(help=__doc__)
+def main() -> None:
+    stage = Stage("offline_dpo")
+    settings = stage.section("offline_dpo", OfflineDPOSettings)
+    stage.start()
+    done = train_dpo(stage, "offline_dpo", settings, Path("models") / settings.init, PREFERENCES, Path("models/dpo"))
+    for name in INHERITED:
+        with replacing(Path("data/dpo") / name) as temporary:
+            temporary.write_bytes(read_bytes(Path("data") / settings.init / name))
+    click.echo(f"{stage.name}: {done}")
+
+
+if __name__ == "__main__":
+    main()
