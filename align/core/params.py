@@ -114,9 +114,14 @@ class Params:
 
     def _check_references(self, models: list[str]) -> None:
         """Check the values that name an entry of another section: a model, or a source."""
-        for section in ("prepare_data", "ppo", "text"):
+        for section in ("prepare_data", "judge", "ppo", "text"):
             for key, value in self._items(section):
                 path = Path(value) if isinstance(value, str) else Path()
+                if (section, key) == ("judge", "model") and value not in ("m0", "reward"):
+                    raise InputError(
+                        f"{self.path}: judge.model: {quoted(value)} is not one of m0, reward (no iteration can wait "
+                        "for a model that is made from it); judge.use_parent: true lets each iteration's parent judge"
+                    )
                 if (section, key) == ("ppo", "init") and value not in models:
                     raise InputError(
                         f"{self.path}: ppo.init: {quoted(value)} is not one of {', '.join(models)}; name m0 or one of "
