@@ -205,6 +205,7 @@ STAGES = {
     "quick": WHOLE,
     "smollm2-cpu": WHOLE,
     "smollm2-long": WHOLE,
+    "online-dpo": WHOLE | {"judge", "reward_model"},
     "mistral-7b-self-rewarding": {"fetch_data", "sft", "judge", "build_preferences", "dpo", "evaluate"},
     "mistral-7b-rlhf": {"fetch_data", "sft", "reward_model", "ppo", "evaluate"},
     "mistral-7b-rlhf-nf4": {"fetch_data", "sft", "reward_model", "ppo", "evaluate"},

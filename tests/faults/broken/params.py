@@ -31,6 +31,11 @@ def _replace_by_folder() -> None:
     Path("params.yaml").mkdir()
 
 
+def _take_m0_for_the_reward_model() -> None:
+    shutil.rmtree("models/reward")
+    shutil.copytree("models/m0", "models/reward")
+
+
 FILES: dict[str, tuple[Break, str]] = {
     "missing": (lambda: Path("params.yaml").unlink(), "params.yaml: no such file; run from the repository's root"),
     "a directory": (_replace_by_folder, "params.yaml: is a directory"),
@@ -236,12 +241,7 @@ JUDGES: dict[str, tuple[Break, str]] = {
         "should be use_parent: false where mode is checker",
     ),
     "a reward model without a score head": (
-        both(
-            BY_REWARD,
-            param("judge.use_parent", False),
-            lambda: shutil.rmtree("models/reward"),
-            lambda: shutil.copytree("models/m0", "models/reward"),
-        ),
+        both(BY_REWARD, param("judge.use_parent", False), _take_m0_for_the_reward_model),
         "has no score head",
     ),
     "no reward model": (
