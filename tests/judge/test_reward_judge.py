@@ -14,13 +14,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from align.backends import choose
 from align.core.rows import AnchorScore, Judgement, PreferencePair, ScoredResponse, read_rows
+from align.reward.scoring import reward_scores
 from align.run.runtime import RuntimeSettings
 from align.run.work import Rows
 from stages import judge
 from tests.committed import copy_project, write_params
 from tests.dvc_project import Project
-from tests.faults.broken.workspace import RUNTIME, SETTINGS, build, row, run
 from tests.factories import write_adapter
+from tests.faults.broken.workspace import RUNTIME, SETTINGS, build, row, run
 
 BY_REWARD = {"model": "reward", "mode": "reward", "use_parent": False}
 SCORES = Path("data/m1/scores.jsonl")
@@ -127,12 +128,7 @@ def test_a_killed_judge_resumes_with_the_missing_rows_and_ends_in_the_same_bytes
     runtime = {"runtime": RUNTIME | {"batch_size": 3}}
     write_params(Path(), SETTINGS | PASS | runtime | {"judge": BY_REWARD | {"min_digit_mass": 0.0}})
     outs = [SCORES, Path("data/metrics/m1/anchors.jsonl"), Path("data/metrics/m1/scores.json")]
-    succeed("judge m1 m0")
-    expected = [out.read_bytes() for out in outs]
-    shutil.rmtree(".align")
-    for out in outs:
-        out.unlink()
-    plain, scored = judge.reward_scores, list[int]()
+    plain, scored = reward_scores, list[int]()
 
     def score(stack: Any, name: str, ids: Sequence[list[int]], **settings: Any) -> list[float]:
         scored.append(len(ids))
@@ -144,15 +140,21 @@ def test_a_killed_judge_resumes_with_the_missing_rows_and_ends_in_the_same_bytes
             raise Killed
 
     monkeypatch.setattr(judge, "reward_scores", score)
+    succeed("judge m1 m0")
+    expected = [out.read_bytes() for out in outs]
+    whole = list(scored)
+    scored.clear()
+    for out in outs:
+        out.unlink()
     finish = Rows.finish
     with monkeypatch.context() as patch:
         patch.setattr(Rows, "finish", die)
         assert isinstance(run("judge m1 m0").exception, Killed)
     assert not SCORES.exists()
-    before = sum(scored)
+    assert len(scored) == batches < len(whole)
     succeed("judge m1 m0")
     assert [out.read_bytes() for out in outs] == expected
-    assert 0 < before < sum(scored) == 48  # 6 responses, 36 anchors and 6 off topic: each once
+    assert scored == whole  # each batch once
 
 
 def test_only_the_main_process_of_a_launch_scores(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +189,7 @@ def test_another_reward_model_reruns_the_judge_only_where_it_judges(
     names = ("data/m1/responses.jsonl", "data/m1/scores.jsonl", "data/prepared/eval/judgements.jsonl")
     for name in (*names, "data/metrics/m1/anchors.jsonl", "data/metrics/m1/scores.json"):
         project.write(name, "{}\n")
-    project.run("git init -q && dvc commit -qf judge@m1")
+    project.run("git init -q && dvc commit -q -f judge@m1")
     assert json.loads(project.run("dvc status --json judge@m1").stdout) == {}
 
     project.write("models/reward/adapter_model.safetensors", "other weights\n")

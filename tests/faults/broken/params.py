@@ -269,7 +269,7 @@ PROMPTS: dict[str, tuple[str, Break, str]] = {
     "a response that the reward model has no room for": (
         "judge m1 m0",
         both(BY_REWARD, param("judge.use_parent", False), row("data/m1/responses.jsonl", 1, response=LONG)),
-        "1 of 48 prompts are too long",
+        "1 of 47 prompts are too long",
     ),
     "seed prompts of several lines only": (
         "generate_prompts m1 m0",
