@@ -39,7 +39,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "max_rouge_l": 1.0,  # two lists in the same frame are two prompts
     },
     "generate_responses": {"num_responses": 8, "max_new_tokens": 40},
-    "judge": {"mode": "checker", "checker": "align.judge.checkers:sentence_with_words"},
+    "judge": {"model": "m0", "use_parent": False}
+    | {"mode": "checker", "checker": "align.judge.checkers:sentence_with_words"},
     "gates": {"max_mode_share": 1.0, "max_failure_rate": 0.6, "min_pair_yield": 0.2},
     "build_preferences": {"accept_score": 5.0, "min_margin": 1.0},
     "evaluate": {"max_new_tokens": 40},

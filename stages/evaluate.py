@@ -1,7 +1,8 @@
 """Measure a model on held-out prompts -> data/eval/<model>.{jsonl,checks.jsonl,json}.
 
-m0 judges the answers of every model, and code checks the answers to the checked prompts. A killed run resumes with the
-missing answers and judgements. Run with `python -m stages.evaluate m1`.
+m0 judges the answers of every model whatever `judge.model` says, in `judge.mode` reward as in mode logits: the reward
+is measured beside it. Code checks the answers to the checked prompts. A killed run resumes with the missing answers and
+judgements. Run with `python -m stages.evaluate m1`.
 """
 
 from collections.abc import Sequence

@@ -1,27 +1,66 @@
-"""Judge the responses with m0 or the parent model: data/<model>/responses.jsonl -> data/<model>/scores.jsonl.
+"""Judge the responses: data/<model>/responses.jsonl -> data/<model>/scores.jsonl.
 
-The judge (`judge.model`) also judges the anchors, which are the held-out judgements ->
-data/metrics/<model>/{anchors.jsonl,scores.json}.
-A killed run resumes with the missing rows. Run with `python -m stages.judge m1 m0` (the new model, its parent).
+The judge is m0, the parent (`judge.use_parent`) or the reward model, with which the main process alone scores, without
+a backend. It also judges the anchors, which are the held-out judgements -> data/metrics/<model>/{anchors.jsonl,
+scores.json}. A killed run resumes with the missing rows. Run with `python -m stages.judge m1 m0` (the new model, its
+parent).
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from tqdm import tqdm
 
 from align.backends.choose import GenerationSettings, open_generator
 from align.core.errors import InputError
 from align.core.files import write_json
 from align.core.rows import Judgement, Response, ScoredResponse, read_rows, write_rows
 from align.data.off_topic import off_topic_rows
+from align.generation.generator import check_lengths
 from align.judge.anchors import anchor_scores, as_judge, relevance
 from align.judge.asking import judge_responses
-from align.judge.request import JudgeSettings
+from align.judge.request import JudgeSettings, Verdict, verdict_of_reward
+from align.models.batching import cut_batches
+from align.models.stack import AdapterStack
+from align.models.tokenization import encode_completion, encode_user
 from align.report.statistics import mean, mode_share, spearman, standard_deviation
+from align.reward.scoring import reward_scores
 from align.run.provenance import environment
-from align.run.runtime import is_main_process
+from align.run.runtime import RuntimeSettings, is_main_process
 from align.run.stage import BASE, Stage
+from align.run.work import Work
+
+
+def reward_verdicts(
+    rows: Sequence[tuple[str, str]], runtime: RuntimeSettings, work: Work, *, description: str
+) -> list[Verdict]:
+    """Judge each (prompt, response) by models/reward; an empty response is a failure, not a score.
+
+    The token ids are those of the reward model's training, so a response that was cut off is scored as if it ended
+    there. Finished batches are in `work`; a batch depends on the rows alone, so a killed run resumes to equal scores.
+
+    Raises:
+        InputError: a row is longer than the model's context.
+    """
+    stack = AdapterStack(BASE, runtime)
+    stack.add("reward", Path("models/reward"))
+    encoded = [encode_user(stack.tokenizer, p) + encode_completion(stack.tokenizer, r) for p, r in rows]
+    check_lengths(encoded, 0, getattr(stack.causal_lm.config.get_text_config(), "max_position_embeddings", None))
+    lengths = [len(ids) for ids in encoded]
+    asked = sorted((i for i, (_, response) in enumerate(rows) if response.strip()), key=lambda i: lengths[i])
+    rewards = work.rows("rewards")
+    with tqdm(total=len(asked), desc=description, unit="row") as progress:
+        for batch in cut_batches(asked, lengths, runtime.batch_size):
+            if batch[0] not in rewards:
+                ids = [encoded[i] for i in batch]
+                scores = reward_scores(stack, "reward", ids, batch_size=runtime.batch_size)
+                rewards.finish(dict(zip(batch, scores, strict=True)))
+            progress.update(len(batch))
+    return [
+        verdict_of_reward(rewards[i]) if i in rewards else Verdict(None, "empty response") for i in range(len(rows))
+    ]
 
 
 @click.command(help=__doc__)
@@ -32,7 +71,9 @@ def main(model: str, parent: str) -> None:
     generation = stage.section("generation", GenerationSettings)
     settings = stage.section("judge", JudgeSettings)
     stage.start()
-    judge = parent if settings.model == "parent" else "m0"
+    judge, by_reward = parent if settings.use_parent else settings.model, settings.mode == "reward"
+    if by_reward and not is_main_process():
+        return
     data, held_out = Path("data") / model, Path("data/prepared/eval/judgements.jsonl")
     responses = read_rows(data / "responses.jsonl", Response, unique=["id", "sample"])
     # build_preferences has the gate: a judge that cannot order these must not choose what the next model learns.
@@ -41,14 +82,13 @@ def main(model: str, parent: str) -> None:
     asked = [(row.prompt, row.response) for row in responses]
     asked += [(row.prompt, row.response) for row in [*judgements, *off_topic]]
     inputs = [BASE, Path("models") / judge, data / "responses.jsonl", held_out]
-    with stage.unlocked_work(inputs) as work, open_generator(generation, stage.runtime, judge, work) as generator:
-        verdicts = judge_responses(
-            generator,
-            asked,
-            settings,
-            stage.seed,
-            description=f"{model} judgements",
-        )
+    description = f"{model} judgements"
+    with stage.work(inputs) if by_reward else stage.unlocked_work(inputs) as work:
+        if by_reward:
+            verdicts = reward_verdicts(asked, stage.runtime, work, description=description)
+        else:
+            with open_generator(generation, stage.runtime, judge, work) as generator:
+                verdicts = judge_responses(generator, asked, settings, stage.seed, description=description)
         if not is_main_process():
             return
         rows = [

@@ -73,7 +73,8 @@ def headline(
 
     `base`, `loop` (the last iteration), `dpo` and `rlhf` (ppo) are compared with m0; null where a measure is undefined.
     """
-    last, first = loop[-1]["model"], loop[0]  # whose judge is m0, by either judge.model
+    last, first = loop[-1]["model"], loop[0]  # whose judge is m0, unless it is the reward model
+    judged_by_m0 = first["judge"] == "m0"
     compared = {"base": ("base", ["judge"]), "loop": (last, MEASURES)}
     compared |= {"dpo": ("dpo", MEASURES), "rlhf": ("ppo", MEASURES)}
     first_third, final_third = trend(ppo, "mean_reward")
@@ -91,8 +92,8 @@ def headline(
         "critic_explained_variance": last_third(ppo, "explained_variance"),
         **{f"reward_model_accuracy{end}": reward[f"accuracy{end}"] for end in ("", "_low", "_high")},
         "reward_model_test_pairs": reward["pairs"],
-        "m0_judge_accuracy": first["judge_pairwise_accuracy"],
-        "m0_judge_relevance": first["judge_relevance"],
+        "m0_judge_accuracy": first["judge_pairwise_accuracy"] if judged_by_m0 else None,
+        "m0_judge_relevance": first["judge_relevance"] if judged_by_m0 else None,
     }
 
 

@@ -33,7 +33,7 @@ FIXED: dict[str, Any] = {
     "lora": {"lora_dropout": 0.0, "target_modules": "all-linear", "layers_to_transform": None},
     "iterations": {"m1": "m0", "m2": "m1"},
     "generation": {"backend": "transformers", "max_batch_tokens": None, "launch": "python"},
-    "judge": {"model": "parent", "mode": "logits"},
+    "judge": {"model": "m0", "use_parent": True, "mode": "logits"},
     "build_preferences": {"chosen_must_end": False, "reject_each_ending": False},  # few tiny replies end
     "dpo": {"beta": 0.1, "nll_coef": 0.0, "reference": "previous", "loss_type": ["sigmoid"], "loss_weights": None}
     | {"label_smoothing": 0.0, "ld_alpha": None, "use_weighting": False},

@@ -122,9 +122,14 @@ class Params:
             if parent in before_dpo:
                 before_dpo.append(model)
         starts = {"ppo": ["m0", "dpo", *chain], "offline_dpo": before_dpo}
-        for section in ("prepare_data", "offline_dpo", "ppo", "text"):
+        for section in ("prepare_data", "judge", "offline_dpo", "ppo", "text"):
             for key, value in self._items(section):
                 path = Path(value) if isinstance(value, str) else Path()
+                if (section, key) == ("judge", "model") and value not in ("m0", "reward"):
+                    raise InputError(
+                        f"{self.path}: judge.model: {quoted(value)} is not one of m0, reward (no iteration can wait "
+                        "for a model that is made from it); judge.use_parent: true lets each iteration's parent judge"
+                    )
                 if key == "init" and value not in starts[section]:
                     raise InputError(
                         f"{self.path}: {section}.init: {quoted(value)} is not one of {', '.join(starts[section])}; "

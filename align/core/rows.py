@@ -163,7 +163,7 @@ class ScoredResponse(Response):
     """A response with its judgement. A failed judgement is `score: null` and a `failure`, never a number.
 
     `digit_mass` is the judge's total probability of the digits 0-5, `entropy` the entropy of the digits in nats; both
-    are null in sample mode, where `judgements` holds the judge's texts.
+    are null in modes other than logits. `judgements` holds the judge's texts in sample mode.
     """
 
     score: float | None = Field(ge=0, le=5)

@@ -123,7 +123,7 @@ class Generator(ABC):
             InputError: prompts leave no room for `max_new_tokens`.
         """
         assert len(prompts) == len(seeds)
-        self._check_lengths(prompts, sampling.max_new_tokens)
+        check_lengths(prompts, sampling.max_new_tokens, self.max_length)
         if not prompts:
             return []
         rows = self._rows("generate", prompts, vars(sampling), seeds, n)
@@ -139,7 +139,7 @@ class Generator(ABC):
         Raises:
             InputError: prompts are too long.
         """
-        self._check_lengths(prompts, 1)
+        check_lengths(prompts, 1, self.max_length)
         if not prompts:
             return []
         rows = self._rows("logprobs", prompts, list(token_ids))
@@ -177,19 +177,19 @@ class Generator(ABC):
         text = decode_completion(self.tokenizer, ids[:-1] if stopped else ids)
         return Completion(ids, text, "stop" if stopped else "length")
 
-    def _check_lengths(self, prompts: Sequence[list[int]], new_tokens: int) -> None:
-        if self.max_length is None:
-            return
-        too_long = [i for i, prompt in enumerate(prompts) if len(prompt) + new_tokens > self.max_length]
-        if too_long:
-            first = too_long[0]
-            raise InputError(
-                f"{len(too_long)} of {len(prompts)} prompts are too long: with {new_tokens} new tokens they exceed the "
-                f"model's {self.max_length} tokens (first: prompt {first + 1}, {len(prompts[first])} tokens); shorten "
-                "them, or lower max_new_tokens in params.yaml"
-            )
-
 
 def as_row(completion: Completion) -> list[Any]:
     """Return a completion as a JSON value."""
     return [completion.token_ids, completion.text, completion.finish_reason]
+
+
+def check_lengths(prompts: Sequence[list[int]], new_tokens: int, max_length: int | None) -> None:
+    """Raise `InputError` if prompts leave no room for `new_tokens` in the model's `max_length` (None: no limit)."""
+    too_long = [i for i, prompt in enumerate(prompts) if max_length and len(prompt) + new_tokens > max_length]
+    if too_long:
+        first = too_long[0]
+        raise InputError(
+            f"{len(too_long)} of {len(prompts)} prompts are too long: with {new_tokens} new tokens they exceed the "
+            f"model's {max_length} tokens (first: prompt {first + 1}, {len(prompts[first])} tokens); shorten them, or "
+            "lower max_new_tokens in params.yaml"
+        )

@@ -29,7 +29,11 @@ def judge_responses(
     *,
     description: str | None = None,
 ) -> list[Verdict]:
-    """Judge each (question, response); an empty response is a failure, not a score."""
+    """Judge each (question, response); an empty response is a failure, not a score.
+
+    In mode `reward` the loop asks no causal LM. One that is asked all the same, by stage evaluate, scores as in mode
+    `logits`.
+    """
     empty = Verdict(None, "empty response")
     if settings.checker is not None:
         checker = load_checker(settings.checker)
@@ -39,7 +43,7 @@ def judge_responses(
     if not asked:
         return verdicts
     requests = [judge_request(*rows[i]) for i in asked]
-    if settings.mode == "logits":
+    if settings.mode in ("logits", "reward"):
         try:
             encoded = [encode_choices(generator.tokenizer, request, SCORE_PREFIX, DIGITS) for request in requests]
         except ValueError as error:

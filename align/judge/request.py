@@ -35,8 +35,9 @@ _NUMBER = re.compile(
 class JudgeSettings(Settings):
     """Section `judge` of params.yaml."""
 
-    model: Literal["m0", "parent"]
-    mode: Literal["logits", "sample", "checker"]
+    model: Literal["m0", "reward"]
+    use_parent: bool
+    mode: Literal["logits", "sample", "checker", "reward"]
     checker: str | None
     min_digit_mass: float = Field(ge=0, le=1)
     samples: int = Field(ge=1)
@@ -55,6 +56,14 @@ class JudgeSettings(Settings):
     def _checker_is_named(self) -> Self:
         if (self.mode == "checker") != (self.checker is not None):
             raise ValueError("a checker (package.module:function) where mode is checker, and null otherwise")
+        return self
+
+    @model_validator(mode="after")
+    def _model_fits_the_mode(self) -> Self:
+        if (self.mode == "reward") != (self.model == "reward"):
+            raise ValueError("model: reward where mode is reward, and m0 otherwise")
+        if self.use_parent and self.mode in ("checker", "reward"):
+            raise ValueError(f"use_parent: false where mode is {self.mode}, since no parent judges there")
         return self
 
 
@@ -107,6 +116,17 @@ def verdict_of_digits(logprobs: Sequence[float], min_digit_mass: float) -> Verdi
     shares = [mass / digit_mass for mass in masses]
     entropy = -math.fsum(p * math.log(p) for p in shares if p > 0)
     return Verdict(math.fsum(digit * p for digit, p in enumerate(shares)), None, digit_mass, entropy)
+
+
+def verdict_of_reward(reward: float) -> Verdict:
+    """Score by 5 sigmoid(reward), where `reward` is a reward model's centred score.
+
+    Under the model's own Bradley-Terry loss, sigmoid(reward) is the probability that the response is preferred to one
+    of score 0, the mean of reference answers. So thresholds and margins keep the judge's scale, and 2.5 is average.
+    """
+    if not math.isfinite(reward):
+        return Verdict(None, "the reward is not a finite number")
+    return Verdict(2.5 * (1 + math.tanh(reward / 2)))  # 5 sigmoid(reward), which cannot overflow
 
 
 def verdict_of_replies(replies: Sequence[str]) -> Verdict:

@@ -21,10 +21,15 @@ class GateSettings(Settings):
 def judge_problems(gates: GateSettings, scores: Mapping[str, Any]) -> list[str]:
     """Return a message for each gate that the judge fails, from data/metrics/<model>/scores.json."""
     problems = []
-    judge = scores["as_judge"]  # None if the judge is a checker
+    judge, by_reward = scores["as_judge"], scores["judge"] == "reward"  # the first is None if the judge is a checker
+    longer = "train the reward model longer (reward_model.num_train_epochs)"
     if scores["failure_rate"] > gates.max_failure_rate:
         if judge is None:
             advice = "the checker (judge.checker) must know the prompts of generate_prompts; fix it or the seed prompts"
+        elif by_reward:
+            advice = (
+                "empty responses fail: lower generate_responses.temperature, or train m0 longer (sft.num_train_epochs)"
+            )
         else:
             advice = (
                 "lower judge.min_digit_mass or raise judge.max_new_tokens, as the reasons suggest, or train the judge "
@@ -37,20 +42,30 @@ def judge_problems(gates: GateSettings, scores: Mapping[str, Any]) -> list[str]:
     if scores["mode_share"] is not None and scores["mode_share"] > gates.max_mode_share:
         problems.append(
             f"{scores['mode_share']:.2f} of the responses have the same score, over gates.max_mode_share "
-            f"{gates.max_mode_share}: train the judge longer (eft.num_train_epochs), on more varied scores "
-            "(prepare_data.max_score_share)"
+            f"{gates.max_mode_share}: "
+            + (
+                longer
+                if by_reward
+                else "train the judge longer (eft.num_train_epochs), on more varied scores "
+                "(prepare_data.max_score_share)"
+            )
         )
     if scores["std"] is not None and scores["std"] < gates.min_score_std:
         problems.append(
             f"the scores' standard deviation is {scores['std']:.3f}, under gates.min_score_std {gates.min_score_std}: "
-            "train the judge longer (eft.num_train_epochs), or raise generate_responses.temperature"
+            f"{longer if by_reward else 'train the judge longer (eft.num_train_epochs)'}, or raise "
+            "generate_responses.temperature"
         )
     if judge is not None and (judge["pairwise_accuracy"] or 0.0) < gates.min_pairwise_accuracy:
         problems.append(
             f"the judge orders {_number(judge['pairwise_accuracy'])} [{_number(judge['pairwise_accuracy_low'])}, "
             f"{_number(judge['pairwise_accuracy_high'])}] of the held-out pairs, under gates.min_pairwise_accuracy "
-            f"{gates.min_pairwise_accuracy}: train it on more judged questions (prepare_data.judgements) or longer "
-            "(eft.num_train_epochs)"
+            f"{gates.min_pairwise_accuracy}: "
+            + (
+                f"{longer} or on more pairs (prepare_data.preferences)"
+                if by_reward
+                else "train it on more judged questions (prepare_data.judgements) or longer (eft.num_train_epochs)"
+            )
         )
     return problems
 

@@ -158,6 +158,16 @@ def test_a_param_changes_the_stages_that_read_it(project: Path, change: str, sta
     assert all(before[name] <= after[name] for name in before)
 
 
+def test_a_reward_model_that_judges_reads_no_rubric_and_comes_first(project: Path) -> None:
+    reward = ("--set", "judge.model=reward", "--set", "judge.mode=reward", "judge@m1", "evaluate@m0")
+    before, after = run_json(*reward[4:]), run_json(*reward)
+    changed = {name: cost for name, cost in by_stage(after, "flops").items() if cost != by_stage(before, "flops")[name]}
+    assert changed.keys() == {"judge@m1"}
+    assert 0 < changed["judge@m1"] < by_stage(before, "flops")["judge@m1"]
+    stages = list(by_stage(after, "seconds"))
+    assert stages.index("reward_model") < stages.index("judge@m1")
+
+
 def test_a_recipe_names_its_stages_and_what_is_assumed(project: Path) -> None:
     estimated = run_json("--recipe", "mistral-7b-rlhf")
     assert {"ppo", "reward_model"} <= set(by_stage(estimated, "seconds"))

@@ -14,7 +14,7 @@ from align.run.runtime import RuntimeSettings
 from benchmarks.judge_attacks import ATTACKS
 
 QUESTION, RESPONSE = "Why is the sky blue?", "It is."
-SETTINGS = {"model": "m0", "checker": None, "min_digit_mass": 0.0, "samples": 3}
+SETTINGS = {"model": "m0", "use_parent": False, "checker": None, "min_digit_mass": 0.0, "samples": 3}
 SETTINGS |= {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8}
 attacks = pytest.mark.parametrize("attack", [pytest.param(text, id=name) for name, text in ATTACKS.items()])
 

@@ -20,6 +20,7 @@ from align.judge.request import (
     verdict_of_checker,
     verdict_of_digits,
     verdict_of_replies,
+    verdict_of_reward,
     without_forgery,
 )
 
@@ -337,6 +338,7 @@ def test_a_checker_that_is_not_there_is_an_error_that_names_the_param(name: str)
 def test_a_checker_of_the_old_layout_is_an_error_that_says_the_new_path() -> None:
     values: dict[str, Any] = dict.fromkeys(("min_digit_mass", "temperature", "top_p"), 0.5) | {
         "model": "m0",
+        "use_parent": False,
         "samples": 1,
         "max_new_tokens": 1,
     }
@@ -348,10 +350,41 @@ def test_a_checker_of_the_old_layout_is_an_error_that_says_the_new_path() -> Non
     assert error.value.errors()[0]["loc"] == ("checker",)
 
 
+SETTINGS: dict[str, Any] = {"model": "m0", "use_parent": False, "mode": "logits", "checker": None, "samples": 3}
+SETTINGS |= {"min_digit_mass": 0.5, "temperature": 1.0, "top_p": 0.9, "max_new_tokens": 8}
+
+
 @pytest.mark.parametrize(
     ("mode", "checker"), [("checker", None), ("logits", "align.judge.checkers:sentence_with_words")]
 )
 def test_a_checker_goes_with_its_mode(mode: str, checker: str | None) -> None:
-    values = {"model": "m0", "min_digit_mass": 0.5, "samples": 3, "temperature": 1.0, "top_p": 0.9, "max_new_tokens": 8}
     with pytest.raises(ValidationError, match="mode is checker"):
-        JudgeSettings.model_validate({"mode": mode, "checker": checker, **values})
+        JudgeSettings.model_validate(SETTINGS | {"mode": mode, "checker": checker})
+
+
+@pytest.mark.parametrize("change", [{"mode": "reward"}, {"model": "reward"}])
+def test_the_reward_model_goes_with_its_mode(change: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="model: reward where mode is reward, and m0 otherwise"):
+        JudgeSettings.model_validate(SETTINGS | change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mode": "reward", "model": "reward"},
+        {"mode": "checker", "checker": "align.judge.checkers:sentence_with_words"},
+    ],
+)
+def test_no_parent_judges_where_the_reward_model_or_a_checker_does(change: dict[str, str]) -> None:
+    JudgeSettings.model_validate(SETTINGS | change)
+    with pytest.raises(ValidationError, match=f"use_parent: false where mode is {change['mode']}"):
+        JudgeSettings.model_validate(SETTINGS | change | {"use_parent": True})
+
+
+def test_a_reward_is_scored_by_five_times_its_chance_to_beat_an_average_response() -> None:
+    assert verdict_of_reward(0.0).score == 2.5
+    for reward in (-3.0, -0.2, 1.5):
+        assert verdict_of_reward(reward).score == pytest.approx(5 / (1 + math.exp(-reward)), rel=1e-12)
+    assert (verdict_of_reward(-1e6).score, verdict_of_reward(1e6).score) == (0.0, 5.0)
+    for reward in (math.nan, math.inf, -math.inf):
+        assert verdict_of_reward(reward) == Verdict(None, "the reward is not a finite number")

@@ -11,6 +11,7 @@ GATES = GateSettings(
     max_mode_share=0.8, min_score_std=0.2, max_failure_rate=0.1, min_pairwise_accuracy=0.55, min_pair_yield=0.3
 )
 HEALTHY: dict[str, Any] = {
+    "judge": "m0",
     "std": 0.7,
     "mode_share": 0.2,
     "failure_rate": 0.02,
@@ -35,8 +36,11 @@ def test_a_healthy_judge_passes() -> None:
         ({"as_judge": dict.fromkeys(GUESSING)}, "gates.min_pairwise_accuracy"),
     ],
 )
-def test_each_gate_stops_the_loop_and_names_itself_and_a_param_to_change(scores: dict[str, Any], gate: str) -> None:
-    (problem,) = judge_problems(GATES, HEALTHY | scores)
+@pytest.mark.parametrize("judge", ["m0", "reward"])
+def test_each_gate_stops_the_loop_and_names_itself_and_a_param_to_change(
+    scores: dict[str, Any], gate: str, judge: str
+) -> None:
+    (problem,) = judge_problems(GATES, HEALTHY | {"judge": judge} | scores)
     params = committed_params()
     named = [word.strip("(),;:") for word in problem.split() if "." in word.strip("(),;:.")]
     keys = [word.split(".") for word in named if word.split(".")[0] in params]
@@ -59,6 +63,13 @@ def test_a_checker_that_fails_is_not_told_to_learn() -> None:
     (problem,) = judge_problems(GATES, HEALTHY | {"failure_rate": 0.5, "as_judge": None})
     assert "judge.checker" in problem
     assert "eft." not in problem
+
+
+@pytest.mark.parametrize("scores", [{"mode_share": 0.9}, {"std": 0.0}, {"failure_rate": 0.2}, {"as_judge": GUESSING}])
+def test_a_reward_model_that_judges_is_trained_by_its_own_params(scores: dict[str, Any]) -> None:
+    (problem,) = judge_problems(GATES, HEALTHY | {"judge": "reward"} | scores)
+    assert "eft." not in problem
+    assert "judge." not in problem
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:

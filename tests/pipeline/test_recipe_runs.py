@@ -235,6 +235,7 @@ STAGES = {
     "quick": WHOLE,
     "smollm2-cpu": WHOLE,
     "smollm2-long": WHOLE,
+    "online-dpo": WHOLE | {"judge", "reward_model"},
     "mistral-7b-self-rewarding": {"fetch_data", "sft", "judge", "build_preferences", "dpo", "evaluate"},
     "ultrafeedback-dpo": {"fetch_data", "sft", "offline_dpo"},
     "mistral-7b-rlhf": {"fetch_data", "sft", "reward_model", "ppo", "evaluate"},

@@ -94,6 +94,7 @@ def test_the_judge_of_a_second_turn_reads_the_first_with_its_answer(
 
     logits = JudgeSettings(
         model="m0",
+        use_parent=False,
         mode="logits",
         checker=None,
         min_digit_mass=0.0,

@@ -12,7 +12,7 @@ from align.core.files import read_csv
 from align.core.rows import write_rows
 from stages.summary import last_third, main
 from tests.answers import answer, checked_answer
-from tests.faults.broken.workspace import HISTORY, MEASURES, write_files
+from tests.faults.broken.workspace import AGREEMENT, HISTORY, MEASURES, SCORE_COUNTS, write_files
 
 DIFFERENCES = ("base_judge", "loop_judge", "loop_checks", "loop_reward", "rlhf_judge", "rlhf_checks", "rlhf_reward")
 KEYS = {f"{name}_difference{end}" for name in DIFFERENCES for end in ("", "_low", "_high")} | {
@@ -67,6 +67,19 @@ def test_the_report_says_in_words_what_each_measure_can_tell(workspace: Path) ->
     assert "- m1 against m0: better by the judge, cannot tell by the reward model, cannot tell by the checks." in report
     assert "- ppo against m0: better by the judge, better by the reward model, better by the checks." in report
     assert "- base against m0: worse by the judge" in report
+
+
+def test_a_loop_that_learned_from_the_reward_model_is_reported_as_such(workspace: Path) -> None:
+    metrics, report, _ = summarize(workspace)
+    assert metrics["m0_judge_accuracy"] == AGREEMENT["pairwise_accuracy"]
+    assert "m0 also chose the pairs" in report
+
+    (workspace / "data/metrics/m1/scores.json").write_text(json.dumps(SCORE_COUNTS | {"judge": "reward"}))
+    metrics, report, _ = summarize(workspace)
+
+    assert (metrics["m0_judge_accuracy"], metrics["m0_judge_relevance"]) == (None, None)
+    assert "The reward model, not m0, chose the pairs" in report
+    assert "second opinion" not in report
 
 
 def test_without_checked_prompts_their_metrics_are_null_and_the_report_does_not_mention_them(workspace: Path) -> None:

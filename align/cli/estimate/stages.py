@@ -111,6 +111,8 @@ class Plan:
                 # The held-out judgements again, and for each question one of an answer to another.
                 count = new.total, held_out.total + held_out.prompts
                 both = zip(count, (new, held_out), strict=True)
+                if self.s.judge.mode == "reward":
+                    return [self._forward(n, rows.prompt + rows.reply) for n, rows in both]
                 return [part for n, rows in both for part in self._judge(n, rows.prompt + rows.reply)]
             case "dpo":
                 new = self._generated
@@ -217,7 +219,7 @@ class Plan:
         judge = self.s.judge
         if judge.mode == "sample":
             return self._decode(rows, self._rubric + tokens, judge.max_new_tokens, judge.samples)
-        scored = rows * (judge.mode == "logits")  # the rubric is read once for all
+        scored = rows * (judge.mode != "checker")  # the rubric is read once for all
         return [self._forward(scored, tokens, positions=1, context=self._rubric)]
 
 

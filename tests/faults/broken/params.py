@@ -1,5 +1,6 @@
 """Broken params.yaml, checkers and prompts."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,11 @@ def _append(text: str) -> Break:
 def _replace_by_folder() -> None:
     Path("params.yaml").unlink()
     Path("params.yaml").mkdir()
+
+
+def _take_m0_for_the_reward_model() -> None:
+    shutil.rmtree("models/reward")
+    shutil.copytree("models/m0", "models/reward")
 
 
 FILES: dict[str, tuple[Break, str]] = {
@@ -170,6 +176,12 @@ VALUES: list[tuple[str, str, object, str]] = [
     ("judge m1 m0", "judge.min_digit_mass", 1.5, "should be less"),
     ("judge m1 m0", "judge.mode", "checker", "should be a checker"),
     ("judge m1 m0", "judge.checker", "math:sqrt", "should be a checker"),
+    ("judge m1 m0", "judge.model", "parent", "judge.use_parent: true lets each iteration's parent judge"),
+    ("evaluate m0", "judge.model", "m1", "'m1' is not one of m0, reward"),
+    ("sft", "judge.model", ["reward"], "is not one of m0, reward"),
+    ("judge m1 m0", "judge.model", "reward", "should be model: reward where mode is reward, and m0 otherwise"),
+    ("judge m1 m0", "judge.mode", "reward", "should be model: reward where mode is reward, and m0 otherwise"),
+    ("judge m1 m0", "judge.use_parent", "yes", "should be a valid boolean"),
     ("judge m1 m0", "judge.max_new_token", 5, 'did you mean "judge.max_new_tokens"?'),
     ("build_preferences m1 m0", "gates.min_pair_yield", 2, "should be less"),
     ("build_preferences m1 m0", "gates.max_failure_rate", float("nan"), "should be "),
@@ -232,6 +244,22 @@ CHECKERS: dict[str, tuple[str, str, str]] = {
     "a huge text": ("bad_huge:f", "def f(p, r):\n    return 'x' * 10**6\n", "returned 'xxx"),
     "None of all": ("bad_none:f", "def f(p, r):\n    return None\n", "judgements failed"),
 }
+BY_REWARD = both(*(param(f"judge.{key}", to) for key, to in {"model": "reward", "mode": "reward"}.items()))
+JUDGES: dict[str, tuple[Break, str]] = {
+    "the reward model and the parent": (BY_REWARD, "should be use_parent: false where mode is reward"),
+    "a checker and the parent": (
+        both(param("judge.mode", "checker"), param("judge.checker", "math:sqrt")),
+        "should be use_parent: false where mode is checker",
+    ),
+    "a reward model without a score head": (
+        both(BY_REWARD, param("judge.use_parent", False), _take_m0_for_the_reward_model),
+        "has no score head",
+    ),
+    "no reward model": (
+        both(BY_REWARD, param("judge.use_parent", False), lambda: shutil.rmtree("models/reward")),
+        "models/reward: holds no model",
+    ),
+}
 LONG = "red " * 3000
 PROMPTS: dict[str, tuple[str, Break, str]] = {
     "a prompt beyond the model's context": (
@@ -248,6 +276,11 @@ PROMPTS: dict[str, tuple[str, Break, str]] = {
         "judge m1 m0",
         row("data/m1/responses.jsonl", 1, response=LONG),
         "prompts are too long",
+    ),
+    "a response that the reward model has no room for": (
+        "judge m1 m0",
+        both(BY_REWARD, param("judge.use_parent", False), row("data/m1/responses.jsonl", 1, response=LONG)),
+        "1 of 47 prompts are too long",
     ),
     "seed prompts of several lines only": (
         "generate_prompts m1 m0",
@@ -284,8 +317,11 @@ def cases() -> Iterator[Case]:
     )
     for name, (checker, code, says) in CHECKERS.items():
         module = put(checker.partition(":")[0] + ".py", code) if code else nothing
-        act = both(param("judge.mode", "checker"), param("judge.checker", checker), module)
+        settings = {"use_parent": False, "mode": "checker", "checker": checker}
+        act = both(*(param(f"judge.{key}", to) for key, to in settings.items()), module)
         yield Case("checker", name, "judge m1 m0", act, (says,))
+    for name, (act, says) in JUDGES.items():
+        yield Case("parameter", name, "judge m1 m0", act, (says,))
     for name, (command, act, says) in PROMPTS.items():
         yield Case("prompt", name, command, act, (says,))
 
