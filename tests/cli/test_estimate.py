@@ -138,7 +138,7 @@ def test_every_stage_has_a_cost(project: Path, graph: str) -> None:
     assert works == (
         {"text/dvc.yaml:sft", "text/dvc.yaml:evaluate"}
         if graph.startswith("text")
-        else {"sft", "generate_prompts", "generate_responses", "judge", "dpo", "reward_model", "ppo"}
+        else {"sft", "generate_prompts", "generate_responses", "judge", "dpo", "offline_dpo", "reward_model", "ppo"}
         | {"evaluate", "evaluate_iteration"}
     )
 
@@ -147,6 +147,7 @@ def test_every_stage_has_a_cost(project: Path, graph: str) -> None:
     ("change", "stages"),
     [
         ("ppo.num_updates=20", {"ppo"}),
+        ("offline_dpo.num_train_epochs=3", {"offline_dpo"}),
         ("eft.num_train_epochs=3", {"sft"}),
         ("evaluate.max_new_tokens=512", {"evaluate", "evaluate_iteration"}),
         ("evaluate.checks_max_new_tokens=512", {"evaluate", "evaluate_iteration"}),

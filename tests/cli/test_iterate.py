@@ -80,7 +80,7 @@ class FakeRepro:
         LOCK_FILE.write_text(f"stages of {chain}\n", encoding="utf-8")
         if self.failing in chain:
             return False
-        for model in ("base", "m0", *chain, "ppo"):
+        for model in ("base", "m0", *chain, "dpo", "ppo"):
             answers, checked = evaluated(self.values.get(model, 0.5))
             write_rows(EVAL_DIR / f"{model}.jsonl", answers)
             if self.checks:

@@ -135,7 +135,7 @@ def test_the_first_repro_runs_every_stage_once_and_writes_the_report(clone: Clon
     metrics = json.loads((clone.path / "data/summary/metrics.json").read_text())
     assert 0 <= metrics["reward_model_accuracy"] <= 1
     report = (clone.path / "data/summary/report.md").read_text()
-    for model in ("base", "m0", "m1", "m2", "ppo"):
+    for model in ("base", "m0", "m1", "m2", "dpo", "ppo"):
         assert f"| {model} |" in report
 
 
@@ -180,7 +180,7 @@ def test_the_reward_of_ended_answers_leaves_out_those_that_were_cut_off(clone: C
 
 def test_every_model_answers_the_first_checked_prompts_and_its_rates_are_those_of_its_rows(clone: Clone) -> None:
     asked = read_rows(clone.path / "data/seed/checked_prompts.jsonl", CheckedPrompt)[:20]
-    for model in ("base", "m0", "m1", "m2", "ppo"):
+    for model in ("base", "m0", "m1", "m2", "dpo", "ppo"):
         answers = read_rows(clone.path / f"data/eval/{model}.checks.jsonl", CheckedAnswer)
         assert [(row.id, row.prompt) for row in answers] == [(row.id, row.prompt) for row in asked]
         for row, answer in zip(asked, answers, strict=True):

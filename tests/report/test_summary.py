@@ -14,12 +14,14 @@ from stages.summary import last_third, main
 from tests.answers import answer, checked_answer
 from tests.faults.broken.workspace import AGREEMENT, HISTORY, MEASURES, SCORE_COUNTS, write_files
 
-DIFFERENCES = ("base_judge", "loop_judge", "loop_checks", "loop_reward", "rlhf_judge", "rlhf_checks", "rlhf_reward")
+DIFFERENCES = ("base_judge", "loop_judge", "loop_checks", "loop_reward", "dpo_judge", "dpo_checks", "dpo_reward", "rlhf_judge", "rlhf_checks", "rlhf_reward")
 KEYS = {f"{name}_difference{end}" for name in DIFFERENCES for end in ("", "_low", "_high")} | {
-    *("rlhf_kl_to_m0", "critic_explained_variance", "m0_judge_accuracy", "m0_judge_relevance"),
+    *("dpo_kl_to_m0", "rlhf_kl_to_m0", "critic_explained_variance", "m0_judge_accuracy", "m0_judge_relevance"),
     *("reward_model_accuracy", "reward_model_accuracy_low", "reward_model_accuracy_high", "reward_model_test_pairs"),
     *("ppo_training_reward_first_third", "ppo_training_reward_last_third"),
 }
+# Model -> what its judge score and its reward are above m0's, and how many of 40 checked prompts it passes.
+MODELS = (("base", -1, 0, 10), ("m0", 0, 0, 10), ("m1", 1, 0, 12), ("dpo", 0.5, 1, 20), ("ppo", 1, 2, 30))
 NOISE = [0.05 * (7 * i % 11 - 5) for i in range(40)]
 
 
@@ -28,7 +30,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What summary reads: 40 prompts on which m1 beats m0 by the judge, and ppo by everything."""
     write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
-    for name, judge, reward, passed in (("base", -1, 0, 10), ("m0", 0, 0, 10), ("m1", 1, 0, 12), ("ppo", 1, 2, 30)):
+    for name, judge, reward, passed in MODELS:
         answers = [
             answer(f"e{i}", judge_score=2.5 + judge + noise, reward=reward + noise, kl_to_m0=float(judge))
             for i, noise in enumerate(NOISE if name != "m1" else NOISE[::-1])

@@ -31,7 +31,7 @@ RUNTIME = {
     "num_threads": 1,
     "batch_size": 8,
 }
-MODELS = ("base", "m0", "m1", "ppo")
+MODELS = ("base", "m0", "m1", "dpo", "ppo")
 
 
 @dataclass(frozen=True)
