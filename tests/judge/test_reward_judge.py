@@ -161,7 +161,9 @@ def test_only_the_main_process_of_a_launch_scores(workspace: Path, monkeypatch: 
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     before = SCORES.read_bytes()
-    succeed("judge m1 m0")
+    with monkeypatch.context() as patch:
+        patch.setattr(judge, "reward_scores", None)
+        succeed("judge m1 m0")
     assert SCORES.read_bytes() == before
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "0")
