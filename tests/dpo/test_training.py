@@ -94,6 +94,13 @@ def test_with_the_previous_model_as_reference_dpo_starts_at_log_2(dpo: Callable[
     assert card["parents"]["reference"] == card["parents"]["parent"]
 
 
+def test_dropout_of_the_adapter_is_off_for_policy_and_reference(dpo: Callable[..., Any]) -> None:
+    config = Path("models/m1").resolve() / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"lora_dropout": 0.5}))
+    loss, _ = dpo(reference="previous")
+    assert loss == pytest.approx(math.log(2), abs=1e-4)
+
+
 def test_with_m0_as_reference_the_loss_is_that_of_the_parent_against_m0(
     dpo: Callable[..., Any], formula: Callable[[str], float]
 ) -> None:

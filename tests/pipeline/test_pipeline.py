@@ -225,7 +225,7 @@ def test_stages_that_compute_no_tensors_start_without_torch() -> None:
     assert result.stdout.split() == []
 
 
-@pytest.mark.parametrize(("page", "at_least"), [("PPO.md", 50), ("LOOP.md", 15)])
+@pytest.mark.parametrize(("page", "at_least"), [("PPO.md", 50), ("LOOP.md", 15), ("RLHF.md", 12)])
 def test_each_test_that_a_checklist_names_exists(page: str, at_least: int) -> None:
     named = set(re.findall(r"`(test_\w+)`", (REPOSITORY / "docs" / page).read_text(encoding="utf-8")))
     existing = {

@@ -14,7 +14,18 @@ from stages.summary import last_third, main
 from tests.answers import answer, checked_answer
 from tests.faults.broken.workspace import AGREEMENT, HISTORY, MEASURES, SCORE_COUNTS, write_files
 
-DIFFERENCES = ("base_judge", "loop_judge", "loop_checks", "loop_reward", "dpo_judge", "dpo_checks", "dpo_reward", "rlhf_judge", "rlhf_checks", "rlhf_reward")
+DIFFERENCES = (
+    "base_judge",
+    "loop_judge",
+    "loop_checks",
+    "loop_reward",
+    "dpo_judge",
+    "dpo_checks",
+    "dpo_reward",
+    "rlhf_judge",
+    "rlhf_checks",
+    "rlhf_reward",
+)
 KEYS = {f"{name}_difference{end}" for name in DIFFERENCES for end in ("", "_low", "_high")} | {
     *("dpo_kl_to_m0", "rlhf_kl_to_m0", "critic_explained_variance", "m0_judge_accuracy", "m0_judge_relevance"),
     *("reward_model_accuracy", "reward_model_accuracy_low", "reward_model_accuracy_high", "reward_model_test_pairs"),
