@@ -29,6 +29,9 @@ COMPARISONS = {
     "loop_gain": (None, "judge"),
     "reward_change_loop": (None, "reward"),
     "checks_change_loop": (None, "checks"),
+    "judge_change_dpo": ("dpo", "judge"),
+    "dpo_gain": ("dpo", "reward"),
+    "checks_change_dpo": ("dpo", "checks"),
     "rlhf_gain": ("ppo", "reward"),
     "judge_change_rlhf": ("ppo", "judge"),
     "checks_change_rlhf": ("ppo", "checks"),
@@ -102,7 +105,7 @@ def main(workspace: Path, seeds: int) -> None:
     for seed in range(params["seed"], params["seed"] + seeds):
         path = clone(workspace, seed)
         subprocess.run(["dvc", "repro"], cwd=path, env=project_environment(), check=True)
-        runs.append(read_evaluated(path / "data/eval", ["base", "m0", last, "ppo"]))
+        runs.append(read_evaluated(path / "data/eval", ["base", "m0", last, "dpo", "ppo"]))
         metrics: dict[str, Any] = read_json(path / "data/summary/metrics.json")
         shown = [f"{key} {value:.2f}" for key, value in metrics.items() if value is not None]
         click.echo(f"seed {seed}: " + ", ".join(shown))
