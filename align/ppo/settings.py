@@ -7,10 +7,33 @@ from pydantic import Field, field_validator, model_validator
 from align.core.params import MODEL_NAME, Settings, WarmupSteps
 
 
+class RewardSettings(Settings):
+    """An entry of `ppo.rewards`: the reward model or a checker, and its weight in the sum."""
+
+    model: Literal["reward"] | None = None
+    checker: str | None = None
+    weight: float = Field(ge=-1e6, le=1e6)
+
+    @model_validator(mode="after")
+    def _is_one_reward(self) -> Self:
+        if (self.model is None) == (self.checker is None):
+            raise ValueError("{model: reward, weight: W} or {checker: package.module:function, weight: W}")
+        if self.weight == 0:
+            raise ValueError("an entry with a weight other than 0, or none at all")
+        return self
+
+    @property
+    def column(self) -> str:
+        """Its column in data/ppo/history.csv."""
+        return "mean_score" if self.checker is None else f"reward_{self.checker.rpartition(':')[2]}"
+
+
 class PPOSettings(Settings):
     """Section `ppo` of params.yaml, named as in TRL."""
 
     init: str = Field(pattern=f"^{MODEL_NAME.pattern}$")
+    prompts: str = Field(min_length=1)
+    rewards: list[RewardSettings] = Field(min_length=1)
     advantage: Literal["gae", "rloo", "grpo"]
     num_generations: int = Field(ge=1)
     num_updates: int = Field(ge=1)
@@ -38,6 +61,19 @@ class PPOSettings(Settings):
     max_new_tokens: int = Field(ge=1)
     max_prompt_length: int = Field(ge=1)
 
+    @property
+    def uses_model(self) -> bool:
+        """Whether the reward model is one of the rewards."""
+        return any(reward.model is not None for reward in self.rewards)
+
+    @field_validator("rewards")
+    @classmethod
+    def _rewards_differ(cls, value: list[RewardSettings]) -> list[RewardSettings]:
+        columns = [reward.column for reward in value]
+        if len(columns) != len(set(columns)):
+            raise ValueError("rewards of which no two are the model, or checkers with one function name")
+        return value
+
     @field_validator("init")
     @classmethod
     def _init_has_an_adapter(cls, value: str) -> str:
@@ -55,6 +91,10 @@ class PPOSettings(Settings):
             raise ValueError("a rollout_batch_size that num_generations divides: it counts responses, not prompts")
         if self.advantage != "gae" and self.num_generations < 2:
             raise ValueError(f"num_generations 2 or more: {self.advantage} compares the responses to a prompt")
+        if self.advantage == "gae" and not self.uses_model:
+            raise ValueError(
+                "advantage rloo or grpo where no reward is {model: reward}: the critic of gae starts as it"
+            )
         if self.missing_eos_score is not None and self.missing_eos_penalty:
             raise ValueError("missing_eos_penalty 0, or missing_eos_score null: one replaces what the other lowers")
         return self

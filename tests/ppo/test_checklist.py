@@ -25,8 +25,10 @@ from align.models.stack import AdapterStack
 from align.ppo import trainer as ppo_trainer
 from align.ppo.advantages import token_rewards
 from align.ppo.losses import policy_loss, token_logprobs
+from align.ppo.rewards import Task
 from align.ppo.rollout import Rollout
-from align.ppo.trainer import PPOTrainer, kl_coef_factor
+from align.ppo.schedules import kl_coef_factor
+from align.ppo.trainer import PPOTrainer
 from align.run.runtime import RuntimeSettings
 from tests.factories import tiny_gpt2
 from tests.ppo.tiny import (
@@ -298,8 +300,8 @@ class Keeping(PPOTrainer):
 
     last: Rollout
 
-    def rollout(self, prompts: Sequence[list[int]]) -> Rollout:
-        self.last = super().rollout(prompts)
+    def rollout(self, prompts: Sequence[list[int]], tasks: Sequence[Task] = ()) -> Rollout:
+        self.last = super().rollout(prompts, tasks)
         return self.last
 
 

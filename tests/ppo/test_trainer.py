@@ -11,8 +11,9 @@ from align.core.errors import InputError
 from align.core.params import Params
 from align.models.stack import AdapterStack
 from align.ppo.advantages import gae, token_rewards, whiten
+from align.ppo.schedules import rate_factor
 from align.ppo.settings import PPOSettings
-from align.ppo.trainer import PPOTrainer, rate_factor
+from align.ppo.trainer import PPOTrainer
 from align.reward.scoring import reward_scores
 from tests.committed import PARAMS_YAML
 from tests.factories import embeddings
@@ -200,10 +201,10 @@ class Recording(PPOTrainer):
 
     seen: list[tuple[int, ...]]
 
-    def _next_prompts(self) -> list[list[int]]:
-        prompts = super()._next_prompts()
-        self.seen = [*getattr(self, "seen", []), *map(tuple, prompts)]
-        return prompts
+    def _next_prompts(self) -> list[int]:
+        numbers = super()._next_prompts()
+        self.seen = [*getattr(self, "seen", []), *(tuple(self._prompts[i]) for i in numbers)]
+        return numbers
 
 
 def test_every_prompt_is_used_once_in_each_full_pass(make_stack: MakeStack) -> None:

@@ -19,6 +19,8 @@ from align.reward.scoring import score_and_record
 MakeStack = Callable[..., AdapterStack]
 SETTINGS = {
     "init": "m0",
+    "prompts": "data/prepared/prompts.jsonl",
+    "rewards": [{"model": "reward", "weight": 1.0}],
     "advantage": "gae",
     "num_generations": 1,
     "num_updates": 4,
