@@ -208,6 +208,7 @@ STAGES = {
     "mistral-7b-self-rewarding": {"fetch_data", "sft", "judge", "build_preferences", "dpo", "evaluate"},
     "mistral-7b-rlhf": {"fetch_data", "sft", "reward_model", "ppo", "evaluate"},
     "mistral-7b-rlhf-nf4": {"fetch_data", "sft", "reward_model", "ppo", "evaluate"},
+    "rlvr-arithmetic": {"sft", "reward_model", "ppo", "evaluate"},
     "gpt-tweet-sentiment": {"fetch_data", "base_model", "text.data", "text.sft", "text.evaluate"},
 }
 
