@@ -38,6 +38,7 @@ class Rollout(Batch):
     advantages: Tensor  # (B, R), 0 at padding
     scores: Tensor  # (B,) weighted sums of the rewards, before the penalty for a missing EOS
     ended: Tensor  # (B,) True where the response ends with EOS
+    loss_mask: Tensor  # (B, R) True on the tokens of the losses: all real ones, less those that truncated.mode masks
     values: Tensor | None = None  # (B, R) V_old(s), of the critic
     returns: Tensor | None = None  # (B, R) its targets
     reward_means: dict[str, float] = field(default_factory=dict)  # of each reward alone, by its column of the history

@@ -28,6 +28,24 @@ class RewardSettings(Settings):
         return "mean_score" if self.checker is None else f"reward_{self.checker.rpartition(':')[2]}"
 
 
+class TruncatedSettings(Settings):
+    """`ppo.truncated`: what becomes of responses that `max_new_tokens` cuts off; see `truncated_rewards`."""
+
+    mode: Literal["keep", "penalty", "score", "mask", "soft_punish"]
+    value: float | None
+    soft_punish_cache: int | None = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _has_what_its_mode_needs(self) -> Self:
+        if (self.value is None) != (self.mode in ("keep", "mask")):
+            raise ValueError("a value where mode is penalty, score or soft_punish, and value null otherwise")
+        if self.value is not None and self.value < 0 and self.mode != "score":
+            raise ValueError("a value of 0 or more, which is taken off")
+        if (self.soft_punish_cache is None) != (self.mode != "soft_punish"):
+            raise ValueError("a soft_punish_cache (tokens) where mode is soft_punish, and null otherwise")
+        return self
+
+
 class PPOSettings(Settings):
     """Section `ppo` of params.yaml, named as in TRL."""
 
@@ -55,8 +73,7 @@ class PPOSettings(Settings):
     lam: float = Field(ge=0, le=1)
     max_grad_norm: float = Field(gt=0)
     gradient_checkpointing: bool
-    missing_eos_penalty: float = Field(ge=0)
-    missing_eos_score: float | None
+    truncated: TruncatedSettings
     temperature: float = Field(gt=0)
     max_new_tokens: int = Field(ge=1)
     max_prompt_length: int = Field(ge=1)
@@ -95,6 +112,6 @@ class PPOSettings(Settings):
             raise ValueError(
                 "advantage rloo or grpo where no reward is {model: reward}: the critic of gae starts as it"
             )
-        if self.missing_eos_score is not None and self.missing_eos_penalty:
-            raise ValueError("missing_eos_penalty 0, or missing_eos_score null: one replaces what the other lowers")
+        if (self.truncated.soft_punish_cache or 0) > self.max_new_tokens:
+            raise ValueError("a truncated.soft_punish_cache of at most max_new_tokens, the end of which it is")
         return self

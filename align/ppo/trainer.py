@@ -29,7 +29,7 @@ from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
 from align.models.batching import place
 from align.models.stack import AdapterStack
-from align.ppo.advantages import gae, grpo, rloo, sequence_rewards, token_rewards, whiten
+from align.ppo.advantages import gae, grpo, rloo, sequence_rewards, token_rewards, truncated_rewards, whiten
 from align.ppo.critic import Critic
 from align.ppo.losses import kl_loss, policy_loss, token_entropies, token_logprobs, value_loss
 from align.ppo.rewards import Rewards, Task
@@ -178,15 +178,17 @@ class PPOTrainer:
         if ref_logprobs is None:
             ref_logprobs = self._map_rows(batch, lambda part: self._logprobs("reference", part))
         ended = torch.tensor([c.finish_reason == "stop" for c in completions], device=self.stack.device)
-        rewards, mask = self._penalized(scores, ended), batch.response_mask
-        evaluated = {"logprobs": logprobs, "entropies": entropies, "ref_logprobs": ref_logprobs}
+        mask = batch.response_mask
+        rewards = self._rewarded(scores, mask, ended)
+        loss_mask = mask & ended.unsqueeze(1) if settings.truncated.mode == "mask" else mask
+        evaluated = {"loss_mask": loss_mask, "logprobs": logprobs, "entropies": entropies, "ref_logprobs": ref_logprobs}
         if self.critic is not None:
             if self.updates_done == 0:  # before training, the mean reward is the best guess
                 self.critic.bias.fill_(rewards.mean())
             values = self._map_rows(batch, self.critic.values)
             per_token = token_rewards(logprobs, ref_logprobs, rewards, mask, self.kl_coef)
             advantages, returns = gae(per_token, values, mask, settings.gamma, settings.lam)
-            evaluated |= {"advantages": whiten(advantages, mask), "values": values, "returns": returns}
+            evaluated |= {"advantages": whiten(advantages, loss_mask), "values": values, "returns": returns}
         else:
             if settings.advantage == "rloo":
                 rewards = sequence_rewards(logprobs, ref_logprobs, rewards, mask, self.kl_coef)
@@ -205,6 +207,9 @@ class PPOTrainer:
         for _ in range(settings.num_ppo_epochs):
             order = torch.randperm(settings.rollout_batch_size, generator=generator).to(self.stack.device)
             for rows in order.split(settings.mini_batch_size):
+                rows = rows[rollout.loss_mask[rows].any(1)]
+                if len(rows) == 0:  # all are masked: there is nothing to learn
+                    continue
                 metrics = self._mini_batch(rollout, rows, check=self.updates_done == 0 and steps == 0)
                 # The policy is now too far from the one that wrote these responses.
                 stopped = settings.target_kl is not None and metrics["approx_kl"] > 1.5 * settings.target_kl
@@ -224,12 +229,14 @@ class PPOTrainer:
             if stopped:
                 break
         means = {key: value / steps for key, value in totals.items()}
+        if steps == 0:
+            means = {"policy_loss": 0.0, "ratio": 1.0, "clip_fraction": 0.0, "approx_kl": 0.0}
         rate = self.optimizers["policy"].param_groups[0]["lr"]
         return means | {"optimizer_steps": float(steps), "stopped_early": float(stopped), "learning_rate": rate}
 
     def _mini_batch(self, rollout: Rollout, rows: Tensor, check: bool) -> dict[str, float]:
         """Accumulate the gradients of the rows of one optimizer step, micro-batch by micro-batch."""
-        tokens = rollout.response_mask[rows].sum()
+        tokens = rollout.loss_mask[rows].sum()
         totals: dict[str, float] = {}
         for part in self._micro_batches(rollout, rows):
             for key, value in self._backward(rollout.rows(part), tokens, check).items():
@@ -238,7 +245,7 @@ class PPOTrainer:
 
     def _backward(self, part: Rollout, tokens: Tensor, check: bool) -> dict[str, float]:
         """Accumulate the gradients of a micro-batch, as its share of a mini-batch of `tokens` response tokens."""
-        settings, mask = self.settings, part.response_mask
+        settings, mask = self.settings, part.loss_mask
         with self._checkpointing():
             logprobs = self._logprobs("policy", part)
         log_ratio = torch.where(mask, logprobs.detach() - part.logprobs, 0.0)
@@ -274,7 +281,7 @@ class PPOTrainer:
     def _describe(self, rollout: Rollout) -> dict[str, float]:
         mask = rollout.response_mask
         kl = torch.where(mask, rollout.logprobs - rollout.ref_logprobs, 0.0).sum(1).mean()
-        reward = self._penalized(rollout.scores, rollout.ended).mean()
+        reward = self._rewarded(rollout.scores, mask, rollout.ended).mean()
         measures = {
             "mean_reward": float(reward),
             "mean_score": float(rollout.scores.mean()),  # where the reward model is a reward, its own, by the next line
@@ -293,15 +300,8 @@ class PPOTrainer:
             measures["explained_variance"] = float(1 - rest / variance) if variance > 0 else 0.0
         return measures
 
-    def _penalized(self, scores: Tensor, ended: Tensor) -> Tensor:
-        """Return the reward of each response: its score, replaced or lowered if it does not end with an EOS.
-
-        `missing_eos_score` replaces it, since the reward model was trained on ended replies only (arXiv 2403.17031);
-        `missing_eos_penalty` lowers it.
-        """
-        if self.settings.missing_eos_score is not None:
-            return torch.where(ended, scores, self.settings.missing_eos_score)
-        return scores - self.settings.missing_eos_penalty * (~ended).float()
+    def _rewarded(self, scores: Tensor, mask: Tensor, ended: Tensor) -> Tensor:
+        return truncated_rewards(scores, mask, ended, self.settings.truncated, self.settings.max_new_tokens)
 
     def _check_reference(self, rollout: Rollout) -> None:
         gap = float((rollout.logprobs - rollout.ref_logprobs)[rollout.response_mask].abs().mean())

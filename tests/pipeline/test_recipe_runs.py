@@ -45,7 +45,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "judge": {"max_new_tokens": 4},
     "dpo": {"num_train_epochs": 1, "max_length": 2048},
     "reward_model": {"num_train_epochs": 0.2, "max_length": 2048},
-    "ppo": {"num_updates": 1, "rollout_batch_size": 4, "mini_batch_size": 4, "per_device_train_batch_size": 2}
+    "ppo": {"num_updates": 1, "rollout_batch_size": 8, "mini_batch_size": 4, "per_device_train_batch_size": 2}
     | {"value_layers": 1, "max_new_tokens": 4, "max_prompt_length": 2048},
     "evaluate": {"max_new_tokens": 4, "checks_max_new_tokens": 4, "max_turns": 1},
     "text": {"num_train_epochs": 0.2},

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from align.reward.scoring import reward_scores
 from tests.committed import PARAMS_YAML
 from tests.factories import embeddings
 from tests.ppo.tiny import (
+    KEEP,
     SETTINGS,
     TEXTS,
     MakeStack,
@@ -32,6 +34,10 @@ from tests.ppo.tiny import (
     trainer,
     values_of,
 )
+
+
+def penalty(value: float) -> dict[str, Any]:
+    return {"mode": "penalty", "value": value, "soft_punish_cache": None}
 
 
 def test_over_a_base_in_bfloat16_the_checks_hold_and_adapters_heads_and_results_stay_float32(
@@ -89,7 +95,7 @@ def test_logprobs_are_those_of_the_unpadded_row_at_the_temperature_of_sampling(
 
 def test_at_first_every_value_is_the_mean_reward_so_that_no_place_in_a_reply_is_favoured(make_stack: MakeStack) -> None:
     stack = make_stack()
-    rollout = trainer(stack, missing_eos_penalty=2.0).rollout(encoded(stack))
+    rollout = trainer(stack, truncated=penalty(2.0)).rollout(encoded(stack))
     reward = (rollout.scores - 2.0 * (~rollout.ended).float()).mean()
     assert 0 < int(rollout.ended.sum()) < len(rollout.ended)
     torch.testing.assert_close(values_of(rollout), reward.expand_as(values_of(rollout)))
@@ -117,7 +123,7 @@ def test_scores_are_the_reward_models_on_the_very_tokens_of_the_rollout(make_sta
 
 def test_advantages_are_whitened_gae_of_kl_penalty_and_penalized_score(make_stack: MakeStack) -> None:
     stack = make_stack()
-    ppo = trainer(stack, kl_coef=0.5, gamma=0.9, lam=0.8, missing_eos_penalty=2.0)
+    ppo = trainer(stack, kl_coef=0.5, gamma=0.9, lam=0.8, truncated=penalty(2.0))
     ppo.step()
     rollout = ppo.rollout(encoded(stack))
     mask = rollout.response_mask
@@ -130,8 +136,8 @@ def test_advantages_are_whitened_gae_of_kl_penalty_and_penalized_score(make_stac
 
 def test_an_unfinished_response_loses_the_penalty_and_a_finished_one_nothing(make_stack: MakeStack) -> None:
     stack = make_stack()
-    free = trainer(stack, lam=1.0, missing_eos_penalty=0.0).rollout(encoded(stack, 16))
-    dear = trainer(stack, lam=1.0, missing_eos_penalty=5.0).rollout(encoded(stack, 16))
+    free = trainer(stack, lam=1.0, truncated=KEEP).rollout(encoded(stack, 16))
+    dear = trainer(stack, lam=1.0, truncated=penalty(5.0)).rollout(encoded(stack, 16))
     assert torch.equal(free.input_ids, dear.input_ids)
     assert set(free.ended.tolist()) == {True, False}
     last = torch.tensor([ids[-1] for ids, _ in real_rows(free)])
@@ -279,7 +285,7 @@ def counts_while_training(
         learning_rate=1e-2,
         value_learning_rate=1e-2,
         kl_coef=0.0,
-        missing_eos_penalty=0.0,
+        truncated=KEEP,
     )
     for _ in range(12):
         ppo.step()
