@@ -68,7 +68,7 @@ def test_gradients_depend_neither_on_the_order_of_the_rows_nor_on_pad_columns(ma
 
     wide = {}
     for name, value in vars(rollout).items():
-        if value.dim() == 1:
+        if not isinstance(value, Tensor) or value.dim() == 1:
             wide[name] = value
         else:
             fill = int(stack.tokenizer.pad_token_id or 0) if name == "input_ids" else 0

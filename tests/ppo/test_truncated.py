@@ -11,6 +11,7 @@ from torch import Tensor
 
 from align.ppo.advantages import truncated_rewards
 from align.ppo.losses import kl_loss, policy_loss, value_loss
+from align.ppo.rollout import Rollout
 from align.ppo.settings import PPOSettings, TruncatedSettings
 from align.ppo.trainer import PPOTrainer
 from tests.ppo.tiny import KEEP, SETTINGS, MakeStack, all_parameters, critic, encoded, returns_of, trainer, values_of
@@ -60,18 +61,18 @@ def test_masked_responses_stay_in_the_baseline_and_give_no_gradient(
     make_stack: MakeStack, advantage: str, k: int
 ) -> None:
     stack = make_stack()
-    changes: dict[str, Any] = {"advantage": advantage, "num_generations": k, "learning_rate": 1e-2, "kl_coef": 0.5}
+    changes: dict[str, Any] = {"advantage": advantage, "num_generations": k, "kl_coef": 0.5, "max_new_tokens": 24}
     ppo, plain = trainer(stack, truncated=MASK, **changes), trainer(stack, truncated=KEEP, **changes)
     ppo.step()
-    rollout = ppo.rollout(encoded(stack, 8 // k))
+    rollout = ppo.rollout(encoded(stack, 24 // k))
     plain.updates_done = ppo.updates_done
     ended = rollout.ended
     assert set(ended.tolist()) == {True, False}
     assert torch.equal(rollout.loss_mask, rollout.response_mask & ended.unsqueeze(1))
     if advantage != "gae":  # the masked ones are among what the others are compared with
-        kept = plain.rollout(encoded(stack, 8 // k))
+        kept = plain.rollout(encoded(stack, 24 // k))
         assert torch.equal(rollout.advantages, kept.advantages)
-    rows = torch.arange(8)[ended]
+    rows = torch.arange(24)[ended]
     ppo._mini_batch(rollout, rows, check=False)
     found = gradients(ppo)
     mask = rollout.response_mask.clone()
@@ -92,12 +93,21 @@ def test_masked_responses_stay_in_the_baseline_and_give_no_gradient(
 def test_an_update_drops_the_masked_rows_of_each_mini_batch(
     make_stack: MakeStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ppo = trainer(make_stack(), truncated=MASK, mini_batch_size=4)
+    ppo = trainer(make_stack(), truncated=MASK, mini_batch_size=4, max_new_tokens=24)
     seen: list[Tensor] = []
-    rollouts = []
+    rollouts: list[Rollout] = []
     plain, sample = ppo._mini_batch, ppo.rollout
-    monkeypatch.setattr(ppo, "_mini_batch", lambda r, rows, check: (seen.append(rows), plain(r, rows, check))[1])
-    monkeypatch.setattr(ppo, "rollout", lambda *a: (rollouts.append(sample(*a)), rollouts[-1])[1])
+
+    def mini_batch(rollout: Rollout, rows: Tensor, check: bool) -> dict[str, float]:
+        seen.append(rows)
+        return plain(rollout, rows, check)
+
+    def keep(*arguments: Any) -> Rollout:
+        rollouts.append(sample(*arguments))
+        return rollouts[-1]
+
+    monkeypatch.setattr(ppo, "_mini_batch", mini_batch)
+    monkeypatch.setattr(ppo, "rollout", keep)
     row = ppo.step()
     [rollout] = rollouts
     assert sorted(torch.cat(seen).tolist()) == rollout.ended.nonzero().squeeze(1).tolist()
@@ -106,7 +116,9 @@ def test_an_update_drops_the_masked_rows_of_each_mini_batch(
 
 
 @pytest.mark.parametrize(("advantage", "k"), [("gae", 1), ("rloo", 4), ("grpo", 4)])
-def test_if_all_are_masked_there_is_no_step_and_no_crash(make_stack: MakeStack, advantage: str, k: int) -> None:
+def test_if_all_are_masked_there_is_no_step_and_no_crash(
+    make_stack: MakeStack, monkeypatch: pytest.MonkeyPatch, advantage: str, k: int
+) -> None:
     stack = make_stack()
     ppo = trainer(stack, truncated=MASK, max_new_tokens=1, advantage=advantage, num_generations=k)
     before = [parameter.detach().clone() for parameter in all_parameters(ppo)]
@@ -116,7 +128,7 @@ def test_if_all_are_masked_there_is_no_step_and_no_crash(make_stack: MakeStack, 
         rollout = sample(*arguments)
         return replace(rollout, ended=rollout.ended & False, loss_mask=rollout.loss_mask & False)
 
-    ppo.rollout = all_cut_off  # type: ignore[method-assign]
+    monkeypatch.setattr(ppo, "rollout", all_cut_off)
     row = ppo.step()
     after = all_parameters(ppo)
     # The critic's bias starts as the mean reward, before any step.
