@@ -43,7 +43,7 @@ CHANGES: dict[str, Any] = {
         "value_learning_rate": 3e-4,
         "kl_coef": 0.1,
         "lam": 0.95,
-        "missing_eos_score": -2.0,
+        "truncated": {"mode": "score", "value": -2.0, "soft_punish_cache": None},
         "temperature": 1.0,
         "max_new_tokens": 48,
         "max_prompt_length": 64,

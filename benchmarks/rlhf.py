@@ -62,14 +62,14 @@ Tokens = list[list[int]]
 # Settings that PPOSettings and TRL's PPOConfig call the same.
 SAME_WORDS = (
     *("learning_rate", "num_ppo_epochs", "per_device_train_batch_size", "kl_coef", "cliprange", "cliprange_value"),
-    *("gamma", "lam", "temperature", "missing_eos_penalty"),
+    *("gamma", "lam", "temperature"),
 )
 # What the comparison fixes. The reward model likes replies that were cut off, of which it has not seen any: with less
 # of a penalty a policy gains by never ending (docs/LOG.md).
 FIXED: dict[str, Any] = {
     **{"advantage": "gae", "num_generations": 1},
     **{"kl_coef": 0.05, "adaptive_kl_target": None, "target_kl": None, "temperature": 1.0, "gamma": 1.0, "lam": 0.95},
-    **{"cliprange": 0.2, "missing_eos_penalty": 3.0, "missing_eos_score": None},
+    **{"cliprange": 0.2, "truncated": {"mode": "penalty", "value": 3.0, "soft_punish_cache": None}},
     **{"num_ppo_epochs": 4, "max_new_tokens": 32, "learning_rate": 2e-4, "value_learning_rate": 2e-4},
 }
 EVAL_PROMPTS, EVAL_SAMPLES = 64, 4  # held-out prompts, at most, and answers to each
@@ -129,7 +129,7 @@ def sample_answers(
     completions = [answer for row in rows for answer in row]
     rewards = []
     for score, completion in zip(scores, completions, strict=True):
-        cut = score - settings.missing_eos_penalty if settings.missing_eos_score is None else settings.missing_eos_score
+        cut = score - (settings.truncated.value or 0.0)  # mode penalty, by `FIXED`
         rewards.append(score if completion.finish_reason == "stop" else cut)
     return Answers(completions, scores, rewards)
 
@@ -189,6 +189,7 @@ def peer_settings(setup: Setup, settings: PPOSettings) -> dict[str, Any]:
         "lora": {key: getattr(lora, key) for key in ("r", "lora_alpha", "lora_dropout")}
         | {"target_modules": sorted(lora.target_modules or ())},
         "ppo": {key: getattr(settings, key) for key in SAME_WORDS}
+        | {"missing_eos_penalty": settings.truncated.value}
         | {"num_mini_batches": 1, "stop_token": "eos", "num_sample_generations": 0, "save_strategy": "no"}
         | {"report_to": "none", "seed": setup.seed, "use_cpu": setup.runtime.torch_device.type == "cpu"}
         | {

@@ -1,5 +1,6 @@
-"""RLHF with PPO: models/<ppo.init> + models/reward + data/prepared/prompts.jsonl -> models/ppo.
+"""RLHF with PPO: models/<ppo.init> + models/reward + <ppo.prompts> -> models/ppo.
 
+`ppo.rewards` says what a response is worth; without the reward model among them, models/reward is not read.
 data/<ppo.init>/ift.jsonl shows how long that model's replies should be; a lower `ppo.max_new_tokens` gets a warning.
 
 A killed run resumes from its last checkpoint. Run with `python -m stages.ppo`.
@@ -8,19 +9,21 @@ A killed run resumes from its last checkpoint. Run with `python -m stages.ppo`.
 import random
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
 from tqdm import tqdm
 
 from align.core.files import replacing, write_csv
-from align.core.rows import Prompt, TrainingSample, read_rows, write_rows
+from align.core.rows import TaskPrompt, TrainingSample, read_numbered_rows, write_rows
 from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
 from align.models.base import copy_tokenizer, load_tokenizer
 from align.models.card import write_model_card
 from align.models.stack import AdapterStack
 from align.models.tokenization import completion_lengths, drop_too_long, encode_prompt, warn_if_capped
+from align.ppo.rewards import Rewards, Task
 from align.ppo.settings import PPOSettings
 from align.ppo.trainer import PPOTrainer
 from align.reward.scoring import reward_scores
@@ -28,32 +31,34 @@ from align.run.runtime import row_seed
 from align.run.stage import BASE, Stage
 from align.run.work import Pace
 
-PROMPTS, REWARD = Path("data/prepared/prompts.jsonl"), Path("models/reward")
+REWARD = Path("models/reward")
 NUM_SAMPLES = 4  # prompts whose answers show what training does
 
 
 def sample_answers(
-    stack: AdapterStack, prompts: Sequence[Prompt], settings: PPOSettings, update: int
+    stack: AdapterStack, tasks: Sequence[Task], encoded: Sequence[list[int]], trainer: PPOTrainer
 ) -> list[TrainingSample]:
-    """Answer `prompts` greedily with the current policy."""
-    encoded = [encode_prompt(stack.tokenizer, row.messages) for row in prompts]
+    """Answer prompts greedily with the current policy."""
+    settings, rewards = trainer.settings, trainer.rewards
     with stack.using("policy") as model:
         generator = TorchGenerator(model, stack.tokenizer, NUM_SAMPLES)
         sampled = generator.generate(
-            encoded, SamplingParams(settings.max_new_tokens, temperature=0.0), [0] * len(prompts)
+            encoded, SamplingParams(settings.max_new_tokens, temperature=0.0), [0] * len(encoded)
         )
     tokens = [ids + completion.token_ids for ids, [completion] in zip(encoded, sampled, strict=True)]
-    scores = reward_scores(stack, "reward", tokens, batch_size=NUM_SAMPLES)
+    model_scores = reward_scores(stack, "reward", tokens, batch_size=NUM_SAMPLES) if settings.uses_model else None
+    replies = [(completion.text.strip(), completion.finish_reason) for [completion] in sampled]
+    scores = rewards.totals(rewards.parts(model_scores, tasks, replies))
     return [
         TrainingSample(
-            id=row.id,
-            update=update,
-            prompt=row.messages[-1].content,
-            response=completion.text.strip(),
-            finish_reason=completion.finish_reason,
+            id=task.id,
+            update=trainer.updates_done,
+            prompt=task.prompt,
+            response=response,
+            finish_reason=finish_reason,
             score=score,
         )
-        for row, [completion], score in zip(prompts, sampled, scores, strict=True)
+        for task, (response, finish_reason), score in zip(tasks, replies, scores, strict=True)
     ]
 
 
@@ -72,28 +77,34 @@ def warn_of_critic(history: Sequence[Mapping[str, float]]) -> None:
 def main() -> None:
     stage = Stage("ppo")
     settings = stage.section("ppo", PPOSettings)
+    rewards, prompts = Rewards(settings.rewards), Path(settings.prompts)
     stage.start()
     tokenizer = load_tokenizer(BASE)
-    rows = read_rows(PROMPTS, Prompt)
-    encoded = [encode_prompt(tokenizer, row.messages) for row in rows]
+    numbered = read_numbered_rows(prompts, TaskPrompt, unique=["id"])
+    tasks = [Task(row.id, row.conversation[-1].content, row.columns, f"{prompts}:{number}") for number, row in numbered]
+    rewards.try_out(tasks)
+    encoded = [encode_prompt(tokenizer, row.conversation) for _, row in numbered]
     lengths = [len(ids) for ids in encoded]
-    rows, dropped = drop_too_long(rows, lengths, settings.max_prompt_length, "ppo.max_prompt_length")
+    tasks, dropped = drop_too_long(tasks, lengths, settings.max_prompt_length, "ppo.max_prompt_length")
     encoded = [ids for ids in encoded if len(ids) <= settings.max_prompt_length]
-    watched = random.Random(row_seed(stage.seed, "ppo samples")).sample(rows, min(NUM_SAMPLES, len(rows)))
+    rng = random.Random(row_seed(stage.seed, "ppo samples"))
+    watched = rng.sample(range(len(tasks)), min(NUM_SAMPLES, len(tasks)))
 
     init, learned = Path("models") / settings.init, Path("data") / settings.init / "ift.jsonl"
+    reward = {"reward": REWARD} if settings.uses_model else {}
     history: list[dict[str, float]] = []
     samples: list[TrainingSample] = []
-    with stage.work([BASE, init, REWARD, PROMPTS]) as work:
+    with stage.work([BASE, init, *reward.values(), prompts]) as work:
         stack = AdapterStack(BASE, stage.runtime)
-        adapters = {"policy": init, "reference": init, "reward": REWARD}
+        adapters = {"policy": init, "reference": init, **reward}
         if settings.advantage == "gae":
             adapters["value"] = REWARD  # the critic starts from the reward model's features
         for name, model_dir in adapters.items():
             stack.add(name, model_dir)
         lengths = completion_lengths(tokenizer, learned)
         warn_if_capped("ppo.max_new_tokens", settings.max_new_tokens, lengths, learned)
-        trainer = PPOTrainer(stack, encoded, settings, stage.seed, stage.runtime.batch_size)
+        trainer = PPOTrainer(stack, encoded, settings, stage.seed, stage.runtime.batch_size, tasks)
+        show = partial(sample_answers, stack, [tasks[i] for i in watched], [encoded[i] for i in watched], trainer)
         checkpoint, pace = work.checkpoint(), Pace()
         if (saved := checkpoint.load()) is not None:
             tensors, state = saved
@@ -103,7 +114,7 @@ def main() -> None:
         with tqdm(total=settings.num_updates, initial=len(history), desc="ppo", unit="update") as progress:
             while trainer.updates_done < settings.num_updates:
                 if trainer.updates_done in (0, settings.num_updates // 2):
-                    samples += sample_answers(stack, watched, settings, trainer.updates_done)
+                    samples += show()
                 row = trainer.step()
                 history.append(row)
                 if pace.due():
@@ -114,12 +125,12 @@ def main() -> None:
                 work.check_parent()
                 progress.set_postfix({key: f"{row[key]:.2f}" for key in ("mean_reward", "kl", "eos_rate")})
                 progress.update()
-        samples += sample_answers(stack, watched, settings, settings.num_updates)
+        samples += show()
         with replacing(Path("models/ppo")) as temporary:
             stack.save("policy", temporary)
             copy_tokenizer(BASE, temporary)
-            parents = {"base": BASE, "parent": init, "reference": init, "reward": REWARD}
-            write_model_card(temporary, stage, parents, {"prompts": PROMPTS})
+            parents = {"base": BASE, "parent": init, "reference": init, **reward}
+            write_model_card(temporary, stage, parents, {"prompts": prompts})
         write_csv(Path("data/ppo/history.csv"), history)
         write_rows(Path("data/ppo/samples.jsonl"), samples)
     warn_of_critic(history)

@@ -40,8 +40,14 @@ FIXED: dict[str, Any] = {
     "offline_dpo": {"init": "m0", "loss_type": ["sigmoid"], "loss_weights": None, "reference": "previous"}
     | {"label_smoothing": 0.0, "nll_coef": 0.0},
     "reward_model": {"init": "m0", "use_margin": False, "truncated_negatives": 1},
-    "ppo": {"init": "m0", "advantage": "rloo", "num_generations": 2, "kl_coef": 0.05, "missing_eos_penalty": 0.0}
-    | {"missing_eos_score": None, "adaptive_kl_target": None, "target_kl": None, "warmup_steps": 0.0},
+    "ppo": {"init": "m0", "prompts": "data/prepared/prompts.jsonl", "rewards": [{"model": "reward", "weight": 1.0}]}
+    | {"advantage": "rloo", "num_generations": 2, "kl_coef": 0.05}
+    | {
+        "truncated": {"mode": "keep", "value": None, "soft_punish_cache": None},
+        "adaptive_kl_target": None,
+        "target_kl": None,
+        "warmup_steps": 0.0,
+    },
     "text": {"train": "data/seed/tweets_train.jsonl", "test": "data/seed/tweets_test.jsonl"},
 }
 CONFIG = "[core]\n    analytics = false\n    autostage = false\n    check_update = false\n"  # no remote of a user's

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import jsonlines
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from align.core.errors import InputError, quoted
 from align.core.files import replacing
@@ -101,6 +101,32 @@ class Prompt(Row):
 
     id: Text
     messages: list[Message] = Field(min_length=1)
+
+
+class TaskPrompt(Row):
+    """A prompt to reply to in stage ppo: a text or a conversation, and any other columns, which checkers get."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: Text
+    prompt: Text | None = None
+    messages: list[Message] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _has_one_prompt(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError('needs either "prompt", a text, or "messages", a conversation')
+        return self
+
+    @property
+    def conversation(self) -> list[Message]:
+        """The conversation to reply to."""
+        return self.messages or [Message.model_construct(role="user", content=self.prompt or "")]
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The other columns."""
+        return self.model_extra or {}
 
 
 class KnownPrompt(Row):

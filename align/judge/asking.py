@@ -1,8 +1,9 @@
 """Score responses with a causal LM or a checker."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from align.core.errors import InputError
+from align.checks.loading import load_checker, located
+from align.core.errors import InputError, quoted
 from align.generation.generator import Generator
 from align.generation.sampling import SamplingParams
 from align.judge.request import (
@@ -11,14 +12,15 @@ from align.judge.request import (
     JudgeSettings,
     Verdict,
     judge_request,
-    load_checker,
-    verdict_of_checker,
     verdict_of_digits,
     verdict_of_replies,
     without_forgery,
 )
 from align.models.tokenization import encode_choices, encode_user
 from align.run.runtime import row_seed
+
+# (prompt, response) -> score from 0 to 5, or None if it cannot judge the prompt.
+Checker = Callable[[str, str], float | None]
 
 
 def judge_responses(
@@ -36,7 +38,7 @@ def judge_responses(
     """
     empty = Verdict(None, "empty response")
     if settings.checker is not None:
-        checker = load_checker(settings.checker)
+        checker = load_checker("judge.checker", settings.checker)
         return [verdict_of_checker(checker, *row) if row[1].strip() else empty for row in rows]
     verdicts = [empty] * len(rows)
     asked = [i for i, (_, response) in enumerate(rows) if without_forgery(response)]
@@ -62,3 +64,21 @@ def judge_responses(
     for i, verdict in zip(asked, answers, strict=True):
         verdicts[i] = verdict
     return verdicts
+
+
+def verdict_of_checker(checker: Checker, prompt: str, response: str) -> Verdict:
+    """Score by a checker; raise `InputError` unless it returns None or a number from 0 to 5."""
+    try:
+        score = checker(prompt, response)
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise InputError(
+            f"params.yaml: judge.checker: raised {located(error)} on the prompt {quoted(prompt)}; fix it, or "
+            "return None for prompts that it cannot judge"
+        ) from None
+    if score is None:
+        return Verdict(None, "the checker does not know this prompt")
+    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 5:
+        raise InputError(
+            f"params.yaml: judge.checker: returned {quoted(score)}; expected a number from 0 to 5, or None"
+        )
+    return Verdict(float(score))

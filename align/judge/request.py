@@ -5,15 +5,12 @@ The rubric is the additive 5-point scale of Self-Rewarding Language Models (arXi
 
 import math
 import re
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from align.core.errors import InputError, quoted
 from align.core.params import Settings
 from align.core.templates import render
 
@@ -65,10 +62,6 @@ class JudgeSettings(Settings):
         if self.use_parent and self.mode in ("checker", "reward"):
             raise ValueError(f"use_parent: false where mode is {self.mode}, since no parent judges there")
         return self
-
-
-# (prompt, response) -> score from 0 to 5, or None if it cannot judge the prompt.
-Checker = Callable[[str, str], float | None]
 
 
 @dataclass(frozen=True)
@@ -136,43 +129,6 @@ def verdict_of_replies(replies: Sequence[str]) -> Verdict:
     if 2 * len(scores) <= len(replies):
         return Verdict(None, f"a score in {len(scores)} of {len(replies)} judgements", judgements=judgements)
     return Verdict(sum(scores) / len(scores), judgements=judgements)
-
-
-def load_checker(name: str) -> Checker:
-    """Import the function that `package.module:function` names."""
-    module, _, function = name.partition(":")
-    try:
-        checker: Checker = getattr(import_module(module), function)
-    except (Exception, SystemExit) as error:  # the user's module may raise anything
-        raise InputError(
-            f"params.yaml: judge.checker: {_located(error)}; expected package.module:function, importable from here"
-        ) from None
-    if not callable(checker):
-        raise InputError(f"params.yaml: judge.checker: {quoted(name)} is no function; name one of (prompt, response)")
-    return checker
-
-
-def verdict_of_checker(checker: Checker, prompt: str, response: str) -> Verdict:
-    """Score by a checker; raise `InputError` unless it returns None or a number from 0 to 5."""
-    try:
-        score = checker(prompt, response)
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise InputError(
-            f"params.yaml: judge.checker: raised {_located(error)} on the prompt {quoted(prompt)}; fix it, or "
-            "return None for prompts that it cannot judge"
-        ) from None
-    if score is None:
-        return Verdict(None, "the checker does not know this prompt")
-    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 5:
-        raise InputError(
-            f"params.yaml: judge.checker: returned {quoted(score)}; expected a number from 0 to 5, or None"
-        )
-    return Verdict(float(score))
-
-
-def _located(error: BaseException) -> str:
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
 
 
 _SCORE_LABEL = re.compile(r"(score)([\s*_`\"']*[:\uff1a])", re.IGNORECASE)

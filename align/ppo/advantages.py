@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from align.ppo.losses import LOG_RATIO_LIMIT
+from align.ppo.settings import TruncatedSettings
 
 
 def last_token_index(mask: Tensor) -> Tensor:
@@ -75,6 +76,35 @@ def grpo(rewards: Tensor, num_generations: int) -> Tensor:
     return (centred / (groups.std(1, correction=0, keepdim=True) + 1e-4)).flatten()
 
 
+def truncated_rewards(
+    scores: Tensor, mask: Tensor, ended: Tensor, truncated: TruncatedSettings, max_new_tokens: int
+) -> Tensor:
+    """Return the rewards (B,): the scores, and what `truncated.mode` makes of responses that were cut off.
+
+    - keep, mask: their own scores (masked ones are left out of the loss elsewhere).
+    - penalty: `value` is taken off.
+    - score: `value` replaces it, since a reward model may have seen ended replies only (arXiv 2403.17031).
+    - soft_punish: `value` is taken off in proportion to how far a response, ended or not, reaches into the last
+      `soft_punish_cache` tokens before the limit (arXiv 2503.14476, equation 13, times `value`).
+
+    Args:
+        scores: (B,), one per response.
+        mask: (B, R).
+        ended: (B,), True where a response ends with EOS.
+        truncated: `ppo.truncated`.
+        max_new_tokens: the limit.
+    """
+    if truncated.value is None:
+        return scores
+    if truncated.mode == "score":
+        return torch.where(ended, scores, truncated.value)
+    share = (~ended).float()
+    if truncated.soft_punish_cache is not None:
+        beyond = mask.sum(1) - (max_new_tokens - truncated.soft_punish_cache)
+        share = (beyond / truncated.soft_punish_cache).clamp(0, 1)
+    return scores - truncated.value * share
+
+
 def sequence_rewards(logprobs: Tensor, ref_logprobs: Tensor, scores: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
     """Return the reward of each response, (B,): the sum of its `token_rewards`, which has the same arguments."""
     return scores - kl_coef * _log_ratio(logprobs, ref_logprobs, mask).sum(1)
@@ -82,7 +112,7 @@ def sequence_rewards(logprobs: Tensor, ref_logprobs: Tensor, scores: Tensor, mas
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
     """Return x with mean 0 and standard deviation 1 over the batch's real tokens, and 0 elsewhere."""
-    real = x[mask]
+    real = x[mask] if bool(mask.any()) else x.new_zeros(1)
     return torch.where(mask, (x - real.mean()) / (real.std(correction=0) + 1e-8), 0.0)
 
 

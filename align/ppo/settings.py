@@ -7,10 +7,51 @@ from pydantic import Field, field_validator, model_validator
 from align.core.params import MODEL_NAME, Settings, WarmupSteps
 
 
+class RewardSettings(Settings):
+    """An entry of `ppo.rewards`: the reward model or a checker, and its weight in the sum."""
+
+    model: Literal["reward"] | None = None
+    checker: str | None = None
+    weight: float = Field(ge=-1e6, le=1e6)
+
+    @model_validator(mode="after")
+    def _is_one_reward(self) -> Self:
+        if (self.model is None) == (self.checker is None):
+            raise ValueError("{model: reward, weight: W} or {checker: package.module:function, weight: W}")
+        if self.weight == 0:
+            raise ValueError("an entry with a weight other than 0, or none at all")
+        return self
+
+    @property
+    def column(self) -> str:
+        """Its column in data/ppo/history.csv."""
+        return "mean_score" if self.checker is None else f"reward_{self.checker.rpartition(':')[2]}"
+
+
+class TruncatedSettings(Settings):
+    """`ppo.truncated`: what becomes of responses that `max_new_tokens` cuts off; see `truncated_rewards`."""
+
+    mode: Literal["keep", "penalty", "score", "mask", "soft_punish"]
+    value: float | None
+    soft_punish_cache: int | None = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _has_what_its_mode_needs(self) -> Self:
+        if (self.value is None) != (self.mode in ("keep", "mask")):
+            raise ValueError("a value where mode is penalty, score or soft_punish, and value null otherwise")
+        if self.value is not None and self.value < 0 and self.mode != "score":
+            raise ValueError("a value of 0 or more, which is taken off")
+        if (self.soft_punish_cache is None) != (self.mode != "soft_punish"):
+            raise ValueError("a soft_punish_cache (tokens) where mode is soft_punish, and null otherwise")
+        return self
+
+
 class PPOSettings(Settings):
     """Section `ppo` of params.yaml, named as in TRL."""
 
     init: str = Field(pattern=f"^{MODEL_NAME.pattern}$")
+    prompts: str = Field(min_length=1)
+    rewards: list[RewardSettings] = Field(min_length=1)
     advantage: Literal["gae", "rloo", "grpo"]
     num_generations: int = Field(ge=1)
     num_updates: int = Field(ge=1)
@@ -32,11 +73,23 @@ class PPOSettings(Settings):
     lam: float = Field(ge=0, le=1)
     max_grad_norm: float = Field(gt=0)
     gradient_checkpointing: bool
-    missing_eos_penalty: float = Field(ge=0)
-    missing_eos_score: float | None
+    truncated: TruncatedSettings
     temperature: float = Field(gt=0)
     max_new_tokens: int = Field(ge=1)
     max_prompt_length: int = Field(ge=1)
+
+    @property
+    def uses_model(self) -> bool:
+        """Whether the reward model is one of the rewards."""
+        return any(reward.model is not None for reward in self.rewards)
+
+    @field_validator("rewards")
+    @classmethod
+    def _rewards_differ(cls, value: list[RewardSettings]) -> list[RewardSettings]:
+        columns = [reward.column for reward in value]
+        if len(columns) != len(set(columns)):
+            raise ValueError("rewards of which no two are the model, or checkers with one function name")
+        return value
 
     @field_validator("init")
     @classmethod
@@ -55,6 +108,10 @@ class PPOSettings(Settings):
             raise ValueError("a rollout_batch_size that num_generations divides: it counts responses, not prompts")
         if self.advantage != "gae" and self.num_generations < 2:
             raise ValueError(f"num_generations 2 or more: {self.advantage} compares the responses to a prompt")
-        if self.missing_eos_score is not None and self.missing_eos_penalty:
-            raise ValueError("missing_eos_penalty 0, or missing_eos_score null: one replaces what the other lowers")
+        if self.advantage == "gae" and not self.uses_model:
+            raise ValueError(
+                "advantage rloo or grpo where no reward is {model: reward}: the critic of gae starts as it"
+            )
+        if (self.truncated.soft_punish_cache or 0) > self.max_new_tokens:
+            raise ValueError("a truncated.soft_punish_cache of at most max_new_tokens, the end of which it is")
         return self

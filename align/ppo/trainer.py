@@ -2,8 +2,8 @@
 
 Policy, reference and reward are adapters over one base, and so is the value function that `advantage: gae` has. One
 update: sample responses over the full vocabulary; recompute their log-probabilities with training's forward; score
-them; compute advantages; then epochs of clipped updates. A loss is a mean over the tokens of the whole mini-batch,
-however it is cut into micro-batches.
+them (`align.ppo.rewards`); compute advantages; then epochs of clipped updates. A loss is a mean over the tokens of the
+whole mini-batch, however it is cut into micro-batches.
 
 What `advantage` chooses:
 - gae: reward of a token = -kl_coef * log-ratio, plus the score at the last token; GAE with a critic; whiten.
@@ -12,10 +12,9 @@ What `advantage` chooses:
 
 An update computes its constant layers once: those below the lowest layer that policy, reference or reward model adapt,
 and those of the reward model below the ones that the critic trains (`value_layers`). The forward that scores the
-responses keeps their output states, where every other forward begins.
+responses keeps their output states, where every other forward begins; without a reward model, the reference's does.
 """
 
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,10 +29,12 @@ from align.generation.local import TorchGenerator
 from align.generation.sampling import SamplingParams
 from align.models.batching import place
 from align.models.stack import AdapterStack
-from align.ppo.advantages import gae, grpo, rloo, sequence_rewards, token_rewards, whiten
+from align.ppo.advantages import gae, grpo, rloo, sequence_rewards, token_rewards, truncated_rewards, whiten
 from align.ppo.critic import Critic
 from align.ppo.losses import kl_loss, policy_loss, token_entropies, token_logprobs, value_loss
+from align.ppo.rewards import Rewards, Task
 from align.ppo.rollout import Batch, Rollout
+from align.ppo.schedules import kl_coef_factor, rate_factor
 from align.ppo.settings import PPOSettings
 from align.reward.scoring import score_and_record
 from align.run.runtime import row_seed
@@ -45,7 +46,7 @@ SELF_TEST_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1.5e-2}
 
 
 class PPOTrainer:
-    """Trains adapter `policy` of a stack that also has `reference`, `reward` and, for `gae`, `value`.
+    """Trains adapter `policy` of a stack that also has `reference`, and by the settings `reward` and `value`.
 
     Args:
         stack: these adapters; policy and reference must be equal, which the first rollout checks.
@@ -53,15 +54,24 @@ class PPOTrainer:
         settings: section `ppo`.
         seed: that of the run.
         batch_size: rows decoded or scored together.
+        tasks: what checkers get of each prompt; needed if a reward is a checker.
     """
 
     def __init__(
-        self, stack: AdapterStack, prompts: Sequence[list[int]], settings: PPOSettings, seed: int, batch_size: int
+        self,
+        stack: AdapterStack,
+        prompts: Sequence[list[int]],
+        settings: PPOSettings,
+        seed: int,
+        batch_size: int,
+        tasks: Sequence[Task] = (),
     ) -> None:
+        self.rewards, self._tasks = Rewards(settings.rewards), tasks
         self.stack, self.settings, self.seed, self.batch_size = stack, settings, seed, batch_size
         self.critic = Critic(stack, settings.value_layers) if settings.advantage == "gae" else None
         # Where the policy's forwards begin: below, policy, reference and reward model are equal.
-        self.policy_layer = min(stack.first_layer(name) for name in ("policy", "reference", "reward"))
+        used = ("policy", "reference", "reward") if settings.uses_model else ("policy", "reference")
+        self.policy_layer = min(stack.first_layer(name) for name in used)
         self.parameters = {"policy": stack.parameters("policy")}  # by optimizer
         self.learning_rates = {"policy": settings.learning_rate}
         if self.critic is not None:
@@ -83,7 +93,9 @@ class PPOTrainer:
     def step(self) -> dict[str, float]:
         """Run one update and return its row of the history."""
         settings = self.settings
-        rollout = self.rollout(sorted(self._next_prompts(), key=len))  # similar lengths need little padding
+        numbers = sorted(self._next_prompts(), key=lambda i: len(self._prompts[i]))  # similar lengths: little padding
+        tasks = [self._tasks[i] for i in numbers] if self.rewards.checkers else []
+        rollout = self.rollout([self._prompts[i] for i in numbers], tasks)
         if self.updates_done == 0:
             self._check_reference(rollout)
         metrics = {"update": self.updates_done + 1.0} | self._describe(rollout) | self._optimize(rollout)
@@ -128,8 +140,8 @@ class PPOTrainer:
         self.updates_done, self.kl_coef = state["updates_done"], state["kl_coef"]
 
     @torch.no_grad()
-    def rollout(self, prompts: Sequence[list[int]]) -> Rollout:
-        """Answer each prompt `num_generations` times, and evaluate the answers."""
+    def rollout(self, prompts: Sequence[list[int]], tasks: Sequence[Task] = ()) -> Rollout:
+        """Answer each prompt `num_generations` times, and evaluate the answers; `tasks` are for checkers."""
         settings, tokenizer = self.settings, self.stack.tokenizer
         with self.stack.using("policy") as model:
             sampled = TorchGenerator(model, tokenizer, self.batch_size).generate(
@@ -139,30 +151,44 @@ class PPOTrainer:
                 n=settings.num_generations,
             )
         prompts = [prompt for prompt in prompts for _ in range(settings.num_generations)]
+        tasks = [task for task in tasks for _ in range(settings.num_generations)]
         completions = [completion for samples in sampled for completion in samples]
         responses = [completion.token_ids for completion in completions]
         batch = Batch.collate(prompts, responses, int(tokenizer.pad_token_id or 0), self.stack.device)
         tokens = [prompt + completion.token_ids for prompt, completion in zip(prompts, completions, strict=True)]
         layers = {self.policy_layer} if self.critic is None else {self.policy_layer, self.critic.layer}
-        found, states = score_and_record(
-            self.stack, "reward", tokens, layers, batch_size=settings.per_device_train_batch_size
-        )
-        scores = torch.tensor(found, device=self.stack.device)
+        model_scores, ref_logprobs = None, None
+        if settings.uses_model:
+            model_scores, states = score_and_record(
+                self.stack, "reward", tokens, layers, batch_size=settings.per_device_train_batch_size
+            )
+        else:
+            ref_logprobs, states = self._reference(batch)
+        parts = self.rewards.parts(model_scores, tasks, [(c.text.strip(), c.finish_reason) for c in completions])
+        scores = torch.tensor(self.rewards.totals(parts), device=self.stack.device)
+        columns = [entry.column for entry in settings.rewards]
+        means = {
+            column: float(torch.tensor(part, device=scores.device).mean())
+            for column, part in zip(columns, parts, strict=True)
+        }
         batch = replace(batch, policy_states=place(states[self.policy_layer], batch.attention_mask))
         if self.critic is not None:
             batch = replace(batch, value_states=place(states[self.critic.layer], batch.attention_mask))
         logprobs, entropies = self._map_rows(batch, self._logprobs_and_entropies).unbind(-1)
-        ref_logprobs = self._map_rows(batch, lambda part: self._logprobs("reference", part))
+        if ref_logprobs is None:
+            ref_logprobs = self._map_rows(batch, lambda part: self._logprobs("reference", part))
         ended = torch.tensor([c.finish_reason == "stop" for c in completions], device=self.stack.device)
-        rewards, mask = self._penalized(scores, ended), batch.response_mask
-        evaluated = {"logprobs": logprobs, "entropies": entropies, "ref_logprobs": ref_logprobs}
+        mask = batch.response_mask
+        rewards = self._rewarded(scores, mask, ended)
+        loss_mask = mask & ended.unsqueeze(1) if settings.truncated.mode == "mask" else mask
+        evaluated = {"loss_mask": loss_mask, "logprobs": logprobs, "entropies": entropies, "ref_logprobs": ref_logprobs}
         if self.critic is not None:
             if self.updates_done == 0:  # before training, the mean reward is the best guess
                 self.critic.bias.fill_(rewards.mean())
             values = self._map_rows(batch, self.critic.values)
             per_token = token_rewards(logprobs, ref_logprobs, rewards, mask, self.kl_coef)
             advantages, returns = gae(per_token, values, mask, settings.gamma, settings.lam)
-            evaluated |= {"advantages": whiten(advantages, mask), "values": values, "returns": returns}
+            evaluated |= {"advantages": whiten(advantages, loss_mask), "values": values, "returns": returns}
         else:
             if settings.advantage == "rloo":
                 rewards = sequence_rewards(logprobs, ref_logprobs, rewards, mask, self.kl_coef)
@@ -170,7 +196,7 @@ class PPOTrainer:
             else:
                 advantages = grpo(rewards, settings.num_generations)
             evaluated["advantages"] = advantages.unsqueeze(1) * mask
-        return Rollout(**vars(batch), **evaluated, scores=scores, ended=ended)
+        return Rollout(**vars(batch), **evaluated, scores=scores, ended=ended, reward_means=means)
 
     def _optimize(self, rollout: Rollout) -> dict[str, float]:
         settings = self.settings
@@ -181,6 +207,9 @@ class PPOTrainer:
         for _ in range(settings.num_ppo_epochs):
             order = torch.randperm(settings.rollout_batch_size, generator=generator).to(self.stack.device)
             for rows in order.split(settings.mini_batch_size):
+                rows = rows[rollout.loss_mask[rows].any(1)]
+                if len(rows) == 0:  # all are masked: there is nothing to learn
+                    continue
                 metrics = self._mini_batch(rollout, rows, check=self.updates_done == 0 and steps == 0)
                 # The policy is now too far from the one that wrote these responses.
                 stopped = settings.target_kl is not None and metrics["approx_kl"] > 1.5 * settings.target_kl
@@ -200,12 +229,14 @@ class PPOTrainer:
             if stopped:
                 break
         means = {key: value / steps for key, value in totals.items()}
+        if steps == 0:
+            means = {"policy_loss": 0.0, "ratio": 1.0, "clip_fraction": 0.0, "approx_kl": 0.0}
         rate = self.optimizers["policy"].param_groups[0]["lr"]
         return means | {"optimizer_steps": float(steps), "stopped_early": float(stopped), "learning_rate": rate}
 
     def _mini_batch(self, rollout: Rollout, rows: Tensor, check: bool) -> dict[str, float]:
         """Accumulate the gradients of the rows of one optimizer step, micro-batch by micro-batch."""
-        tokens = rollout.response_mask[rows].sum()
+        tokens = rollout.loss_mask[rows].sum()
         totals: dict[str, float] = {}
         for part in self._micro_batches(rollout, rows):
             for key, value in self._backward(rollout.rows(part), tokens, check).items():
@@ -214,7 +245,7 @@ class PPOTrainer:
 
     def _backward(self, part: Rollout, tokens: Tensor, check: bool) -> dict[str, float]:
         """Accumulate the gradients of a micro-batch, as its share of a mini-batch of `tokens` response tokens."""
-        settings, mask = self.settings, part.response_mask
+        settings, mask = self.settings, part.loss_mask
         with self._checkpointing():
             logprobs = self._logprobs("policy", part)
         log_ratio = torch.where(mask, logprobs.detach() - part.logprobs, 0.0)
@@ -250,10 +281,11 @@ class PPOTrainer:
     def _describe(self, rollout: Rollout) -> dict[str, float]:
         mask = rollout.response_mask
         kl = torch.where(mask, rollout.logprobs - rollout.ref_logprobs, 0.0).sum(1).mean()
-        reward = self._penalized(rollout.scores, rollout.ended).mean()
+        reward = self._rewarded(rollout.scores, mask, rollout.ended).mean()
         measures = {
             "mean_reward": float(reward),
-            "mean_score": float(rollout.scores.mean()),
+            "mean_score": float(rollout.scores.mean()),  # where the reward model is a reward, its own, by the next line
+            **rollout.reward_means,
             "kl": float(kl),
             "kl_coef": self.kl_coef,
             "objective": float(reward - self.kl_coef * kl),
@@ -268,15 +300,8 @@ class PPOTrainer:
             measures["explained_variance"] = float(1 - rest / variance) if variance > 0 else 0.0
         return measures
 
-    def _penalized(self, scores: Tensor, ended: Tensor) -> Tensor:
-        """Return the reward of each response: its score, replaced or lowered if it does not end with an EOS.
-
-        `missing_eos_score` replaces it, since the reward model was trained on ended replies only (arXiv 2403.17031);
-        `missing_eos_penalty` lowers it.
-        """
-        if self.settings.missing_eos_score is not None:
-            return torch.where(ended, scores, self.settings.missing_eos_score)
-        return scores - self.settings.missing_eos_penalty * (~ended).float()
+    def _rewarded(self, scores: Tensor, mask: Tensor, ended: Tensor) -> Tensor:
+        return truncated_rewards(scores, mask, ended, self.settings.truncated, self.settings.max_new_tokens)
 
     def _check_reference(self, rollout: Rollout) -> None:
         gap = float((rollout.logprobs - rollout.ref_logprobs)[rollout.response_mask].abs().mean())
@@ -313,6 +338,19 @@ class PPOTrainer:
             ).logits
         return logits
 
+    def _reference(self, batch: Batch) -> tuple[Tensor, dict[int, list[Tensor]]]:
+        """Return the reference's log-probabilities (B, R) and, as `score_and_record`, the states at `policy_layer`."""
+        layer, logprobs = self.policy_layer, torch.zeros(batch.response_mask.shape, device=self.stack.device)
+        states = [torch.empty(0)] * len(logprobs)
+        for part in self._micro_batches(batch, torch.arange(len(logprobs), device=self.stack.device)):
+            rows = batch.rows(part)
+            with self.stack.recording({layer}) as recorded:
+                found = self._logprobs("reference", rows)
+            logprobs[part, : found.shape[1]] = found
+            for i, inputs, mask in zip(part.tolist(), recorded[layer], rows.attention_mask, strict=True):
+                states[i] = inputs[mask]
+        return logprobs, {layer: states}
+
     def _checkpointing(self) -> AbstractContextManager[None]:
         return self.stack.checkpointing() if self.settings.gradient_checkpointing else nullcontext()
 
@@ -331,8 +369,8 @@ class PPOTrainer:
             together[part, : result.shape[1]] = result
         return together
 
-    def _next_prompts(self) -> list[list[int]]:
-        """Return the prompts of this update: shuffled passes over all of them, cut into batches."""
+    def _next_prompts(self) -> list[int]:
+        """Return the numbers of this update's prompts: shuffled passes over all of them, cut into batches."""
         count, size = len(self._prompts), self.settings.rollout_batch_size // self.settings.num_generations
         first = self.updates_done * size
         passes = range(first // count, (first + size - 1) // count + 1)
@@ -342,30 +380,4 @@ class PPOTrainer:
             for i in random.Random(row_seed(self.seed, "ppo prompts", number)).sample(range(count), count)
         ]
         start = first - passes[0] * count
-        return [self._prompts[i] for i in order[start : start + size]]
-
-
-def rate_factor(step: int, total: int, warmup_steps: float) -> float:
-    """Return the factor of the learning rates at optimizer step `step` (from 0): a linear rise, then a fall towards 0.
-
-    Adam's first steps have almost the full rate in every weight, whatever the noise of the gradients, so without the
-    rise they would spend the KL on noise.
-
-    Args:
-        step, total: the step's number, and how many there are.
-        warmup_steps: of the rise; below 1 a share of all steps.
-    """
-    warmup = warmup_steps if warmup_steps >= 1 else math.ceil(warmup_steps * total)
-    return (step + 1) / (warmup + 1) if step < warmup else (total - step) / max(1.0, total - warmup)
-
-
-def kl_coef_factor(kl: float, target: float, share: float) -> float:
-    """Return the factor of the adaptive KL coefficient (Ziegler et al., 2019, section 2.2).
-
-    Args:
-        kl: of the last rollout, in nats per response.
-        target: the desired KL.
-        share: responses of the rollout over the horizon.
-    """
-    error = min(max(kl / target - 1, -0.2), 0.2)
-    return 1 + error * share
+        return order[start : start + size]

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def code_hashes() -> dict[str, str]:
     """Return the SHA-256 of each of the project's modules imported so far, and of each template."""
     loaded = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
-    folders = (f"{ROOT}/align/", f"{ROOT}/stages/")
+    folders = tuple(f"{ROOT}/{name}/" for name in ("align", "checkers", "stages"))
     own = [Path(file) for file in loaded if file.startswith(folders)] + list((ROOT / "prompts").rglob("*.jinja"))
     return {file.relative_to(ROOT).as_posix(): sha256(file) for file in sorted(own)}
 

@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from collections.abc import Callable
 from itertools import combinations
@@ -5,11 +6,13 @@ from itertools import combinations
 import pytest
 
 from align.checks.prompts import CheckedPrompt
+from align.checks.rewards import checks_passed, right_answer
 from align.core.rows import EvalPrompt, Instruction, Judgement, PreferencePair, read_rows
 from align.data.preferences import read_preferences
 from align.loop.novelty import rouge_l
 from align.report.statistics import words
 from align.text.labelled import LabelledText
+from benchmarks import arithmetic
 from tests.committed import COMMITTED
 
 SEED = COMMITTED / "data/seed"
@@ -125,3 +128,19 @@ def test_no_eval_prompt_is_like_one_of_the_training_data(prompts: Callable[[], l
 def test_no_checked_prompt_is_like_an_eval_prompt() -> None:
     held_out = [words(turn) for row in eval_prompts() for turn in row.turns]
     assert [text for text in checked_prompts() if max(rouge_l(words(text), other) for other in held_out) >= 0.7] == []
+
+
+def test_the_sums_are_what_the_script_writes_and_train_and_test_share_no_operands() -> None:
+    for name, text in arithmetic.texts().items():
+        assert (SEED / name).read_text(encoding="utf-8") == text
+    train, test = arithmetic.rows()
+    operands = [{frozenset(re.findall(r"\d+", row["prompt"])) for row in rows} for rows in (train, test)]
+    assert len(operands[0]) > 100
+    assert operands[0].isdisjoint(operands[1])
+    assert len({row["prompt"] for row in [*train, *test]}) == len(train) + len(test)
+    for row in train:
+        a, sign, b = re.findall(r"\d+|[+-]", row["prompt"])[:3]
+        assert int(row["answer"]) == (int(a) + int(b) if sign == "+" else int(a) - int(b)) >= 0
+        for checker in (right_answer, checks_passed):
+            assert checker(row["prompt"], row["answer"], row, "stop") == 1
+            assert checker(row["prompt"], row["answer"] + "1", row, "stop") == 0

@@ -38,6 +38,7 @@ def workspace(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     monkeypatch.chdir(copy)
     monkeypatch.syspath_prepend(str(copy))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "checkers", raising=False)  # another workspace's
     return copy
 
 

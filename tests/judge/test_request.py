@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from align.checks.loading import load_checker
 from align.core.errors import InputError
+from align.judge.asking import verdict_of_checker
 from align.judge.checkers import sentence_with_words
 from align.judge.request import (
     DIGITS,
@@ -15,9 +17,7 @@ from align.judge.request import (
     Verdict,
     judge_reply,
     judge_request,
-    load_checker,
     parse_score,
-    verdict_of_checker,
     verdict_of_digits,
     verdict_of_replies,
     verdict_of_reward,
@@ -293,7 +293,7 @@ SENTENCE = 'Write a sentence with the words "river", "bread" and "cold".'
 
 
 def test_a_checker_takes_the_place_of_the_judge() -> None:
-    checker = load_checker("align.judge.checkers:sentence_with_words")
+    checker = load_checker("judge.checker", "align.judge.checkers:sentence_with_words")
     assert verdict_of_checker(checker, SENTENCE, "The bread fell into the cold river.") == Verdict(5.0)
     assert verdict_of_checker(checker, SENTENCE, "No.") == Verdict(0.0)
     assert verdict_of_checker(checker, "Why is the sky blue?", "The bread fell into the cold river.").score is None
@@ -332,7 +332,7 @@ def test_a_checker_that_returns_no_score_is_an_error_and_never_a_score(returned:
 @pytest.mark.parametrize("name", ["", "sums", "nowhere:sums", "align.judge.checkers:nothing", ":sentence_with_words"])
 def test_a_checker_that_is_not_there_is_an_error_that_names_the_param(name: str) -> None:
     with pytest.raises(InputError, match=r"params\.yaml: judge\.checker: "):
-        load_checker(name)
+        load_checker("judge.checker", name)
 
 
 def test_a_checker_of_the_old_layout_is_an_error_that_says_the_new_path() -> None:

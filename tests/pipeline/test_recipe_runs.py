@@ -46,7 +46,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "dpo": {"num_train_epochs": 1, "max_length": 2048},
     "offline_dpo": {"num_train_epochs": 0.2, "max_length": 2048},
     "reward_model": {"num_train_epochs": 0.2, "max_length": 2048},
-    "ppo": {"num_updates": 1, "rollout_batch_size": 4, "mini_batch_size": 4, "per_device_train_batch_size": 2}
+    "ppo": {"num_updates": 1, "rollout_batch_size": 8, "mini_batch_size": 4, "per_device_train_batch_size": 2}
     | {"value_layers": 1, "max_new_tokens": 4, "max_prompt_length": 2048},
     "evaluate": {"max_new_tokens": 4, "checks_max_new_tokens": 4, "max_turns": 1},
     "text": {"num_train_epochs": 0.2},
@@ -240,6 +240,7 @@ STAGES = {
     "ultrafeedback-dpo": {"fetch_data", "sft", "offline_dpo"},
     "mistral-7b-rlhf": {"fetch_data", "sft", "reward_model", "ppo", "evaluate"},
     "mistral-7b-rlhf-nf4": {"fetch_data", "sft", "reward_model", "ppo", "evaluate"},
+    "rlvr-arithmetic": {"sft", "reward_model", "ppo", "evaluate"},
     "gpt-tweet-sentiment": {"fetch_data", "base_model", "text.data", "text.sft", "text.evaluate"},
 }
 

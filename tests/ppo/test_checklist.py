@@ -25,8 +25,10 @@ from align.models.stack import AdapterStack
 from align.ppo import trainer as ppo_trainer
 from align.ppo.advantages import token_rewards
 from align.ppo.losses import policy_loss, token_logprobs
+from align.ppo.rewards import Task
 from align.ppo.rollout import Rollout
-from align.ppo.trainer import PPOTrainer, kl_coef_factor
+from align.ppo.schedules import kl_coef_factor
+from align.ppo.trainer import PPOTrainer
 from align.run.runtime import RuntimeSettings
 from tests.factories import tiny_gpt2
 from tests.ppo.tiny import (
@@ -89,7 +91,7 @@ def test_no_gradient_flows_through_anything_that_a_rollout_holds(make_stack: Mak
     stack = make_stack()
     rollout = trainer(stack).rollout(encoded(stack))
     tensors = [value for value in vars(rollout).values() if isinstance(value, Tensor)]
-    assert len(tensors) == len(vars(rollout)) == 13
+    assert len(tensors) == len(vars(rollout)) - 1 == 14  # all but the means
     assert not any(tensor.requires_grad for tensor in tensors)
 
 
@@ -131,7 +133,8 @@ def test_a_token_that_one_model_finds_impossible_leaves_reward_and_loss_finite(i
 
 def test_a_cut_off_response_gets_the_score_for_it_and_a_finished_one_its_own(make_stack: MakeStack) -> None:
     stack = make_stack()
-    changes: dict[str, Any] = {"lam": 1.0, "kl_coef": 0.0, "missing_eos_penalty": 0.0, "missing_eos_score": -7.0}
+    truncated = {"mode": "score", "value": -7.0, "soft_punish_cache": None}
+    changes: dict[str, Any] = {"lam": 1.0, "kl_coef": 0.0, "truncated": truncated}
     rollout = trainer(stack, **changes).rollout(encoded(stack, 16))
     assert set(rollout.ended.tolist()) == {True, False}
     expected = torch.where(rollout.ended, rollout.scores, -7.0).unsqueeze(1).expand_as(rollout.response_mask)
@@ -298,8 +301,8 @@ class Keeping(PPOTrainer):
 
     last: Rollout
 
-    def rollout(self, prompts: Sequence[list[int]]) -> Rollout:
-        self.last = super().rollout(prompts)
+    def rollout(self, prompts: Sequence[list[int]], tasks: Sequence[Task] = ()) -> Rollout:
+        self.last = super().rollout(prompts, tasks)
         return self.last
 
 

@@ -11,7 +11,7 @@ from align.models.stack import AdapterStack
 from align.ppo.losses import policy_loss, value_loss
 from align.ppo.rollout import Batch, Rollout
 from align.ppo.trainer import PPOTrainer
-from tests.ppo.tiny import MakeStack, all_parameters, critic, encoded, randomize, reward, trainer
+from tests.ppo.tiny import KEEP, MakeStack, all_parameters, critic, encoded, randomize, reward, trainer
 
 
 def numpy_like_losses(
@@ -68,7 +68,7 @@ def test_gradients_depend_neither_on_the_order_of_the_rows_nor_on_pad_columns(ma
 
     wide = {}
     for name, value in vars(rollout).items():
-        if value.dim() == 1:
+        if not isinstance(value, Tensor) or value.dim() == 1:
             wide[name] = value
         else:
             fill = int(stack.tokenizer.pad_token_id or 0) if name == "input_ids" else 0
@@ -131,7 +131,7 @@ def bandit(
         "learning_rate": 1e-2,
         "value_learning_rate": 1e-2,
         "max_new_tokens": 1,
-        "missing_eos_penalty": 0.0,
+        "truncated": KEEP,
         "advantage": advantage,
         "num_generations": num_generations,
     }

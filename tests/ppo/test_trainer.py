@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ from align.core.errors import InputError
 from align.core.params import Params
 from align.models.stack import AdapterStack
 from align.ppo.advantages import gae, token_rewards, whiten
+from align.ppo.schedules import rate_factor
 from align.ppo.settings import PPOSettings
-from align.ppo.trainer import PPOTrainer, rate_factor
+from align.ppo.trainer import PPOTrainer
 from align.reward.scoring import reward_scores
 from tests.committed import PARAMS_YAML
 from tests.factories import embeddings
 from tests.ppo.tiny import (
+    KEEP,
     SETTINGS,
     TEXTS,
     MakeStack,
@@ -31,6 +34,10 @@ from tests.ppo.tiny import (
     trainer,
     values_of,
 )
+
+
+def penalty(value: float) -> dict[str, Any]:
+    return {"mode": "penalty", "value": value, "soft_punish_cache": None}
 
 
 def test_over_a_base_in_bfloat16_the_checks_hold_and_adapters_heads_and_results_stay_float32(
@@ -88,7 +95,7 @@ def test_logprobs_are_those_of_the_unpadded_row_at_the_temperature_of_sampling(
 
 def test_at_first_every_value_is_the_mean_reward_so_that_no_place_in_a_reply_is_favoured(make_stack: MakeStack) -> None:
     stack = make_stack()
-    rollout = trainer(stack, missing_eos_penalty=2.0).rollout(encoded(stack))
+    rollout = trainer(stack, truncated=penalty(2.0)).rollout(encoded(stack))
     reward = (rollout.scores - 2.0 * (~rollout.ended).float()).mean()
     assert 0 < int(rollout.ended.sum()) < len(rollout.ended)
     torch.testing.assert_close(values_of(rollout), reward.expand_as(values_of(rollout)))
@@ -116,7 +123,7 @@ def test_scores_are_the_reward_models_on_the_very_tokens_of_the_rollout(make_sta
 
 def test_advantages_are_whitened_gae_of_kl_penalty_and_penalized_score(make_stack: MakeStack) -> None:
     stack = make_stack()
-    ppo = trainer(stack, kl_coef=0.5, gamma=0.9, lam=0.8, missing_eos_penalty=2.0)
+    ppo = trainer(stack, kl_coef=0.5, gamma=0.9, lam=0.8, truncated=penalty(2.0))
     ppo.step()
     rollout = ppo.rollout(encoded(stack))
     mask = rollout.response_mask
@@ -129,8 +136,8 @@ def test_advantages_are_whitened_gae_of_kl_penalty_and_penalized_score(make_stac
 
 def test_an_unfinished_response_loses_the_penalty_and_a_finished_one_nothing(make_stack: MakeStack) -> None:
     stack = make_stack()
-    free = trainer(stack, lam=1.0, missing_eos_penalty=0.0).rollout(encoded(stack, 16))
-    dear = trainer(stack, lam=1.0, missing_eos_penalty=5.0).rollout(encoded(stack, 16))
+    free = trainer(stack, lam=1.0, truncated=KEEP).rollout(encoded(stack, 16))
+    dear = trainer(stack, lam=1.0, truncated=penalty(5.0)).rollout(encoded(stack, 16))
     assert torch.equal(free.input_ids, dear.input_ids)
     assert set(free.ended.tolist()) == {True, False}
     last = torch.tensor([ids[-1] for ids, _ in real_rows(free)])
@@ -200,10 +207,10 @@ class Recording(PPOTrainer):
 
     seen: list[tuple[int, ...]]
 
-    def _next_prompts(self) -> list[list[int]]:
-        prompts = super()._next_prompts()
-        self.seen = [*getattr(self, "seen", []), *map(tuple, prompts)]
-        return prompts
+    def _next_prompts(self) -> list[int]:
+        numbers = super()._next_prompts()
+        self.seen = [*getattr(self, "seen", []), *(tuple(self._prompts[i]) for i in numbers)]
+        return numbers
 
 
 def test_every_prompt_is_used_once_in_each_full_pass(make_stack: MakeStack) -> None:
@@ -278,7 +285,7 @@ def counts_while_training(
         learning_rate=1e-2,
         value_learning_rate=1e-2,
         kl_coef=0.0,
-        missing_eos_penalty=0.0,
+        truncated=KEEP,
     )
     for _ in range(12):
         ppo.step()

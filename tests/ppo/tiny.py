@@ -19,6 +19,8 @@ from align.reward.scoring import score_and_record
 MakeStack = Callable[..., AdapterStack]
 SETTINGS = {
     "init": "m0",
+    "prompts": "data/prepared/prompts.jsonl",
+    "rewards": [{"model": "reward", "weight": 1.0}],
     "advantage": "gae",
     "num_generations": 1,
     "num_updates": 4,
@@ -40,12 +42,12 @@ SETTINGS = {
     "lam": 0.95,
     "max_grad_norm": 1.0,
     "gradient_checkpointing": False,
-    "missing_eos_penalty": 1.0,
-    "missing_eos_score": None,
+    "truncated": {"mode": "penalty", "value": 1.0, "soft_punish_cache": None},
     "temperature": 1.0,
     "max_new_tokens": 10,
     "max_prompt_length": 128,
 }
+KEEP = {"mode": "keep", "value": None, "soft_punish_cache": None}
 TEXTS = ("Hi", "What is rust?", "Tell me a story about 12 cats.", "Why?", "How long can rice sit", "Go")
 
 

@@ -207,11 +207,24 @@ VALUES: list[tuple[str, str, object, str]] = [
     ("ppo", "ppo.init", "../source", "is not one of m0, dpo, m1"),
     ("ppo", "ppo.init", "base", "is not one of m0, dpo, m1"),
     ("ppo", "ppo.kl_coef", -0.1, "should be greater"),
-    ("ppo", "ppo.missing_eos_score", float("-inf"), "should be a finite number"),
+    ("ppo", "ppo.truncated.value", float("-inf"), "should be a finite number"),
     ("ppo", "ppo.mini_batch_size", 3, "divide evenly"),
     ("ppo", "ppo.num_generations", 3, "num_generations divides"),
     ("ppo", "ppo.advantage", "rloo", "num_generations 2 or more"),
-    ("ppo", "ppo.missing_eos_penalty", 1.0, "missing_eos_penalty 0, or"),
+    ("ppo", "ppo.truncated.mode", "cut", "should be 'keep'"),
+    ("ppo", "ppo.truncated.mode", "mask", "value null otherwise"),
+    ("ppo", "ppo.truncated.value", None, "should be a value where"),
+    ("ppo", "ppo.truncated.soft_punish_cache", 2, "soft_punish_cache (tokens) where"),
+    ("ppo", "ppo.rewards", [], "at least 1 item"),
+    ("ppo", "ppo.rewards", [{"weight": 1.0}], "{model: reward, weight: W}"),
+    ("ppo", "ppo.rewards", [{"model": "m0", "weight": 1.0}], "should be 'reward'"),
+    ("ppo", "ppo.rewards", [{"model": "reward", "weight": float("nan")}], "should be "),
+    ("ppo", "ppo.rewards", [{"model": "reward"}], "weight: missing"),
+    ("ppo", "ppo.rewards", [{"model": "reward", "weight": 0}], "weight other than 0"),
+    ("ppo", "ppo.rewards", [{"weight": 1.0, "model": "reward"}] * 2, "no two"),
+    ("ppo", "ppo.rewards", [{"checker": "checkers.a:f", "weight": 1.0}], "the critic of gae"),
+    ("ppo", "ppo.prompts", "data/sources/sums.jsonl", "sources has no 'sums'"),
+    ("ppo", "ppo.prompts", "data/seed/nosuch.jsonl", "data/seed/nosuch.jsonl: no such file"),
     ("ppo", "ppo.value_layers", 99, "ppo.value_layers"),
     ("ppo", "ppo.max_prompt_length", 1, "all 3 rows are longer than 1 tokens"),
     ("evaluate m0", "evaluate.temperature", -1, "should be greater"),
@@ -219,6 +232,19 @@ VALUES: list[tuple[str, str, object, str]] = [
     ("evaluate m0", "evaluate.max_new_tokens", 5000, "prompts are too long"),
     ("evaluate m0", "evaluate.checks_max_new_tokens", 0, "should be greater"),
 ]
+# Code of a module in checkers/, whose function f is a reward, and what is said of it.
+REWARDS: dict[str, tuple[str, str]] = {
+    "not there": ("", "has no attribute 'f'"),
+    "a syntax error": ("def f(:\n", "SyntaxError"),
+    "a number": ("f = 3\n", "is no function"),
+    "an error": ("def f(p, r, row):\n    return row['answer']\n", "prompts.jsonl:1: id 'p1': checkers.bad_"),
+    "an exit": ("def f(p, r, row):\n    raise SystemExit(0)\n", "raised SystemExit: 0"),
+    "two arguments": ("def f(p, r):\n    return 1\n", "TypeError"),
+    "a text": ("def f(p, r, row):\n    return '1'\n", "returned '1'"),
+    "None": ("def f(p, r, row):\n    return None\n", "returned None"),
+    "a bool": ("def f(p, r, row):\n    return True\n", "returned True"),
+    "NaN": ("def f(p, r, row):\n    return float('nan')\n", "returned nan"),
+}
 CHECKERS: dict[str, tuple[str, str, str]] = {
     "no such module": ("nosuch_module:f", "", "No module named 'nosuch_module'"),
     "no such function": ("math:nosuch", "", "no attribute 'nosuch'"),
@@ -226,23 +252,24 @@ CHECKERS: dict[str, tuple[str, str, str]] = {
     "a relative module": (".math:sqrt", "", "TypeError"),
     "an empty name": ("", "", "ValueError"),
     "a number": ("math:pi", "", "is no function"),
-    "a syntax error": ("bad_syntax:f", "def f(:\n", "SyntaxError"),
-    "an error at import": ("bad_import:f", "raise RuntimeError('at import')\n", "RuntimeError: at import"),
-    "an exit at import": ("bad_exit:f", "raise SystemExit(0)\n", "SystemExit: 0"),
-    "an error": ("bad_error:f", "def f(p, r):\n    return 1 / 0\n", "ZeroDivisionError"),
-    "an exit": ("bad_leave:f", "def f(p, r):\n    raise SystemExit(0)\n", "SystemExit: 0"),
+    "outside of checkers/": ("math:sqrt", "", "move it to checkers/"),
+    "a syntax error": ("checkers.bad_syntax:f", "def f(:\n", "SyntaxError"),
+    "an error at import": ("checkers.bad_import:f", "raise RuntimeError('at import')\n", "RuntimeError: at import"),
+    "an exit at import": ("checkers.bad_exit:f", "raise SystemExit(0)\n", "SystemExit: 0"),
+    "an error": ("checkers.bad_error:f", "def f(p, r):\n    return 1 / 0\n", "ZeroDivisionError"),
+    "an exit": ("checkers.bad_leave:f", "def f(p, r):\n    raise SystemExit(0)\n", "SystemExit: 0"),
     "an error of several lines": (
-        "bad_lines:f",
+        "checkers.bad_lines:f",
         "def f(p, r):\n    raise ValueError('a\\n\\x1b[2Jb')\n",
         "ValueError: a",
     ),
-    "one argument": ("bad_args:f", "def f(p):\n    return 1\n", "TypeError"),
-    "a score of 6": ("bad_six:f", "def f(p, r):\n    return 6\n", "returned 6"),
-    "a text": ("bad_text:f", "def f(p, r):\n    return '5'\n", "returned '5'"),
-    "a bool": ("bad_bool:f", "def f(p, r):\n    return True\n", "returned True"),
-    "NaN": ("bad_nan:f", "def f(p, r):\n    return float('nan')\n", "returned nan"),
-    "a huge text": ("bad_huge:f", "def f(p, r):\n    return 'x' * 10**6\n", "returned 'xxx"),
-    "None of all": ("bad_none:f", "def f(p, r):\n    return None\n", "judgements failed"),
+    "one argument": ("checkers.bad_args:f", "def f(p):\n    return 1\n", "TypeError"),
+    "a score of 6": ("checkers.bad_six:f", "def f(p, r):\n    return 6\n", "returned 6"),
+    "a text": ("checkers.bad_text:f", "def f(p, r):\n    return '5'\n", "returned '5'"),
+    "a bool": ("checkers.bad_bool:f", "def f(p, r):\n    return True\n", "returned True"),
+    "NaN": ("checkers.bad_nan:f", "def f(p, r):\n    return float('nan')\n", "returned nan"),
+    "a huge text": ("checkers.bad_huge:f", "def f(p, r):\n    return 'x' * 10**6\n", "returned 'xxx"),
+    "None of all": ("checkers.bad_none:f", "def f(p, r):\n    return None\n", "judgements failed"),
 }
 BY_REWARD = both(*(param(f"judge.{key}", to) for key, to in {"model": "reward", "mode": "reward"}.items()))
 JUDGES: dict[str, tuple[Break, str]] = {
@@ -315,8 +342,20 @@ def cases() -> Iterator[Case]:
     yield Case(
         "parameter", "sft without max_length", "sft", _without("sft", "max_length"), ("sft.max_length: missing",)
     )
+    package, model = put("checkers/__init__.py", ""), {"model": "reward", "weight": 1.0}
+    for number, (name, (code, says)) in enumerate(REWARDS.items()):
+        rewards = [model, {"checker": f"checkers.bad_{number}:f", "weight": 1.0}]
+        act = both(package, put(f"checkers/bad_{number}.py", code), param("ppo.rewards", rewards))
+        yield Case("reward", name, "ppo", act, (says,))
+    for name, checker, says in (
+        ("outside of checkers/", "json:dumps", "move it to checkers/"),
+        ("a row without an answer", "align.checks.rewards:right_answer", "data/prepared/prompts.jsonl:1: id 'p1'"),
+        ("a row without checks", "align.checks.rewards:checks_passed", '"checks" is missing'),
+    ):
+        act = param("ppo.rewards", [model, {"checker": checker, "weight": 1.0}])
+        yield Case("reward", name, "ppo", act, (says,))
     for name, (checker, code, says) in CHECKERS.items():
-        module = put(checker.partition(":")[0] + ".py", code) if code else nothing
+        module = both(package, put(checker.partition(":")[0].replace(".", "/") + ".py", code)) if code else nothing
         settings = {"use_parent": False, "mode": "checker", "checker": checker}
         act = both(*(param(f"judge.{key}", to) for key, to in settings.items()), module)
         yield Case("checker", name, "judge m1 m0", act, (says,))

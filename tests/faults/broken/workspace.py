@@ -142,6 +142,7 @@ REWARD = {**ACCURACY, "train_pairs": 3, "by_length": {"like lengths": ACCURACY},
 }
 HISTORY = "update,mean_reward,mean_score,kl,eos_rate,response_tokens,clip_fraction\n1,0.1,0.1,0.0,0.5,4,0.0\n"
 CALIBRATION = "predicted,observed,pairs\n0.6,0.5,3\n"
+TRUNCATED = {"mode": "score", "value": -3.0, "soft_punish_cache": None}
 # Small settings.
 SETTINGS: dict[str, dict[str, Any]] = {
     "iterations": {"m1": "m0"},
@@ -153,7 +154,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "generate_responses": {"num_responses": 2, "max_new_tokens": 4},
     "judge": {"min_digit_mass": 0.0},
     "ppo": {"num_updates": 1, "rollout_batch_size": 2, "mini_batch_size": 2, "per_device_train_batch_size": 2}
-    | {"advantage": "gae", "num_generations": 1, "value_layers": None, "max_new_tokens": 4, "missing_eos_score": -3.0},
+    | {"advantage": "gae", "num_generations": 1, "value_layers": None, "max_new_tokens": 4, "truncated": TRUNCATED},
     "evaluate": {"max_new_tokens": 4, "checks_max_new_tokens": 4},
 }
 
