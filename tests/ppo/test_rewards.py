@@ -137,7 +137,7 @@ def test_without_a_reward_model_nothing_of_it_is_needed_and_the_states_and_logpr
 ) -> None:
     stack = without_model(make_stack, tiny_base, runtime, tmp_path, layers=[1])
     both = [{"checker": f"{checkers}:{name}", "weight": weight} for name, weight in (("length", 0.1), ("ends", 1.0))]
-    grouped: dict[str, Any] = {"advantage": "rloo", "num_generations": 4, "rewards": both}
+    grouped: dict[str, Any] = {"advantage": "rloo", "num_generations": 2, "rewards": both}
     ppo = trainer(stack, **grouped)
     ppo._tasks = tasks(6)
     first = ppo.step()
