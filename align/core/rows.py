@@ -115,7 +115,7 @@ class TaskPrompt(Row):
     @model_validator(mode="after")
     def _has_one_prompt(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError('needs either "prompt", a text, or "messages", a conversation')
+            raise ValueError('needs either "prompt", a text, or "messages", a conversation; write one of them')
         return self
 
     @property

@@ -110,7 +110,7 @@ class PPOSettings(Settings):
             raise ValueError(f"num_generations 2 or more: {self.advantage} compares the responses to a prompt")
         if self.advantage == "gae" and not self.uses_model:
             raise ValueError(
-                "advantage rloo or grpo where no reward is {model: reward}: the critic of gae starts as it"
+                "rewards with {model: reward}, or advantage rloo or grpo: the critic of gae starts as the reward model"
             )
         if (self.truncated.soft_punish_cache or 0) > self.max_new_tokens:
             raise ValueError("a truncated.soft_punish_cache of at most max_new_tokens, the end of which it is")

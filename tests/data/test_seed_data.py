@@ -12,7 +12,7 @@ from align.data.preferences import read_preferences
 from align.loop.novelty import rouge_l
 from align.report.statistics import words
 from align.text.labelled import LabelledText
-from benchmarks import arithmetic
+from benchmarks.tasks import arithmetic
 from tests.committed import COMMITTED
 
 SEED = COMMITTED / "data/seed"

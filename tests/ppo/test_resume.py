@@ -146,6 +146,32 @@ def test_a_killed_run_goes_on_from_its_last_update_and_ends_in_the_same_bytes(wo
         assert not checkpoints(folders[name])
 
 
+WITH_CHECKERS = [
+    {"checker": "align.checks.rewards:right_answer", "weight": 1.0},
+    {"checker": "align.checks.rewards:checks_passed", "weight": 0.5},
+]
+
+
+@pytest.mark.parametrize("model", [True, False])
+def test_with_checkers_a_killed_run_ends_in_the_same_bytes(model: bool, workspace: Path, run: Run) -> None:
+    values = YAML(typ="safe").load(workspace / "params.yaml")
+    rewards = [*([{"model": "reward", "weight": 0.1}] if model else []), *WITH_CHECKERS]
+    values["ppo"] |= ADVANTAGES["rloo"] | {"prompts": "tasks.jsonl", "rewards": rewards}
+    YAML().dump(values, workspace / "params.yaml")
+    rows = [{"id": f"t{i}", "prompt": f"Say {i}", "answer": i} for i in range(6)]
+    checks = {"checks": [{"kind": "words", "min": 1, "max": 2}]}
+    (workspace / "tasks.jsonl").write_text("".join(json.dumps(row | checks) + "\n" for row in rows), encoding="utf-8")
+    if not model:
+        shutil.rmtree(workspace / "models/reward")
+    killed = Path(shutil.copytree(workspace, workspace.parent / "killed"))
+    assert run((workspace, None), (killed, ("save", 2, "after")), (killed, None)) == [0, -signal.SIGKILL, 0]
+    assert "resumes after update 2" in (killed / "2.log").read_text(encoding="utf-8")
+    assert outputs(killed) == outputs(workspace)
+    columns = (workspace / "data/ppo/history.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
+    assert {"reward_right_answer", "reward_checks_passed"} < set(columns)
+    assert ("reward" in json.loads((workspace / "models/ppo/model_card.json").read_text())["parents"]) == model
+
+
 @pytest.mark.parametrize("advantage", ["rloo", "grpo"])
 def test_without_a_critic_a_killed_run_ends_in_the_same_bytes_and_the_history_has_no_measure_of_one(
     advantage: str, workspace: Path, run: Run

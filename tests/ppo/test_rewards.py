@@ -137,14 +137,14 @@ def test_without_a_reward_model_nothing_of_it_is_needed_and_the_states_and_logpr
 ) -> None:
     stack = without_model(make_stack, tiny_base, runtime, tmp_path, layers=[1])
     both = [{"checker": f"{checkers}:{name}", "weight": weight} for name, weight in (("length", 0.1), ("ends", 1.0))]
-    grouped: dict[str, Any] = {"advantage": "rloo", "num_generations": 4, "rewards": both}
+    grouped: dict[str, Any] = {"advantage": "rloo", "num_generations": 2, "rewards": both}
     ppo = trainer(stack, **grouped)
     ppo._tasks = tasks(6)
     first = ppo.step()
     assert first["kl"] == pytest.approx(0, abs=1e-5)
     assert first["mean_score"] == pytest.approx(0.1 * first["reward_length"] + first["reward_ends"], abs=1e-4)
     assert first["reward_ends"] == first["eos_rate"]
-    rollout = ppo.rollout(encoded(stack, 2), tasks(2))
+    rollout = ppo.rollout(encoded(stack, 6), tasks(6))  # of several lengths, so that micro-batches are padded
     assert ppo.policy_layer == 1
     for i, (ids, count) in enumerate(real_rows(rollout)):
         for name, found in (("policy", rollout.logprobs), ("reference", rollout.ref_logprobs)):

@@ -112,7 +112,7 @@ def test_an_update_drops_the_masked_rows_of_each_mini_batch(
     [rollout] = rollouts
     assert sorted(torch.cat(seen).tolist()) == rollout.ended.nonzero().squeeze(1).tolist()
     assert 0 < row["eos_rate"] < 1
-    assert row["ratio"] == pytest.approx(1, abs=1e-3)
+    assert row["ratio"] == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize(("advantage", "k"), [("gae", 1), ("rloo", 4), ("grpo", 4)])

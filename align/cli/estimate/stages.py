@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 
 from align.checks.prompts import CheckedPrompt
 from align.cli.estimate.costs import Machine, Model, Part
-from align.core.rows import EvalPrompt, read_rows
+from align.core.rows import EvalPrompt, TaskPrompt, read_rows
 from align.core.templates import render
 from align.data.instructions import read_instructions
 from align.data.preferences import read_preferences
@@ -133,7 +133,9 @@ class Plan:
                 ]
             case "ppo":
                 s, model = self.s.ppo, self._adapted
-                prompt = min(self._rows("preferences").prompt + TEMPLATE_TOKENS, s.max_prompt_length)
+                own = Path(s.prompts).is_file() and "prepared" not in Path(s.prompts).parts
+                rows = self._rows("prompts", "ppo") if own else self._rows("preferences")
+                prompt = min(rows.prompt + TEMPLATE_TOKENS, s.max_prompt_length)
                 reply, count = REPLY_SHARE * s.max_new_tokens, s.num_updates * s.rollout_batch_size
                 reward = self._forward(count, (prompt + reply) * PPO_PADDING, s.per_device_train_batch_size)
                 policy = replace(reward, first=model.lowest, positions=reply)
@@ -144,7 +146,8 @@ class Plan:
                 prompts, k = s.rollout_batch_size / s.num_generations, s.num_generations
                 return [
                     *self._decode(prompts, prompt, s.max_new_tokens, k, times=s.num_updates),
-                    *(reward, policy, *learners),  # the first policy is the reference
+                    *([reward] if s.uses_model else [replace(policy, first=0)]),  # which records the shared states
+                    *(policy, *learners)[not s.uses_model :],  # the first policy is the reference
                     *(replace(trained, first=part.first, positions=part.positions) for part in learners),
                 ]
             case "evaluate" | "evaluate_iteration":
@@ -237,5 +240,7 @@ def _texts(key: str, path: Path, s: Any) -> list[tuple[str, str]]:  # prompts an
             return [(row.turns[0], "") for row in read_rows(path, EvalPrompt)]
         case "checked_prompts":
             return [(row.prompt, "") for row in read_rows(path, CheckedPrompt)[: s.max_checked_prompts]]
+        case "prompts":
+            return [(" ".join(turn.content for turn in row.conversation), "") for row in read_rows(path, TaskPrompt)]
     texts = read_rows(path, LabelledText)
     return [(s.template.format(text=row.text, label_text=row.label_text), "") for row in texts]

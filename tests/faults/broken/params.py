@@ -224,7 +224,6 @@ VALUES: list[tuple[str, str, object, str]] = [
     ("ppo", "ppo.rewards", [{"weight": 1.0, "model": "reward"}] * 2, "no two"),
     ("ppo", "ppo.rewards", [{"checker": "checkers.a:f", "weight": 1.0}], "the critic of gae"),
     ("ppo", "ppo.prompts", "data/sources/sums.jsonl", "sources has no 'sums'"),
-    ("ppo", "ppo.prompts", "data/seed/nosuch.jsonl", "data/seed/nosuch.jsonl: no such file"),
     ("ppo", "ppo.value_layers", 99, "ppo.value_layers"),
     ("ppo", "ppo.max_prompt_length", 1, "all 3 rows are longer than 1 tokens"),
     ("evaluate m0", "evaluate.temperature", -1, "should be greater"),
@@ -289,6 +288,9 @@ JUDGES: dict[str, tuple[Break, str]] = {
 }
 LONG = "red " * 3000
 PROMPTS: dict[str, tuple[str, Break, str]] = {
+    "no such file of PPO's": ("ppo", param("ppo.prompts", "data/seed/no.jsonl"), "data/seed/no.jsonl: no such file"),
+    "a text and a conversation": ("ppo", row("data/prepared/prompts.jsonl", 2, prompt="Hi"), 'needs either "prompt"'),
+    "an id twice in PPO's": ("ppo", row("data/prepared/prompts.jsonl", 3, id="p1"), "duplicate id 'p1'"),
     "a prompt beyond the model's context": (
         "generate_responses m1 m0",
         row("data/m1/prompts.jsonl", 1, messages=[{"role": "user", "content": LONG}]),
