@@ -38,7 +38,7 @@ FIXED: dict[str, Any] = {
     "dpo": {"beta": 0.1, "nll_coef": 0.0, "reference": "previous", "loss_type": ["sigmoid"], "loss_weights": None}
     | {"label_smoothing": 0.0, "ld_alpha": None, "use_weighting": False},
     "offline_dpo": {"init": "m0", "loss_type": ["sigmoid"], "loss_weights": None, "reference": "previous"}
-    | {"label_smoothing": 0.0, "nll_coef": 0.0},
+    | {"label_smoothing": 0.0, "nll_coef": 0.0, "ld_alpha": None},
     "reward_model": {"init": "m0", "use_margin": False, "truncated_negatives": 1},
     "ppo": {"init": "m0", "prompts": "data/prepared/prompts.jsonl", "rewards": [{"model": "reward", "weight": 1.0}]}
     | {"advantage": "rloo", "num_generations": 2, "kl_coef": 0.05}
