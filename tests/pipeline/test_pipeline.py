@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from align.cli.project.graph import stages_of
 from align.core.params import SECTIONS
 from tests.committed import REPOSITORY, committed_params
 from tests.dvc_project import Project, finished_project, project
@@ -123,6 +124,20 @@ def stages_that_declare(file: str) -> set[str]:
 def test_an_edit_of_ppo_reruns_no_stage_but_ppo() -> None:
     for path in (REPOSITORY / "align/ppo").glob("[!_]*.py"):
         assert stages_that_declare(path.relative_to(REPOSITORY).as_posix()) == {"ppo"}
+
+
+def test_dpo_on_human_pairs_reaches_its_evaluation_and_the_summary_alone() -> None:
+    for name in ("evaluate@dpo", "summary"):
+        assert "offline_dpo" in stages_of([name], committed_params(), REPOSITORY)
+    others = ["ppo", "evaluate@base", "evaluate@ppo", "evaluate_iteration", "diff"]
+    assert "offline_dpo" not in stages_of(others, committed_params(), REPOSITORY)
+
+
+def test_the_loop_may_start_from_dpo_on_human_pairs_and_the_other_way_round() -> None:
+    from_dpo = committed_params({"iterations": {"m1": "dpo"}})
+    assert "offline_dpo" in stages_of(["generate_prompts@m1"], from_dpo, REPOSITORY)
+    from_m1 = committed_params({"iterations": {"m1": "m0"}, "offline_dpo": {"init": "m1"}})
+    assert "dpo@m1" in stages_of(["offline_dpo"], from_m1, REPOSITORY)
 
 
 def test_an_edit_of_the_judges_prompt_or_training_reruns_neither_the_reward_model_nor_ppo() -> None:
