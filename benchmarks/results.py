@@ -73,9 +73,8 @@ def over_seeds(root: Path) -> str:
         return f"{model} " + ", ".join(f"{mean} [{low}, {high}]" for mean, low, high in ends)
 
     loop = part("the loop", "loop_gain", "reward_change_loop", "checks_change_loop")
-    dpo = part("dpo", "judge_change_dpo", "dpo_gain", "checks_change_dpo")
     rlhf = part("ppo", "judge_change_rlhf", "rlhf_gain", "checks_change_rlhf")
-    return f"Over {found['seeds']} seeds at {found['commit']} (judge, reward, checks): {loop}; {dpo}; {rlhf}."
+    return f"Over {found['seeds']} seeds at {found['commit']} (judge, reward, checks): {loop}; {rlhf}."
 
 
 def sample(first: list[Answer], last: list[Answer], names: tuple[str, str]) -> str:

@@ -136,9 +136,6 @@ def test_the_sentence_over_seeds_has_every_difference_with_its_interval(tmp_path
         "loop_gain",
         "reward_change_loop",
         "checks_change_loop",
-        "judge_change_dpo",
-        "dpo_gain",
-        "checks_change_dpo",
         "judge_change_rlhf",
         "rlhf_gain",
         "checks_change_rlhf",
@@ -151,6 +148,5 @@ def test_the_sentence_over_seeds_has_every_difference_with_its_interval(tmp_path
     write_json(tmp_path / "benchmarks/learning.json", {"seeds": 3, "commit": "abc1234", **values})
     assert over_seeds(tmp_path) == (
         "Over 3 seeds at abc1234 (judge, reward, checks): the loop +0.25 [-0.50, +0.50], +1.25 [+0.50, +1.50], "
-        "+2.25 [+1.50, +2.50]; dpo +3.25 [+2.50, +3.50], +4.25 [+3.50, +4.50], +5.25 [+4.50, +5.50]; ppo +6.25 "
-        "[+5.50, +6.50], +7.25 [+6.50, +7.50], +8.25 [+7.50, +8.50]."
+        "+2.25 [+1.50, +2.50]; ppo +3.25 [+2.50, +3.50], +4.25 [+3.50, +4.50], +5.25 [+4.50, +5.50]."
     )
