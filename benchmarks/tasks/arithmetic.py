@@ -1,6 +1,6 @@
 """The data of recipe rlvr-arithmetic: data/seed/arithmetic_train.jsonl and arithmetic_test.jsonl.
 
-Additions and subtractions of two numbers from 1 to 20. The two files share no pair of operands in either order, so a
+Additions and subtractions of two numbers from 1 to 20; a reply passes if it ends with the right number. The two files share no pair of operands in either order, so a
 model cannot pass the test by heart. Run with `python -m benchmarks.tasks.arithmetic`; it always writes the same bytes.
 """
 
@@ -40,13 +40,15 @@ def rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     made = {
         name: [
             {"id": f"{name}-{i:03}", "prompt": PROMPT.format(text), "answer": str(result)}
-            | {"checks": [{"kind": "answer", "accepted": [str(result)]}]}
             for i, (text, result) in enumerate(part, 1)
         ]
         for name, part in named.items()
     }
-    # The evaluation's format has no other columns.
-    return made["train"], [{key: row[key] for key in ("id", "prompt", "checks")} for row in made["test"]]
+    checked = [
+        {"id": row["id"], "prompt": row["prompt"], "checks": [{"kind": "ends_with", "text": row["answer"]}]}
+        for row in made["test"]
+    ]
+    return made["train"], checked
 
 
 def texts() -> dict[str, str]:

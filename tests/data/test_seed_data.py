@@ -141,6 +141,9 @@ def test_the_sums_are_what_the_script_writes_and_train_and_test_share_no_operand
     for row in train:
         a, sign, b = re.findall(r"\d+|[+-]", row["prompt"])[:3]
         assert int(row["answer"]) == (int(a) + int(b) if sign == "+" else int(a) - int(b)) >= 0
-        for checker in (right_answer, checks_passed):
-            assert checker(row["prompt"], row["answer"], row, "stop") == 1
-            assert checker(row["prompt"], row["answer"] + "1", row, "stop") == 0
+        assert right_answer(row["prompt"], f"It is {row['answer']}.", row, "stop") == 1
+        assert right_answer(row["prompt"], row["answer"] + "1", row, "stop") == 0
+    for row in test:
+        [check] = row["checks"]
+        for reply, passed in (("{}", 1), ("7 + 8 = {}.", 1), ("{}1", 0), ("1{}", 0)):
+            assert checks_passed(row["prompt"], reply.format(check["text"]), row, "stop") == passed
