@@ -1,7 +1,8 @@
 """The data of recipe rlvr-arithmetic: data/seed/arithmetic_train.jsonl and arithmetic_test.jsonl.
 
-Additions and subtractions of two numbers from 1 to 20; a reply passes if it ends with the right number. The two files share no pair of operands in either order, so a
-model cannot pass the test by heart. Run with `python -m benchmarks.tasks.arithmetic`; it always writes the same bytes.
+Additions and subtractions of two numbers from 1 to 20; a reply passes if it ends with the right number. The two files
+share no pair of operands in either order, so a model cannot pass the test by heart. Run with
+`python -m benchmarks.tasks.arithmetic`; it always writes the same bytes.
 """
 
 import random
