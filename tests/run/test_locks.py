@@ -237,9 +237,13 @@ def test_two_with_the_same_work_do_not_wait_for_each_other(
     assert [process.returncode for process in processes] == [0, 0, 0], said
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo", "reward_model", "ppo", "evaluate"])
-def test_a_stage_loads_its_models_inside_its_work(stage: str) -> None:
-    main = (REPOSITORY / f"stages/{stage}.py").read_text(encoding="utf-8").partition("def main(")[2]
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [(f"stages/{stage}.py", "main") for stage in ("sft", "reward_model", "ppo", "evaluate")]
+    + [("align/dpo/training.py", "train_dpo")],
+)
+def test_a_stage_loads_its_models_inside_its_work(module: str, function: str) -> None:
+    main = (REPOSITORY / module).read_text(encoding="utf-8").partition(f"def {function}(")[2]
 
     [work] = [match.start() for match in re.finditer(r"with stage\.work\(", main)]
 

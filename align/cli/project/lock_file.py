@@ -11,7 +11,7 @@ from align.cli.project.dvc import LOCK_FILE as LOCK_FILE
 from align.core.errors import InputError
 from align.core.params import PARAMS_FILE
 
-CODE = ("align/", "prompts/", "stages/")  # files or whole folders
+CODE = ("align/", "checkers/", "prompts/", "stages/")  # files or whole folders
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Stage:
     @property
     def code(self) -> list[Item]:
         """The dependencies that are code or templates of this project."""
-        return [dep for dep in self.deps if dep.path.startswith(CODE)]
+        return [dep for dep in self.deps if f"{dep.path}/".startswith(CODE)]
 
     @property
     def inputs(self) -> list[Item]:
         """All other dependencies."""
-        return [dep for dep in self.deps if not dep.path.startswith(CODE)]
+        return [dep for dep in self.deps if not f"{dep.path}/".startswith(CODE)]
 
 
 @dataclass(frozen=True)
