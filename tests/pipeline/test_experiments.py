@@ -126,10 +126,11 @@ def test_each_command_in_the_prose_is_in_a_block_or_is_known() -> None:
         assert words in blocks or words in others, command
 
 
-# In the clone, stage ppo fails if another one computes at the same time.
+# In the clone, stage ppo fails if another one computes at the same time, and takes long enough for the other to come.
 ALONE = """        alone = Path("{}")
         alone.touch(exist_ok=False)
         import_module("atexit").register(alone.unlink)
+        import_module("time").sleep(15)
         stack = AdapterStack("""
 
 
@@ -141,7 +142,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Project:
     for name in (".dvc/config", ".dvcignore", ".gitignore", "dvc.yaml"):
         (project.path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(REPOSITORY / name, project.path / name)
-    for name in ("align", "prompts", "stages", "data/seed"):
+    for name in ("align", "checkers", "prompts", "stages", "data/seed"):
         shutil.copytree(REPOSITORY / name, project.path / name, ignore=shutil.ignore_patterns("__pycache__"))
     project.replace("stages/ppo.py", "        stack = AdapterStack(", ALONE.format(folder / "alone"))
     project.replace(
