@@ -25,7 +25,7 @@ def load_checker(key: str, name: str) -> Callable[..., Any]:
     """
     module, _, function = name.partition(":")
     try:
-        checker = getattr(import_module(module), function)
+        checker: object = getattr(import_module(module), function)
     except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise InputError(
             f"params.yaml: {key}: {located(error)}; expected package.module:function, importable from here"
@@ -38,7 +38,7 @@ def load_checker(key: str, name: str) -> Callable[..., Any]:
             f"params.yaml: {key}: {quoted(name)} is in {file}, which no stage depends on; move it to checkers/, which "
             "the stage depends on"
         )
-    return checker  # type: ignore[no-any-return]
+    return checker
 
 
 def located(error: BaseException) -> str:
