@@ -25,6 +25,7 @@ from align.judge.asking import judge_responses
 from align.judge.conversation import conversation_question
 from align.judge.request import JudgeSettings
 from align.models.batching import PaddedBatch, cut_batches, place
+from align.models.card import weights_hash
 from align.models.stack import AdapterStack
 from align.models.tokenization import completion_lengths, encode_prompt, encode_user, warn_if_capped
 from align.report.statistics import distinct_2, mean, words
@@ -239,6 +240,7 @@ def main(name: str, judge: str) -> None:
             "kl_to_base": mean([row.kl_to_base for row in answers]),
             "kl_to_m0": mean([row.kl_to_m0 for row in answers]),
             "checks": checks,
+            "weights": weights_hash(Path("models") / name),
             "environment": environment(stage.runtime),
         }
         write_rows(out / f"{name}.jsonl", answers)

@@ -25,7 +25,7 @@ from align.judge.request import JudgeSettings, Verdict, verdict_of_reward
 from align.models.batching import cut_batches
 from align.models.stack import AdapterStack
 from align.models.tokenization import encode_completion, encode_user
-from align.report.statistics import mean, mode_share, spearman, standard_deviation
+from align.report.statistics import SCORE_EDGES, histogram, mean, mode_share, spearman, standard_deviation
 from align.reward.scoring import reward_scores
 from align.run.provenance import environment
 from align.run.runtime import RuntimeSettings, is_main_process
@@ -109,6 +109,7 @@ def main(model: str, parent: str) -> None:
             "mean_score": mean(scores),
             "std": standard_deviation(scores),
             "mode_share": mode_share(scores),
+            "histogram": histogram(scores, SCORE_EDGES),
             "failure_rate": 1 - len(scores) / len(rows),
             "failures": dict(sorted(failures.items())),
             "score_length_correlation": spearman(scores, [row.num_tokens for row in rows if row.score is not None]),

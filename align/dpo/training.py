@@ -112,7 +112,7 @@ def chosen_tokens(batch: dict[str, Any]) -> int:
 
 
 def train_dpo(stage: Stage, section: str, settings: DPOSettings, parent: Path, preferences: Path, model: Path) -> str:
-    """Continue the adapter of `parent` on pairs -> the folder `model` and data/<model>/dpo_history.csv.
+    """Continue the adapter of `parent` on pairs -> the folder `model` and data/metrics/<model>/dpo_history.csv.
 
     The reference is a frozen copy of the starting point, or m0. A killed run resumes from its last checkpoint.
 
@@ -163,7 +163,7 @@ def train_dpo(stage: Stage, section: str, settings: DPOSettings, parent: Path, p
             processing_class=tokenizer,
         )
         set_peft_model_state_dict(policy, start)
-        train(trainer, Path("data") / model.name / "dpo_history.csv", work)
+        train(trainer, Path("data/metrics") / model.name / "dpo_history.csv", work)
         with replacing(model) as temporary:
             save_adapter(policy, temporary)
             copy_tokenizer(BASE, temporary)

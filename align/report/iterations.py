@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align.core.rows import Answer
-from align.report.statistics import histogram
+from align.report.statistics import SCORE_EDGES, histogram
 
-SCORE_EDGES = [i / 2 for i in range(11)]  # bins of half a point from 0 to 5
 AS_JUDGE = (
     "pairwise_accuracy",
     "pairwise_accuracy_low",

@@ -48,6 +48,8 @@ class ModelMeasures(Measures):
     distinct_2: Measure
     kl_to_base: Measure
     kl_to_m0: Measure
+    weights: str  # SHA-256
+    environment: dict[str, object]
 
 
 class PromptCounts(Measures):
@@ -68,6 +70,7 @@ class ScoreCounts(Measures):
     mean_score: Measure
     std: Measure
     mode_share: Measure
+    histogram: list[int]
     failure_rate: float
     failures: dict[str, int]
     score_length_correlation: Measure

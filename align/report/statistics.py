@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 _WORD = re.compile(r"\w+")
+SCORE_EDGES = [i / 2 for i in range(11)]  # bins of half a point, of judge scores from 0 to 5
 
 
 def words(text: str) -> list[str]:

@@ -58,7 +58,7 @@ def dpo(
         write_params(Path(), {"dpo": dpo})
         result = CliRunner().invoke(main, ["m2", "m1"], catch_exceptions=False)
         assert result.exit_code == 0, result.stderr
-        with Path("data/m2/dpo_history.csv").open(encoding="utf-8") as stream:
+        with Path("data/metrics/m2/dpo_history.csv").open(encoding="utf-8") as stream:
             first = next(csv.DictReader(stream))
         return float(first["loss"]), json.loads(Path("models/m2/model_card.json").read_text(encoding="utf-8"))
 

@@ -194,7 +194,7 @@ def test_every_model_answers_the_first_checked_prompts_and_its_rates_are_those_o
 
 def test_dpo_starts_at_log_2_since_the_reference_is_the_parent(clone: Clone) -> None:
     for model in ("m1", "m2"):
-        with (clone.path / f"data/{model}/dpo_history.csv").open() as stream:
+        with (clone.path / f"data/metrics/{model}/dpo_history.csv").open() as stream:
             first = next(csv.DictReader(stream))
         assert float(first["loss"]) == pytest.approx(math.log(2), abs=1e-4)
 

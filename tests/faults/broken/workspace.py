@@ -119,9 +119,11 @@ MEASURES = {
         "kl_to_base": 0.1,
         "kl_to_m0": 1.5,
     },
+    **{"weights": "0" * 64, "environment": {"device": "cpu"}},
 }
 SCORE_COUNTS = {
     **{"judge": "m0", "rows": 6, "mean_score": 2.0, "std": 1.0, "mode_share": 0.5, "failure_rate": 0.0, "failures": {}},
+    "histogram": [0, 0, 1, 1, 1, 0, 1, 1, 1, 0],
     **{"score_length_correlation": None, "as_judge": AGREEMENT, "relevance": {"accuracy": 0.5}},
 }
 PROMPT_COUNTS = {"accepted": 3, "dropped": {"cut off": 1}, "mean_words": 3.0} | {
