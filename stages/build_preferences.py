@@ -6,9 +6,10 @@ new model, its parent).
 """
 
 from pathlib import Path
+from typing import Self
 
 import click
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from align.core.errors import InputError
 from align.core.files import write_json
@@ -27,9 +28,15 @@ class BuildPreferencesSettings(Settings):
     min_margin: float = Field(ge=0)
     length_rho: float = Field(ge=0)
     chosen_must_end: bool
-    reject_each_ending: bool
+    max_length_gap: float | None = Field(ge=0, le=1)
     accept_score: float = Field(ge=0, le=5)
     max_generated_share: float = Field(ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_control_of_length(self) -> Self:
+        if self.length_rho and self.max_length_gap is not None:
+            raise ValueError("length_rho 0 or max_length_gap null: each controls the length of what is chosen")
+        return self
 
 
 @click.command(help=__doc__)
@@ -43,7 +50,7 @@ def main(model: str, parent: str) -> None:
     rows = read_rows(out_dir / "scores.jsonl", ScoredResponse, unique=["id", "sample"])
     parent_ift = read_rows(Path("data") / parent / "ift.jsonl", Instruction, unique=["id"])
     pairs, dropped = build_pairs(
-        rows, settings.min_margin, settings.length_rho, settings.chosen_must_end, settings.reject_each_ending
+        rows, settings.min_margin, settings.length_rho, settings.chosen_must_end, settings.max_length_gap
     )
     prompts = len({row.id for row in rows})
     counts = read_measures(metrics_dir / "scores.json", ScoreCounts)

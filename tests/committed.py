@@ -34,7 +34,7 @@ FIXED: dict[str, Any] = {
     "iterations": {"m1": "m0", "m2": "m1"},
     "generation": {"backend": "transformers", "max_batch_tokens": None, "launch": "python"},
     "judge": {"model": "m0", "use_parent": True, "mode": "logits"},
-    "build_preferences": {"chosen_must_end": False, "reject_each_ending": False},  # few tiny replies end
+    "build_preferences": {"chosen_must_end": False, "length_rho": 0.0, "max_length_gap": None},  # few tiny replies end
     "dpo": {"beta": 0.1, "nll_coef": 0.0, "reference": "previous", "loss_type": ["sigmoid"], "loss_weights": None}
     | {"label_smoothing": 0.0, "ld_alpha": None, "use_weighting": False},
     "offline_dpo": {"init": "m0", "loss_type": ["sigmoid"], "loss_weights": None, "reference": "previous"}

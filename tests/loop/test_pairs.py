@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.core.rows import FinishReason, ScoredResponse
-from align.loop.pairs import best_and_worst, build_pairs
+from align.loop.pairs import best_and_worst, build_pairs, margin_of, pairs_alike
 
 MIN_MARGIN = 0.5
 samples = st.tuples(
@@ -196,23 +196,60 @@ def test_a_prompt_whose_replies_were_all_cut_off_is_counted() -> None:
     assert dropped == {"no response ends by itself": 1}
 
 
-def test_of_each_kind_of_ending_the_worst_is_rejected_in_a_pair_of_its_own() -> None:
+replies = st.lists(
+    st.tuples(st.sampled_from([0.0, 1.0, 2.0, 2.5, 3.0]), st.integers(1, 12), st.sampled_from(["stop", "length"])),
+    min_size=2,
+    max_size=6,
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(replies, st.sampled_from([0.0, 0.3, 0.5, 1.0]))
+def test_replies_of_a_pair_that_must_be_alike_end_alike_are_of_like_length_and_are_in_no_other_pair(
+    members: list[tuple[float, int, FinishReason]], gap: float
+) -> None:
     rows = [
-        scored(4.0, "best.", 0),
-        scored(2.0, "short.", 1),
-        scored(3.0, "fair.", 2),
-        scored(1.0, "a long reply that", 3, finish_reason="length"),
-        scored(1.5, "another that", 4, finish_reason="length"),
+        scored(score, f"text {i}", i, num_tokens=tokens, finish_reason=reason)
+        for i, (score, tokens, reason) in enumerate(members)
     ]
-    pairs, dropped = build_pairs(rows, MIN_MARGIN, chosen_must_end=True, reject_each_ending=True)
-    assert [(pair.id, pair.chosen, pair.rejected, pair.margin) for pair in pairs] == [
-        ("p", "best.", "short.", 2.0),
-        ("p-2", "best.", "a long reply that", 3.0),
+    alike = [
+        (best, worst)
+        for best in rows
+        for worst in rows
+        if best.finish_reason == worst.finish_reason
+        and margin_of(best, worst) >= MIN_MARGIN
+        and max(best.num_tokens, worst.num_tokens) * (1 - gap) <= min(best.num_tokens, worst.num_tokens)
+    ]
+    found = pairs_alike(rows, MIN_MARGIN, gap)
+    if isinstance(found, str):
+        assert not alike
+        return
+    assert all(pair in alike for pair in found)
+    assert len({sample.sample for pair in found for sample in pair}) == 2 * len(found) <= 4
+    assert margin_of(*found[0]) == max(margin_of(*pair) for pair in alike)
+    assert [margin_of(*pair) for pair in found] == sorted((margin_of(*pair) for pair in found), reverse=True)
+
+
+def test_the_better_reply_of_like_length_is_chosen_and_not_the_best_of_all() -> None:
+    rows = [
+        scored(4.0, "the longest", 0, num_tokens=60),
+        scored(3.0, "long and good", 1, num_tokens=20),
+        scored(1.0, "long and bad", 2, num_tokens=18),
+        scored(2.0, "short and good", 3, num_tokens=5),
+        scored(0.5, "short and bad", 4, num_tokens=4),
+    ]
+    pairs, dropped = build_pairs(rows, MIN_MARGIN, max_length_gap=0.3)
+    assert [(pair.id, pair.chosen, pair.rejected) for pair in pairs] == [
+        ("p", "long and good", "long and bad"),
+        ("p-2", "short and good", "short and bad"),
     ]
     assert not dropped
-    only_one_ends = [rows[0], *rows[3:]]
-    (pair,), _ = build_pairs(only_one_ends, MIN_MARGIN, chosen_must_end=True, reject_each_ending=True)
-    assert (pair.id, pair.rejected) == ("p", "a long reply that")
-    none_far_enough = [rows[0], scored(3.9, "nearly", 1), scored(3.8, "cut", 2, finish_reason="length")]
-    pairs, dropped = build_pairs(none_far_enough, MIN_MARGIN, reject_each_ending=True)
-    assert (pairs, dict(dropped)) == ([], {"margin too small": 1})
+
+
+def test_a_cut_off_reply_is_in_no_pair_of_like_endings_where_the_chosen_must_end() -> None:
+    rows = [scored(score, f"reply {score}", i, finish_reason="length") for i, score in enumerate((4.0, 1.0))]
+    rows.append(scored(2.0, "it ends.", 2))
+    (pair,), _ = build_pairs(rows, MIN_MARGIN, max_length_gap=0.3)
+    assert (pair.chosen_finish_reason, pair.rejected_finish_reason) == ("length", "length")
+    pairs, dropped = build_pairs(rows, MIN_MARGIN, chosen_must_end=True, max_length_gap=0.3)
+    assert (pairs, dict(dropped)) == ([], {"no two responses of like length and ending": 1})

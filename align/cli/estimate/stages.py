@@ -116,7 +116,7 @@ class Plan:
                 return [part for n, rows in both for part in self._judge(n, rows.prompt + rows.reply)]
             case "dpo":
                 new = self._generated
-                each = PAIRS if self.s.build_preferences.reject_each_ending else 1
+                each = PAIRS if self.s.build_preferences.max_length_gap is not None else 1
                 return self._dpo("dpo", new._replace(total=new.prompts * each))
             case "offline_dpo":
                 pairs = self._split("preferences")[0]
