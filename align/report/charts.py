@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-WIDTH = 480  # of the drawing's own units; the page scales it
-CHARACTER = 6.6  # width of a character at the size of a label, about
+WIDTH = 360  # of the drawing's own units; the page scales it
+CHARACTER = 6.8  # width of a character at the size of a label, about
+MAX_GROUP = 60  # width of a group of bars
 SERIES = 6  # classes s0 to s5
 Point = tuple[float, float]
 
@@ -144,10 +145,11 @@ def bar_chart(title: str, labels: Sequence[str], series: Mapping[str, Sequence[f
     for tick in ticks(y_low, y_high):
         parts += [_line(left, y(tick), WIDTH - 10, y(tick), "grid"), _text(left - 6, y(tick) + 4, label(tick), "end")]
     group = (WIDTH - 10 - left) / max(1, len(labels))
-    bar = group * 0.8 / max(1, len(series))
+    bar = min(group * 0.8, MAX_GROUP) / max(1, len(series))
     for place, name in enumerate(labels):
-        start = left + group * (place + 0.1)
-        parts.append(_text(start + group * 0.4, bottom + 16, name, "middle"))
+        middle = left + group * (place + 0.5)
+        start = middle - bar * len(series) / 2
+        parts.append(_text(middle, bottom + 16, name, "middle"))
         for i, values in enumerate(series.values()):
             ends = sorted((y(values[place]), y(0)))
             parts.append(
