@@ -36,7 +36,7 @@ quick: $(VENV)/.run  ## run every stage on a cut-down recipe, in .align/quick: m
 	rm -rf $(QUICK)
 	git clone -q . $(QUICK)
 	cd $(QUICK) && align recipe use quick && dvc repro
-	@echo "see $(QUICK)/data/summary/report.md"
+	@echo "see $(QUICK)/data/summary/report.html"
 
 PYTEST := python -m pytest -n logical --maxprocesses 8 --dist worksteal
 

@@ -1,7 +1,7 @@
 """Compare all models: data/eval, data/diff, stage metrics and histories -> data/summary/.
 
-Writes metrics.json (headline numbers), models.csv, loop.csv and scores.csv (for `dvc plots`) and report.md.
-Run with `python -m stages.summary`.
+Writes metrics.json (headline numbers), models.csv, loop.csv and scores.csv (for `dvc plots`), and the report, as
+report.md and report.html. Run with `python -m stages.summary`.
 """
 
 import random
@@ -12,10 +12,11 @@ from typing import Any
 import click
 
 from align.core.files import read_csv, write_csv, write_json, write_text
-from align.core.params import Params
+from align.core.params import SECTIONS, Params
 from align.core.rows import AnchorScore, TrainingSample, read_rows
 from align.core.templates import render
 from align.judge.anchors import drift
+from align.loop.gates import GateSettings
 from align.report import schemas
 from align.report.comparisons import (
     BASELINES,
@@ -27,6 +28,7 @@ from align.report.comparisons import (
     read_same,
 )
 from align.report.iterations import loop_row, score_histogram, score_rows
+from align.report.page import report_page
 from align.report.statistics import mean
 from align.run.release import drop_recorded
 
@@ -35,6 +37,7 @@ SAMPLE_PROMPTS = 5
 Kinds = dict[str, type[schemas.Measures]]
 COUNTS: Kinds = {"prompts": schemas.PromptCounts, "scores": schemas.ScoreCounts, "preferences": schemas.PairCounts}
 CALIBRATION = ("predicted", "observed", "pairs")
+STEPS = ("step", "loss")
 HISTORY = ("update", "mean_reward", "mean_score", "kl", "eos_rate", "response_tokens", "clip_fraction")
 
 
@@ -100,6 +103,8 @@ def headline(
 @click.command(help=__doc__)
 def main() -> None:
     params = Params.read()
+    gates = params.section("gates", GateSettings).model_dump()
+    settings = {name: params.values[name] for name in SECTIONS if name != "text"}
     iterations = list(params.iterations)
     # Take the models from the params, since data/ may have files of a removed iteration.
     models = ["base", "m0", *iterations, "dpo", "ppo"]
@@ -111,15 +116,21 @@ def main() -> None:
     anchors = read_same(
         DATA / "metrics", iterations, "/anchors.jsonl", AnchorScore, keys, first=iterations[0], allow_empty=True
     )  # none where a checker judged
-    loop = []
+    loop, histograms = [], {}
     for name in iterations:
-        counts = (schemas.read_measures(DATA / f"metrics/{name}/{part}.json", kind) for part, kind in COUNTS.items())
+        folder = DATA / "metrics" / name
+        counts = {part: schemas.read_measures(folder / f"{part}.json", kind) for part, kind in COUNTS.items()}
         moved = drift(anchors[iterations[0]], anchors[name])
-        loop.append(loop_row(name, *counts) | {f"judge_{key}": value for key, value in moved.items()})
+        loop.append(loop_row(name, *counts.values()) | {f"judge_{key}": value for key, value in moved.items()})
+        histograms[name] = counts["scores"]["histogram"]
     changes = {name: schemas.read_measures(DATA / "diff" / f"{name}.json", schemas.Changes) for name in iterations}
     reward = schemas.read_measures(DATA / "metrics" / "reward.json", schemas.RewardMeasures)
     calibration = read_csv(DATA / "reward" / "calibration.csv", CALIBRATION)
     ppo = read_csv(DATA / "ppo" / "history.csv", HISTORY)
+    trained = {"judge (EFT)": "m0/eft_history.csv", "instructions (SFT)": "m0/sft_history.csv"}
+    trained |= {f"{name} (DPO)": f"metrics/{name}/dpo_history.csv" for name in [*iterations, "dpo"]}
+    trained["reward model"] = "reward/history.csv"
+    histories = {name: read_csv(DATA / path, STEPS) for name, path in trained.items()}
     ppo_samples: dict[str, list[TrainingSample]] = {}
     for sample in read_rows(DATA / "ppo" / "samples.jsonl", TrainingSample):
         ppo_samples.setdefault(sample.prompt, []).append(sample)
@@ -153,6 +164,10 @@ def main() -> None:
         samples=samples,
     )
     write_text(out / "report.md", report + "\n")
+    page = report_page(
+        rows, loop, measured, evaluated, metrics, histograms, histories, ppo, ppo_samples, gates, settings
+    )
+    write_text(out / "report.html", page + "\n")
     drop_recorded()  # the last long stage has been recorded
     if (measured["critic_explained_variance"] or 0) < 0:
         click.echo(
@@ -160,7 +175,7 @@ def main() -> None:
             f"{measured['critic_explained_variance']:.2f} over the last third of the updates); raise "
             "ppo.value_learning_rate or the number of updates"
         )
-    click.echo(f"summary: {', '.join(models)} -> {out / 'report.md'}")
+    click.echo(f"summary: {', '.join(models)} -> {out / 'report.html'}")
 
 
 if __name__ == "__main__":

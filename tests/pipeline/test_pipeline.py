@@ -99,7 +99,7 @@ def code_of(stage: str) -> set[str]:
     templates = {PROMPTS / text for text in literals if text.endswith(".jinja") and (PROMPTS / text).is_file()}
     if stage == "base_model":  # it takes its template's name from params.yaml
         templates |= set((PROMPTS / "chat").iterdir())
-    if "judge" in STAGES[stage].get("params", []):  # which may name a checker
+    if REPOSITORY / "align/judge/asking.py" in modules:  # it imports the checker that section `judge` may name
         modules |= {REPOSITORY / "align/judge/checkers.py"}
     return {file.relative_to(REPOSITORY).as_posix() for file in modules | templates}
 

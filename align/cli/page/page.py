@@ -4,8 +4,6 @@ Rows are embedded as JSON, which the page's script shows as text. The Content-Se
 and this style sheet, by hash, and no requests.
 """
 
-import base64
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +17,7 @@ from markupsafe import Markup
 from align.compare.changes import RowChange
 from align.core.errors import InputError, printable
 from align.core.files import replacing
+from align.core.templates import source_hash
 
 HERE = Path(__file__).parent
 CHUNK_SIZE = 1_000_000  # characters of JSON in one element, so that neither side holds all rows in one string
@@ -61,9 +60,9 @@ def write_page(path: Path, title: str, subtitle: str, sections: Iterable[Section
         about=_about,
         chunks=_chunks,
         script=Markup(script),
-        script_hash=_source_hash(script),
+        script_hash=source_hash(script),
         style=Markup(style),
-        style_hash=_source_hash(style),
+        style_hash=source_hash(style),
     )
     try:
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
@@ -109,7 +108,3 @@ def _exact(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_exact(item) for item in value]
     return str(value) if isinstance(value, int) and abs(value) > SAFE_INTEGER else value
-
-
-def _source_hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

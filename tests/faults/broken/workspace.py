@@ -143,6 +143,7 @@ REWARD = {**ACCURACY, "train_pairs": 3, "by_length": {"like lengths": ACCURACY},
     "margin_length_correlation": None,
 }
 HISTORY = "update,mean_reward,mean_score,kl,eos_rate,response_tokens,clip_fraction\n1,0.1,0.1,0.0,0.5,4,0.0\n"
+LOSSES = "step,loss\n1,0.7\n2,0.6\n"
 CALIBRATION = "predicted,observed,pairs\n0.6,0.5,3\n"
 TRUNCATED = {"mode": "score", "value": -3.0, "soft_punish_cache": None}
 # Small settings.
@@ -214,6 +215,14 @@ def write_files(root: Path) -> None:
     }
     texts |= {f"{name}.json": json.dumps(value) for name, value in values.items()}
     texts |= {"ppo/history.csv": HISTORY, "reward/calibration.csv": CALIBRATION}
+    trained = (
+        "m0/eft_history",
+        "m0/sft_history",
+        "metrics/m1/dpo_history",
+        "metrics/dpo/dpo_history",
+        "reward/history",
+    )
+    texts |= {f"{name}.csv": LOSSES for name in trained}
     for name, text in texts.items():
         path = root / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
