@@ -36,9 +36,11 @@ FIXED: dict[str, Any] = {
     "judge": {"model": "m0", "use_parent": True, "mode": "logits"},
     "build_preferences": {"chosen_must_end": False, "reject_each_ending": False},  # few tiny replies end
     "dpo": {"beta": 0.1, "nll_coef": 0.0, "reference": "previous", "loss_type": ["sigmoid"], "loss_weights": None}
-    | {"label_smoothing": 0.0, "ld_alpha": None, "use_weighting": False},
+    | {"label_smoothing": 0.0, "ld_alpha": None, "use_weighting": False}
+    | {"desirable_weight": 1.0, "undesirable_weight": 1.0},
     "offline_dpo": {"init": "m0", "loss_type": ["sigmoid"], "loss_weights": None, "reference": "previous"}
-    | {"label_smoothing": 0.0, "nll_coef": 0.0, "ld_alpha": None},
+    | {"label_smoothing": 0.0, "nll_coef": 0.0, "ld_alpha": None, "data": "data/prepared/preferences/train.jsonl"}
+    | {"use_weighting": False, "desirable_weight": 1.0, "undesirable_weight": 1.0},
     "reward_model": {"init": "m0", "use_margin": False, "truncated_negatives": 1},
     "ppo": {"init": "m0", "prompts": "data/prepared/prompts.jsonl", "rewards": [{"model": "reward", "weight": 1.0}]}
     | {"advantage": "rloo", "num_generations": 2, "kl_coef": 0.05}
