@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from align.models.attention import Attention
 from align.training.settings import TrainingSettings
 
 # TRL's but `sft`, which is `nll_coef`; kto is that of its KTOTrainer.
@@ -49,6 +50,7 @@ class DPOSettings(TrainingSettings):
     desirable_weight: float = Field(gt=0)
     undesirable_weight: float = Field(gt=0)
     reference: Literal["previous", "m0"]
+    attn_implementation: Attention | None
 
     @property
     def kto(self) -> bool:

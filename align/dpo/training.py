@@ -15,6 +15,7 @@ from align.dpo.kto import batched, check_replies, encode_replies, kto_trainer
 from align.dpo.preferences import EVALUATION, drop_evaluated, read_preferences
 from align.dpo.settings import DPOSettings
 from align.models.adapters import continue_adapter, save_adapter
+from align.models.attention import check_attention, use_attention
 from align.models.base import copy_tokenizer, load_base, load_tokenizer
 from align.models.card import write_model_card
 from align.models.loading import load_adapter_weights
@@ -115,8 +116,9 @@ def train_dpo(
         A line on the number of rows, and of those dropped.
 
     Raises:
-        InputError: no row is left, or with KTO those of one label.
+        InputError: no row is left, or with KTO those of one label, or the machine lacks `attn_implementation`.
     """
+    check_attention(section, settings.attn_implementation, stage.runtime)
     tokenizer = load_tokenizer(BASE)
     found, evaluated = read_preferences(preferences, section, settings.kto), 0
     if foreign:
@@ -133,6 +135,7 @@ def train_dpo(
     m0 = Path("models/m0")
     with stage.work([BASE, parent, m0, preferences, *(EVALUATION if foreign else ())]) as work:
         policy = continue_adapter(load_base(BASE, stage.runtime), parent)
+        use_attention(policy, settings.attn_implementation)
         parents = {"base": BASE, "parent": parent, "reference": parent}
         start = {key: value.clone() for key, value in get_peft_model_state_dict(policy).items()}
         if settings.reference == "m0":

@@ -37,7 +37,7 @@ def logprob(stack: AdapterStack, name: str, prompt: list[int], completion: list[
     """Return the log-probability of a completion in double precision."""
     ids = torch.tensor([prompt + completion])
     with stack.using(name) as model, torch.no_grad():
-        logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].double()
+        logits: torch.Tensor = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].double()
     return logits.log_softmax(-1).gather(-1, torch.tensor(completion)[:, None]).sum()
 
 
@@ -108,7 +108,7 @@ REPLIES = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 6)), min_size=2, 
 def test_the_kl_takes_completions_of_other_prompts_and_of_the_micro_batch_where_it_has_two(
     drawn: list[tuple[int, int]], size: int, steps: int
 ) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt_ids": [prompt], "completion_ids": [i] * length, "length": 1 + length}
         for i, (prompt, length) in enumerate(drawn)
     ]
