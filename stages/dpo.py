@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from align.dpo.training import DPOSettings, train_dpo
+from align.dpo.settings import DPOSettings
+from align.dpo.training import train_dpo
 from align.run.stage import Stage
 
 

@@ -22,6 +22,7 @@ from align.core.rows import (
     KnownPrompt,
     PreferencePair,
     Prompt,
+    prompt_key,
     read_numbered_rows,
     read_rows,
     write_rows,
@@ -82,7 +83,7 @@ def split_by_group(
 
 def conversation_key(pair: PreferencePair) -> str:
     """Return what pairs on one prompt share: the first user turn, on which later turns depend."""
-    return _key(pair.messages[0].content)
+    return prompt_key(pair.messages[0].content)
 
 
 def read_judgements(settings: PrepareDataSettings) -> tuple[list[Judgement], Counter[str]]:
@@ -106,28 +107,24 @@ def held_out_prompts(
     evaluation: Sequence[EvalPrompt], checked: Sequence[CheckedPrompt], judged: Sequence[Judgement]
 ) -> dict[str, str]:
     """Return the prompts that no instruction may have, each with the reason."""
-    held_out = {_key(row.prompt): "held out for the judge" for row in judged}
-    held_out |= {_key(row.prompt): "a checked prompt" for row in checked}
-    return held_out | {_key(turn): "an evaluation prompt" for row in evaluation for turn in row.turns}
+    held_out = {prompt_key(row.prompt): "held out for the judge" for row in judged}
+    held_out |= {prompt_key(row.prompt): "a checked prompt" for row in checked}
+    return held_out | {prompt_key(turn): "an evaluation prompt" for row in evaluation for turn in row.turns}
 
 
 def check_own_instructions(
     settings: PrepareDataSettings, evaluation: Sequence[EvalPrompt], checked: Sequence[CheckedPrompt]
 ) -> None:
     """Raise `InputError` if a row in our own format is held out for evaluation: an error to fix, not a row to drop."""
-    files = {_key(row.prompt): settings.checked_prompts for row in checked}
-    files |= {_key(turn): settings.eval_prompts for row in evaluation for turn in row.turns}
+    files = {prompt_key(row.prompt): settings.checked_prompts for row in checked}
+    files |= {prompt_key(turn): settings.eval_prompts for row in evaluation for turn in row.turns}
     for number, row in read_numbered_rows(Path(settings.instructions), Instruction):
-        asked = [_key(turn.content) for turn in row.messages if turn.role == "user"]
+        asked = [prompt_key(turn.content) for turn in row.messages if turn.role == "user"]
         if file := next((files[key] for key in asked if key in files), None):
             raise InputError(
                 f"{settings.instructions}:{number}: {quoted(row.id)} is a prompt of {file}: training on it spoils the "
                 "test; delete it from one of them"
             )
-
-
-def _key(prompt: str) -> str:
-    return prompt.strip().lower()
 
 
 @click.command(help=__doc__)
@@ -154,9 +151,9 @@ def main() -> None:
     if layout == "instructions":
         check_own_instructions(settings, eval_prompts, checked_prompts)
     checked_prompts = checked_prompts[: settings.max_checked_prompts]
-    instructions, left_out = take(rows, lambda prompt: held_out.get(_key(prompt)), settings.max_instructions)
+    instructions, left_out = take(rows, lambda prompt: held_out.get(prompt_key(prompt)), settings.max_instructions)
     instructions_dropped = dict(sorted((unusable + left_out).items()))
-    judged = {_key(row.prompt) for row in eft}
+    judged = {prompt_key(row.prompt) for row in eft}
     off_topic = off_topic_rows(eft, settings.off_topic_negatives, params.seed)
     cut_off = cut_off_rows(eft, settings.cut_off_negatives, params.seed)
     eft, over_frequent = cap_scores([*eft, *off_topic, *cut_off], settings.max_score_share, params.seed)
@@ -197,7 +194,7 @@ def main() -> None:
     }
     if layout != "instructions" or instructions_dropped:
         counts["instructions_dropped"] = instructions_dropped
-        counts["ift_judged"] = sum(_key(row.prompt) in judged for row in instructions)
+        counts["ift_judged"] = sum(prompt_key(row.prompt) in judged for row in instructions)
     write_json(DATA / "metrics" / "prepare_data.json", counts)
     parts = [f"{n} {name}" for name, n in counts.items() if isinstance(n, int)]
     for what, reasons in (

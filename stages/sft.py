@@ -16,6 +16,7 @@ from align.core.rows import Instruction, Judgement, Message, read_rows
 from align.judge.request import judge_reply, judge_request
 from align.judge.trainer import JudgeTrainer, judged_questions
 from align.models.adapters import LoraSettings, new_adapter, save_adapter
+from align.models.attention import check_attention
 from align.models.base import copy_tokenizer, load_base, load_tokenizer
 from align.models.card import write_model_card
 from align.models.tokenization import drop_too_long
@@ -46,6 +47,7 @@ def main() -> None:
     lora = stage.section("lora", LoraSettings)
     eft_settings = stage.section("eft", EFTSettings)
     settings = stage.section("sft", SFTSettings)
+    check_attention("sft", settings.attn_implementation, stage.runtime)
     stage.start()
     tokenizer = load_tokenizer(BASE)
 
@@ -67,8 +69,8 @@ def main() -> None:
             model, TrainingArguments(**arguments), questions, eft_settings.ranking_coef, eft_settings.loraplus_lr_ratio
         )
         train(judge_trainer, Path("data/m0/eft_history.csv"), work)
-        arguments = training_arguments(settings, work.folder / "ift", stage.seed, stage.runtime)
-        instruction_tune(model, tokenizer, rows, arguments, Path("data/m0/sft_history.csv"), work)
+        arguments = training_arguments(settings, work.folder / "ift", stage.seed, stage.runtime, settings.order)
+        instruction_tune(model, tokenizer, rows, settings, arguments, Path("data/m0/sft_history.csv"), work)
         with replacing(Path("models/m0")) as temporary:
             save_adapter(model, temporary)
             copy_tokenizer(BASE, temporary)

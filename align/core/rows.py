@@ -31,6 +31,11 @@ FinishReason = Literal["stop", "length"]
 FETCHED = Path("data/sources")  # files of stage fetch_data: rows of others, and every cell of a CSV file a text
 
 
+def prompt_key(text: str) -> str:
+    """Return what two prompts share if they are the same one."""
+    return text.strip().lower()
+
+
 class Row(BaseModel):
     """Base of every row: frozen, no unknown keys, no type conversion."""
 
@@ -150,6 +155,36 @@ class PreferencePair(Row):
     chosen_finish_reason: FinishReason = "stop"
     rejected_finish_reason: FinishReason = "stop"
     margin: float | None = None
+
+
+def _turn_of(role: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: [{"role": role, "content": value}] if isinstance(value, str) else value)
+
+
+def _by_user(messages: list[Message]) -> list[Message]:
+    if messages[-1].role != "user":
+        raise ValueError("does not end with a turn of the user; end it with one")
+    return messages
+
+
+def _one_reply(messages: list[Message]) -> list[Message]:
+    if [message.role for message in messages] != ["assistant"]:
+        raise ValueError("should be one turn of the assistant; move the turns before it to the prompt")
+    return messages
+
+
+class UnpairedPreference(Row):
+    """A reply that is desirable (`label` true) or not, in TRL's layout; prompt and completion may also be texts."""
+
+    id: Text | None = None
+    prompt: Annotated[list[Message], Field(min_length=1), AfterValidator(_by_user), _turn_of("user")]
+    completion: Annotated[list[Message], AfterValidator(_one_reply), _turn_of("assistant")]
+    label: bool
+
+    @property
+    def reply(self) -> str:
+        """The text of the completion."""
+        return self.completion[0].content
 
 
 class ScoredPair(Row):

@@ -1,80 +1,27 @@
 """Direct preference optimization (arXiv 2305.18290) of an adapter, and the losses of its kind that TRL has."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
 from datasets import Dataset
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from pydantic import BeforeValidator, Field, model_validator
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
 from align.core.files import replacing
-from align.core.rows import PreferencePair, read_rows
+from align.core.rows import PreferencePair
+from align.dpo.kto import batched, check_replies, encode_replies, kto_trainer
+from align.dpo.preferences import EVALUATION, drop_evaluated, read_preferences
+from align.dpo.settings import DPOSettings
 from align.models.adapters import continue_adapter, save_adapter
+from align.models.attention import check_attention, use_attention
 from align.models.base import copy_tokenizer, load_base, load_tokenizer
 from align.models.card import write_model_card
 from align.models.loading import load_adapter_weights
 from align.models.tokenization import drop_too_long, encode_completion, encode_prompt
 from align.run.stage import BASE, Stage
-from align.training.settings import TrainingSettings
 from align.training.trainer import Resumable, train, training_arguments
-
-# TRL's but `sft`, which is `nll_coef`.
-Loss = Literal[
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "robust",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sigmoid_norm",
-]
-SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")  # the losses that read label_smoothing
-SORTED = ("aot", "aot_unpaired")  # the losses that compare the sorted log-ratios of a micro-batch
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-class DPOSettings(TrainingSettings):
-    """Keys of a section that trains on pairs, named as in `trl.DPOConfig`."""
-
-    loss_type: Annotated[list[Loss], BeforeValidator(_as_list)] = Field(min_length=1)
-    loss_weights: list[float] | None
-    beta: float = Field(gt=0)
-    label_smoothing: float = Field(ge=0, lt=0.5)
-    ld_alpha: float | None = Field(ge=0, le=1)
-    use_weighting: bool
-    nll_coef: float = Field(ge=0)
-    reference: Literal["previous", "m0"]
-
-    @model_validator(mode="after")
-    def _the_losses_read_what_is_set(self) -> Self:
-        if len(set(self.loss_type)) < len(self.loss_type):
-            raise ValueError("a loss_type without the same loss twice; give it a weight in loss_weights")
-        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
-            raise ValueError("loss_weights with a number for each loss_type, or null")
-        if self.loss_weights is not None and not any(self.loss_weights):
-            raise ValueError("loss_weights that are not all 0")
-        if self.label_smoothing and not set(self.loss_type) & set(SMOOTHED):
-            raise ValueError(f"label_smoothing 0, or a loss_type that reads it: {', '.join(SMOOTHED)}")
-        if "exo_pair" in self.loss_type and not self.label_smoothing:
-            raise ValueError("loss_type exo_pair with a label_smoothing above 0, such as 0.001")
-        if self.use_weighting and (self.nll_coef or set(self.loss_type) & set(SORTED)):
-            raise ValueError(
-                f"use_weighting false with nll_coef and with {', '.join(SORTED)}, whose terms are no pair's"
-            )
-        if self.per_device_train_batch_size < 2 and set(self.loss_type) & set(SORTED):
-            raise ValueError(f"per_device_train_batch_size 2 or more with {', '.join(SORTED)}: they sort a micro-batch")
-        return self
 
 
 class TokenizedDPOTrainer(Resumable, DPOTrainer):
@@ -111,8 +58,48 @@ def chosen_tokens(batch: dict[str, Any]) -> int:
     return int(chosen.sum())
 
 
-def train_dpo(stage: Stage, section: str, settings: DPOSettings, parent: Path, preferences: Path, model: Path) -> str:
-    """Continue the adapter of `parent` on pairs -> the folder `model` and data/metrics/<model>/dpo_history.csv.
+def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair]) -> list[dict[str, Any]]:
+    """Return the token ids of each pair; a reply that was cut off has no EOS."""
+    rows: list[dict[str, Any]] = [
+        {
+            "prompt_ids": encode_prompt(tokenizer, pair.messages),
+            "chosen_ids": encode_completion(tokenizer, pair.chosen, pair.chosen_finish_reason),
+            "rejected_ids": encode_completion(tokenizer, pair.rejected, pair.rejected_finish_reason),
+        }
+        for pair in pairs
+    ]
+    for row in rows:  # padding makes both sides of a batch as long as the longest
+        row["length"] = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+    return rows
+
+
+def dpo_trainer(
+    policy: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+    settings: DPOSettings,
+    arguments: dict[str, Any],
+) -> TokenizedDPOTrainer:
+    """Return the trainer of rows of `encode_pairs`; it computes the reference's log-probabilities, as `kto_trainer`."""
+    return TokenizedDPOTrainer(
+        nll_coef=settings.nll_coef,
+        model=policy,
+        args=DPOConfig(**arguments, **loss_arguments(settings), max_length=None, precompute_ref_log_probs=True),
+        train_dataset=Dataset.from_list(list(rows)),
+        processing_class=tokenizer,
+    )
+
+
+def train_dpo(
+    stage: Stage,
+    section: str,
+    settings: DPOSettings,
+    parent: Path,
+    preferences: Path,
+    model: Path,
+    foreign: bool = False,
+) -> str:
+    """Continue the adapter of `parent` on preferences -> the folder `model` and its history in data/metrics.
 
     The reference is a frozen copy of the starting point, or m0. A killed run resumes from its last checkpoint.
 
@@ -121,54 +108,51 @@ def train_dpo(stage: Stage, section: str, settings: DPOSettings, parent: Path, p
         section: of `settings`, for messages.
         settings: what to optimize, and how.
         parent: the folder of a model with an adapter.
-        preferences: rows of `PreferencePair`.
+        preferences: rows of `PreferencePair`, or with KTO of `UnpairedPreference`.
         model: the folder to write, whose name is the model's.
+        foreign: whether `preferences` may have prompts of the evaluation, whose rows are dropped and counted.
 
     Returns:
-        A line on the number of pairs, and of those dropped as too long.
+        A line on the number of rows, and of those dropped.
 
     Raises:
-        InputError: no pair fits into `max_length`.
+        InputError: no row is left, or with KTO those of one label, or the machine lacks `attn_implementation`.
     """
+    check_attention(section, settings.attn_implementation, stage.runtime)
     tokenizer = load_tokenizer(BASE)
-    rows: list[dict[str, Any]] = [
-        {
-            "prompt_ids": encode_prompt(tokenizer, pair.messages),
-            "chosen_ids": encode_completion(tokenizer, pair.chosen, pair.chosen_finish_reason),
-            "rejected_ids": encode_completion(tokenizer, pair.rejected, pair.rejected_finish_reason),
-        }
-        for pair in read_rows(preferences, PreferencePair)
-    ]
-    for row in rows:  # padding makes both sides of a batch as long as the longest
-        row["length"] = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+    found, evaluated = read_preferences(preferences, section, settings.kto), 0
+    if foreign:
+        found, evaluated = drop_evaluated(preferences, found)
+    if settings.kto:
+        rows = encode_replies(tokenizer, found)
+    else:
+        rows = encode_pairs(tokenizer, [row for row in found if isinstance(row, PreferencePair)])
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, f"{section}.max_length")
+    if settings.kto:
+        check_replies(rows, preferences, settings.max_length)
+        rows = batched(rows, settings, stage.seed)
+    make, order = (kto_trainer, "sequential") if settings.kto else (dpo_trainer, "group_by_length")
     m0 = Path("models/m0")
-    with stage.work([BASE, parent, m0, preferences]) as work:
+    with stage.work([BASE, parent, m0, preferences, *(EVALUATION if foreign else ())]) as work:
         policy = continue_adapter(load_base(BASE, stage.runtime), parent)
+        use_attention(policy, settings.attn_implementation)
         parents = {"base": BASE, "parent": parent, "reference": parent}
         start = {key: value.clone() for key, value in get_peft_model_state_dict(policy).items()}
         if settings.reference == "m0":
             parents["reference"] = m0
             set_peft_model_state_dict(policy, load_adapter_weights(m0))
-        trainer = TokenizedDPOTrainer(  # computes the reference's log-probabilities here, once for all epochs
-            nll_coef=settings.nll_coef,
-            model=policy,
-            args=DPOConfig(
-                **training_arguments(settings, work.folder / "dpo", stage.seed, stage.runtime),
-                **loss_arguments(settings),
-                max_length=None,
-                precompute_ref_log_probs=True,
-            ),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-        )
+        arguments = training_arguments(settings, work.folder / "dpo", stage.seed, stage.runtime, order)
+        trainer = make(policy, tokenizer, rows, settings, arguments)
         set_peft_model_state_dict(policy, start)
         train(trainer, Path("data/metrics") / model.name / "dpo_history.csv", work)
         with replacing(model) as temporary:
             save_adapter(policy, temporary)
             copy_tokenizer(BASE, temporary)
             write_model_card(temporary, stage, parents, {"preferences": preferences})
-    return f"{len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens"
+    done = f"{len(rows)} {'replies' if settings.kto else 'pairs'}"
+    if foreign:
+        done += f", {evaluated} rows dropped as prompts of the evaluation"
+    return f"{done}, {dropped} dropped as longer than {settings.max_length} tokens"
 
 
 def loss_arguments(settings: DPOSettings) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def training_arguments(
 ) -> dict[str, Any]:
     """Return keyword arguments for `TrainingArguments`; `drop_too_long` applies `max_length`.
 
-    `folder` is for the checkpoints of one trainer; `order` of the rows is `group_by_length` or `random`.
+    `folder` is for the checkpoints of one trainer; `order` of the rows is `group_by_length`, `random` or `sequential`.
 
     Raises:
         InputError: the optimizer needs bitsandbytes, which does not load.

@@ -148,6 +148,7 @@ def test_every_stage_has_a_cost(project: Path, graph: str) -> None:
     [
         ("ppo.num_updates=20", {"ppo"}),
         ("offline_dpo.num_train_epochs=3", {"offline_dpo"}),
+        ("dpo.loss_type=[kto]", {"dpo"}),
         ("eft.num_train_epochs=3", {"sft"}),
         ("evaluate.max_new_tokens=512", {"evaluate", "evaluate_iteration"}),
         ("evaluate.checks_max_new_tokens=512", {"evaluate", "evaluate_iteration"}),

@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 
 from align.core.files import write_text
 from align.core.rows import Message, PreferencePair, write_rows
-from align.dpo.training import SMOOTHED, DPOSettings, Loss
+from align.dpo.settings import SMOOTHED, DPOSettings, Loss
 from align.models.base import load_tokenizer
 from align.models.loading import load_adapter_weights
 from align.models.stack import AdapterStack
@@ -202,7 +202,7 @@ def test_a_single_loss_may_be_a_word() -> None:
 
 
 def test_there_is_a_formula_for_every_loss() -> None:
-    assert set(FORMULAS) == set(get_args(Loss))
+    assert set(FORMULAS) == set(get_args(Loss)) - {"kto"}  # in test_kto.py
 
 
 @pytest.mark.parametrize("name", FORMULAS)

@@ -133,6 +133,17 @@ def test_dpo_on_human_pairs_reaches_its_evaluation_and_the_summary_alone() -> No
     assert "offline_dpo" not in stages_of(others, committed_params(), REPOSITORY)
 
 
+def test_another_file_of_preferences_reruns_dpo_on_human_preferences_alone() -> None:
+    readers = {
+        stage
+        for stage, spec in STAGES.items()
+        if "${offline_dpo.data}" in spec["deps"] or "offline_dpo" in spec.get("params", [])
+    }
+    assert readers == {"offline_dpo"}
+    own = committed_params({"offline_dpo": {"data": "data/seed/own.jsonl"}})
+    assert "offline_dpo" in stages_of(["evaluate@dpo"], own, REPOSITORY)
+
+
 def test_the_loop_may_start_from_dpo_on_human_pairs_and_the_other_way_round() -> None:
     from_dpo = committed_params({"iterations": {"m1": "dpo"}})
     assert "offline_dpo" in stages_of(["generate_prompts@m1"], from_dpo, REPOSITORY)

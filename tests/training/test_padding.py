@@ -6,8 +6,9 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer
-from trl import DPOConfig, SFTConfig
+from trl import DPOConfig, KTOConfig, SFTConfig
 
+from align.dpo.kto import TokenizedKTOTrainer
 from align.dpo.training import TokenizedDPOTrainer
 from align.models.base import load_base, load_tokenizer
 from align.models.batching import left_pad, positions
@@ -72,3 +73,26 @@ def test_dpo_pads_on_the_right(
         processing_class=tokenizer,
     )
     assert_right_padded(trainer, rows, tokenizer.pad_token_id)
+
+
+def test_kto_pads_on_the_right(
+    tiny_base: Path, runtime: RuntimeSettings, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    rows = Dataset.from_list(
+        [
+            {"prompt_ids": SHORT, "completion_ids": own, "KL_completion_ids": other, "label": own is LONG}
+            for own, other in ((LONG, SHORT), (SHORT, LONG))
+        ]
+    )
+    config = KTOConfig(output_dir=str(tmp_path), max_length=None, report_to="none", use_cpu=True, bf16=False)
+    trainer = TokenizedKTOTrainer(
+        model=load_base(tiny_base, runtime),
+        ref_model=load_base(tiny_base, runtime),
+        args=config,
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
+    assert_right_padded(trainer, rows, tokenizer.pad_token_id)
+    batch = trainer.data_collator(list(rows))
+    assert batch["KL_input_ids"].tolist() == [[*SHORT, *SHORT, *[tokenizer.pad_token_id] * 3], [*SHORT, *LONG]]
+    assert batch["KL_completion_mask"].tolist() == [[0, 0, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1]]

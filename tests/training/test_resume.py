@@ -14,7 +14,9 @@ from transformers import TrainerCallback, TrainingArguments
 from trl import DPOConfig, RewardConfig, SFTConfig
 
 from align.core.params import Params
-from align.core.rows import Instruction, Judgement, Message, PreferencePair, read_rows
+from align.core.rows import Instruction, Judgement, Message, PreferencePair, UnpairedPreference, read_rows
+from align.dpo.kto import batched, encode_replies, kto_trainer
+from align.dpo.settings import DPOSettings
 from align.dpo.training import TokenizedDPOTrainer
 from align.judge.trainer import JudgeTrainer, judged_questions
 from align.models.adapters import LoraSettings
@@ -31,7 +33,7 @@ from align.run.work import Work
 from align.training.settings import TrainingSettings
 from align.training.sft import ResumableSFTTrainer, encode_instruction
 from align.training.trainer import Resumable, last_checkpoint, train, training_arguments
-from tests.committed import COMMITTED, PARAMS_YAML
+from tests.committed import COMMITTED, PARAMS_YAML, committed_params
 
 # Two passes, dropout, batches of several steps: whatever a checkpoint could forget takes part.
 SETTINGS = TrainingSettings(
@@ -114,6 +116,26 @@ def dpo(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     )
 
 
+def kto(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
+    tokenizer = load_tokenizer(base)
+    rows = encode_replies(
+        tokenizer,
+        [
+            UnpairedPreference.model_validate({"prompt": row.prompt, "completion": row.completion, "label": i % 3 == 0})
+            for i, row in enumerate(instructions())
+        ],
+    )
+    values = committed_params()["dpo"] | SETTINGS.model_dump() | {"loss_type": ["kto"], "undesirable_weight": 0.7}
+    settings = DPOSettings.model_validate(values)
+    return kto_trainer(
+        get_peft_model(load_base(base, runtime), LORA.config(task_type="CAUSAL_LM")),
+        tokenizer,
+        batched(rows, settings, 3),
+        settings,
+        training_arguments(SETTINGS, folder, 3, runtime, order="sequential"),
+    )
+
+
 def reward(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     tokenizer = load_tokenizer(base)
     pairs = [
@@ -141,6 +163,7 @@ MAKERS: dict[str, Callable[[Path, RuntimeSettings, Path], Resumable]] = {
     "sft": sft,
     "eft": eft,
     "dpo": dpo,
+    "kto": kto,
     "reward": reward,
 }
 

@@ -9,10 +9,11 @@ from transformers import PretrainedConfig
 
 from align.checks.prompts import CheckedPrompt
 from align.cli.estimate.costs import Machine, Model, Part
-from align.core.rows import EvalPrompt, TaskPrompt, read_rows
+from align.core.rows import EvalPrompt, PreferencePair, TaskPrompt, UnpairedPreference, read_rows
 from align.core.templates import render
 from align.data.instructions import read_instructions
 from align.data.preferences import read_preferences
+from align.dpo.preferences import read_preferences as read_pairs_or_replies
 from align.judge.request import SCORE_PREFIX, judge_request
 from align.models.batching import MAX_LENGTH_RATIO as PADDING
 from align.text.labelled import LabelledText
@@ -119,7 +120,7 @@ class Plan:
                 each = PAIRS if self.s.build_preferences.max_length_gap is not None else 1
                 return self._dpo("dpo", new._replace(total=new.prompts * each))
             case "offline_dpo":
-                pairs = self._split("preferences")[0]
+                pairs = self._rows("data", stage) if _own(self.s.offline_dpo.data) else self._split("preferences")[0]
                 return self._dpo(stage, pairs._replace(prompt=pairs.prompt + TEMPLATE_TOKENS))
             case "reward_model":
                 pairs, test = self._split("preferences")
@@ -133,8 +134,7 @@ class Plan:
                 ]
             case "ppo":
                 s, model = self.s.ppo, self._adapted
-                own = Path(s.prompts).is_file() and "prepared" not in Path(s.prompts).parts
-                rows = self._rows("prompts", "ppo") if own else self._rows("preferences")
+                rows = self._rows("prompts", "ppo") if _own(s.prompts) else self._rows("preferences")
                 prompt = min(rows.prompt + TEMPLATE_TOKENS, s.max_prompt_length)
                 reply, count = REPLY_SHARE * s.max_new_tokens, s.num_updates * s.rollout_batch_size
                 reward = self._forward(count, (prompt + reply) * PPO_PADDING, s.per_device_train_batch_size)
@@ -216,7 +216,9 @@ class Plan:
     def _dpo(self, section: str, pairs: Rows) -> list[Part]:
         length = (pairs.prompt + pairs.reply) * PADDING + pairs.reply / 5  # both sides are as long as the longer reply
         training = self._train(section, pairs.total, length, sides=2, positions=pairs.reply)
-        return [training, replace(training, kind="forward")]
+        reading = replace(training, kind="forward")  # of the reference
+        # KTO reads each prompt with another's reply, too, as policy and as reference.
+        return [training, reading, reading, reading] if getattr(self.s, section).kto else [training, reading]
 
     def _judge(self, rows: float, tokens: float) -> list[Part]:
         judge = self.s.judge
@@ -224,6 +226,10 @@ class Plan:
             return self._decode(rows, self._rubric + tokens, judge.max_new_tokens, judge.samples)
         scored = rows * (judge.mode != "checker")  # the rubric is read once for all
         return [self._forward(scored, tokens, positions=1, context=self._rubric)]
+
+
+def _own(name: str) -> bool:  # whether a file is the user's, and here
+    return Path(name).is_file() and "prepared" not in Path(name).parts
 
 
 def _texts(key: str, path: Path, s: Any) -> list[tuple[str, str]]:  # prompts and replies, as the key's stage reads them
@@ -240,6 +246,15 @@ def _texts(key: str, path: Path, s: Any) -> list[tuple[str, str]]:  # prompts an
             return [(row.turns[0], "") for row in read_rows(path, EvalPrompt)]
         case "checked_prompts":
             return [(row.prompt, "") for row in read_rows(path, CheckedPrompt)[: s.max_checked_prompts]]
+        case "data":
+            found = read_pairs_or_replies(path, "offline_dpo", s.kto)
+            if isinstance(found[0], UnpairedPreference):
+                found = found[::2]  # two single replies take what a pair takes
+            both = [
+                (row.messages, row.chosen) if isinstance(row, PreferencePair) else (row.prompt, row.reply)
+                for row in found
+            ]
+            return [(" ".join(turn.content for turn in messages), reply) for messages, reply in both]
         case "prompts":
             return [(" ".join(turn.content for turn in row.conversation), "") for row in read_rows(path, TaskPrompt)]
     texts = read_rows(path, LabelledText)

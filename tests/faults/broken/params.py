@@ -138,6 +138,10 @@ VALUES: list[tuple[str, str, object, str]] = [
     ("sft", "sft.per_device_train_batch_size", True, "should be a valid integer"),
     ("sft", "sft.max_length", 3, "all 12 rows are longer than 3 tokens"),
     ("sft", "sft.learning_rte", 1e-4, 'did you mean "sft.learning_rate"?'),
+    ("sft", "sft.attn_implementation", "flash_attention_2", "needs a GPU, and runtime.device is cpu; set null"),
+    ("sft", "sft.attn_implementation", "flash", "should be 'eager', 'sdpa'"),
+    ("sft", "sft.packing", True, "attn_implementation flash_attention_2 or flash_attention_3 with packing"),
+    ("dpo m1 m0", "dpo.attn_implementation", "flash_attention_3", "needs a GPU, and runtime.device is cpu; set null"),
     ("summary", "iterations", None, "expected at least one"),
     ("summary", "iterations", {}, "expected at least one"),
     ("summary", "iterations", ["m1"], "expected at least one"),
@@ -199,6 +203,11 @@ VALUES: list[tuple[str, str, object, str]] = [
     ("dpo m1 m0", "dpo.loss_weights", [0.0], "loss_weights that are not all 0"),
     ("dpo m1 m0", "dpo.label_smoothing", 0.1, "label_smoothing 0, or a loss_type that reads it: robust"),
     ("dpo m1 m0", "dpo.ld_alpha", 1.5, "should be less"),
+    ("dpo m1 m0", "dpo.loss_type", ["kto", "sigmoid"], "loss_type [kto] alone"),
+    ("dpo m1 m0", "dpo.undesirable_weight", 0.5, "undesirable_weight 1.0, or loss_type [kto]"),
+    ("dpo m1 m0", "dpo.desirable_weight", 0, "should be greater"),
+    ("offline_dpo", "offline_dpo.data", "data/seed/no.jsonl", "data/seed/no.jsonl: no such file"),
+    ("offline_dpo", "offline_dpo.data", "data/sources/likes.jsonl", "sources has no 'likes'"),
     ("offline_dpo", "offline_dpo.init", "base", "is not one of m0, m1"),
     ("offline_dpo", "offline_dpo.max_length", 2, "rows are longer than 2 tokens"),
     ("dpo m1 m0", "dpo.max_length", 2, "all 3 rows are longer than 2 tokens"),
@@ -286,6 +295,10 @@ JUDGES: dict[str, tuple[Break, str]] = {
         "models/reward: holds no model",
     ),
 }
+KTO: dict[str, tuple[str, object, str]] = {
+    "a key of pairs' losses": ("ld_alpha", 0.2, "should be ld_alpha null with loss_type [kto]"),
+    "a micro-batch of one": ("per_device_train_batch_size", 1, "should be per_device_train_batch_size 2 or more"),
+}
 LONG = "red " * 3000
 PROMPTS: dict[str, tuple[str, Break, str]] = {
     "no such file of PPO's": ("ppo", param("ppo.prompts", "data/seed/no.jsonl"), "data/seed/no.jsonl: no such file"),
@@ -363,6 +376,9 @@ def cases() -> Iterator[Case]:
         yield Case("checker", name, "judge m1 m0", act, (says,))
     for name, (act, says) in JUDGES.items():
         yield Case("parameter", name, "judge m1 m0", act, (says,))
+    for name, (key, to, says) in KTO.items():
+        act = both(param("dpo.loss_type", ["kto"]), param(f"dpo.{key}", to))
+        yield Case("parameter", f"KTO with {name}", "dpo m1 m0", act, (says,))
     for name, (command, act, says) in PROMPTS.items():
         yield Case("prompt", name, command, act, (says,))
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.faults.broken.workspace import INSTRUCTIONS, JUDGEMENTS, Break, Case, both, line, param, put, row, without
 
@@ -162,6 +163,36 @@ ROWS: list[tuple[str, str, int, dict[str, object], str]] = [
     ("summary", "data/metrics/m1/anchors.jsonl", 2, {"predicted": "high"}, '"predicted" should be'),
     ("summary", "data/ppo/samples.jsonl", 2, {"update": -1}, '"update" should be'),
 ]
+LIKES = [
+    {"prompt": f"Is {n} odd?", "completion": reply, "label": label}
+    for n in range(1, 4)
+    for reply, label in (("Look.", True), ("No.", False))
+]
+# KTO's single replies in a file of the user's: changes of the second row, or whole rows, and the complaint.
+FEEDBACK: dict[str, tuple[dict[str, object] | list[dict[str, Any]], str]] = {
+    "no undesirable reply": ([row for row in LIKES if row["label"]], 'none has "label" false; KTO learns from'),
+    "no desirable reply": ([row for row in LIKES if not row["label"]], 'none has "label" true; KTO learns from'),
+    "one prompt": ([row | {"prompt": "Why?"} for row in LIKES], "all have one prompt; KTO's KL term"),
+    "prompts of the evaluation alone": (
+        [row | {"prompt": "say 2 in words. "} for row in LIKES],
+        "each of its rows has a prompt of the evaluation; add",
+    ),
+    "a pair among single replies": ({"chosen": "a", "rejected": "b"}, ':2: "chosen" is not a key of this file'),
+    "a label as a text": ({"label": "true"}, ':2: "label" should be a valid boolean'),
+    "a label as a number": ({"label": 1}, ':2: "label" should be a valid boolean'),
+    "no label": ({"label": None}, ':2: "label" should be a valid boolean'),
+    "an empty completion": ({"completion": " "}, ':2: "completion.0.content" is empty'),
+    "a completion of the user": (
+        {"completion": [{"role": "user", "content": "Hi"}]},
+        ':2: "completion" should be one turn of the assistant; move',
+    ),
+    "a prompt that ends with a reply": (
+        {"prompt": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]},
+        ':2: "prompt" does not end with a turn of the user; end',
+    ),
+    "a prompt as a number": ({"prompt": 7}, ':2: "prompt" should be a valid list'),
+    "no turn in the prompt": ({"prompt": []}, ':2: "prompt"'),
+}
 # Every other file that a stage reads: cut off in the middle.
 TORN = {
     "sft": ["data/m0/ift.jsonl", "data/m0/eft.jsonl"],
@@ -275,6 +306,19 @@ def cases() -> Iterator[Case]:
     for path, key in (("data/m1/scores.jsonl", "failure"), ("data/eval/m1.jsonl", "turn")):
         command = "summary" if "eval" in path else "build_preferences m1 m0"
         yield Case("row", f"{path}: without {key}", command, without(path, key), (f'{path}:1: "{key}" is missing',))
+
+    for name, (found, says) in FEEDBACK.items():
+        likes = found if isinstance(found, list) else [LIKES[0], LIKES[1] | found, *LIKES[2:]]
+        yield Case("KTO's reply", name, "offline_dpo", _feedback(likes, ["kto"]), ("data/likes.jsonl:", says))
+    pairs = _feedback(LIKES, ["sigmoid"])
+    says = "only KTO learns from these; set offline_dpo.loss_type to [kto]"
+    yield Case("KTO's reply", "for a loss of pairs", "offline_dpo", pairs, (says,))
+
+
+def _feedback(rows: list[dict[str, Any]], loss: list[str]) -> Break:
+    content = "".join(json.dumps(row) + "\n" for row in rows)
+    settings = {"data": "data/likes.jsonl", "loss_type": loss}
+    return both(put("data/likes.jsonl", content), *(param(f"offline_dpo.{key}", to) for key, to in settings.items()))
 
 
 def _torn(path: str) -> Break:
