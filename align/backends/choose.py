@@ -17,6 +17,7 @@ from align.core.files import read_json
 from align.core.params import SECRET, Settings
 from align.generation.generator import Generator
 from align.generation.local import BFloat16Generator, TorchGenerator, this_process
+from align.models.full import is_full
 from align.models.stack import AdapterStack
 from align.run.locks import hold_devices
 from align.run.runtime import RuntimeSettings
@@ -72,8 +73,9 @@ def _transformers(
 ) -> Iterator[Generator]:
     _hold_devices(runtime, work)
     process = this_process()
-    stack = AdapterStack(BASE, runtime)
-    stack.add(name, Path("models") / name)
+    folder = Path("models") / name
+    stack = AdapterStack(folder if is_full(folder) else BASE, runtime)
+    stack.add(name, folder)
     with stack.using(name) as model:
         yield kind(model, stack.tokenizer, runtime.batch_size, settings.max_batch_tokens, process, work, name)
     if process is not None:

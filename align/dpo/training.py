@@ -1,19 +1,18 @@
-"""Direct preference optimization (arXiv 2305.18290) of an adapter, and the losses of its kind that TRL has."""
+"""Direct preference optimization (arXiv 2305.18290), and the losses of its kind that TRL has."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from datasets import Dataset
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel
 from pydantic import BeforeValidator, Field, model_validator
 from trl import DPOConfig, DPOTrainer
 
 from align.core.files import replacing
 from align.core.rows import PreferencePair, read_rows
-from align.models.adapters import continue_adapter, save_adapter
-from align.models.base import copy_tokenizer, load_base, load_tokenizer
+from align.models.base import copy_tokenizer, load_tokenizer
 from align.models.card import write_model_card
-from align.models.loading import load_adapter_weights
+from align.models.full import put_model, put_state, save_trained, start_model, state_of
 from align.models.tokenization import drop_too_long, encode_completion, encode_prompt
 from align.run.stage import BASE, Stage
 from align.training.settings import TrainingSettings
@@ -112,7 +111,7 @@ def chosen_tokens(batch: dict[str, Any]) -> int:
 
 
 def train_dpo(stage: Stage, section: str, settings: DPOSettings, parent: Path, preferences: Path, model: Path) -> str:
-    """Continue the adapter of `parent` on pairs -> the folder `model` and data/<model>/dpo_history.csv.
+    """Continue `parent` (its adapter, or all weights) on pairs -> the folder `model` and data/<model>/dpo_history.csv.
 
     The reference is a frozen copy of the starting point, or m0. A killed run resumes from its last checkpoint.
 
@@ -120,7 +119,7 @@ def train_dpo(stage: Stage, section: str, settings: DPOSettings, parent: Path, p
         stage: started, with its sections read.
         section: of `settings`, for messages.
         settings: what to optimize, and how.
-        parent: the folder of a model with an adapter.
+        parent: the folder of a trained model.
         preferences: rows of `PreferencePair`.
         model: the folder to write, whose name is the model's.
 
@@ -144,17 +143,19 @@ def train_dpo(stage: Stage, section: str, settings: DPOSettings, parent: Path, p
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, f"{section}.max_length")
     m0 = Path("models/m0")
     with stage.work([BASE, parent, m0, preferences]) as work:
-        policy = continue_adapter(load_base(BASE, stage.runtime), parent)
+        policy = start_model(BASE, parent, stage.runtime)
         parents = {"base": BASE, "parent": parent, "reference": parent}
-        start = {key: value.clone() for key, value in get_peft_model_state_dict(policy).items()}
+        start = state_of(policy) if settings.reference == "m0" else {}
         if settings.reference == "m0":
             parents["reference"] = m0
-            set_peft_model_state_dict(policy, load_adapter_weights(m0))
+            put_model(policy, m0, stage.runtime)
         trainer = TokenizedDPOTrainer(  # computes the reference's log-probabilities here, once for all epochs
             nll_coef=settings.nll_coef,
             model=policy,
             args=DPOConfig(
-                **training_arguments(settings, work.folder / "dpo", stage.seed, stage.runtime),
+                **training_arguments(
+                    settings, work.folder / "dpo", stage.seed, stage.runtime, full=not isinstance(policy, PeftModel)
+                ),
                 **loss_arguments(settings),
                 max_length=None,
                 precompute_ref_log_probs=True,
@@ -162,10 +163,12 @@ def train_dpo(stage: Stage, section: str, settings: DPOSettings, parent: Path, p
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
-        set_peft_model_state_dict(policy, start)
+        if settings.reference == "m0":
+            put_state(policy, start)
+            start.clear()  # of a full model, it is as large as the model
         train(trainer, Path("data") / model.name / "dpo_history.csv", work)
         with replacing(model) as temporary:
-            save_adapter(policy, temporary)
+            save_trained(policy, temporary, stage.runtime)
             copy_tokenizer(BASE, temporary)
             write_model_card(temporary, stage, parents, {"preferences": preferences})
     return f"{len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens"

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from align.core.rows import Message
+from align.models.full import Trained
 from align.models.tokenization import encode_completion, encode_prompt
 from align.run.work import Work
 from align.training.settings import TrainingSettings
@@ -37,7 +37,7 @@ def encode_instruction(
 
 
 def instruction_tune(
-    model: PeftModel,
+    model: Trained,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict[str, Any]],
     arguments: dict[str, Any],

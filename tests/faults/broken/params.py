@@ -124,6 +124,8 @@ VALUES: list[tuple[str, str, object, str]] = [
     ("sft", "lora.layers_to_transform", [0], "should be target_modules by name"),
     ("sft", "lora.layers_to_transform", [], "should "),
     ("sft", "lora.layers_to_transform", [-1], "should "),
+    ("sft", "lora", "none", "expected keys such as"),
+    ("sft", "lora", None, "eft.loraplus_lr_ratio: 16 is for adapters, and section lora is null"),
     ("sft", "lora.use_dora", "yes", "should be a valid boolean"),
     ("sft", "lora.use_rslora", 1, "should be a valid boolean"),
     ("sft", "lora.init_lora_weights", "pissa", "should be true, gaussian or orthogonal"),
