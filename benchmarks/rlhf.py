@@ -186,7 +186,7 @@ def peer_settings(setup: Setup, settings: PPOSettings) -> dict[str, Any]:
         "num_threads": setup.runtime.threads,
         "dtype": setup.runtime.dtype,
         "score_bias": read_json(setup.reward / SCORE_FILE)["score_bias"],
-        "lora": {key: getattr(lora, key) for key in ("r", "lora_alpha", "lora_dropout")}
+        "lora": {key: getattr(lora, key) for key in ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")}
         | {"target_modules": sorted(lora.target_modules or ())},
         "ppo": {key: getattr(settings, key) for key in SAME_WORDS}
         | {"missing_eos_penalty": settings.truncated.value}

@@ -100,7 +100,7 @@ def main() -> None:
         if settings.advantage == "gae":
             adapters["value"] = REWARD  # the critic starts from the reward model's features
         for name, model_dir in adapters.items():
-            stack.add(name, model_dir)
+            stack.add(name, model_dir, float32=name != "reward")  # policy and reference alike
         lengths = completion_lengths(tokenizer, learned)
         warn_if_capped("ppo.max_new_tokens", settings.max_new_tokens, lengths, learned)
         trainer = PPOTrainer(stack, encoded, settings, stage.seed, stage.runtime.batch_size, tasks)

@@ -1,6 +1,6 @@
 """Train a reward model on human preferences: models/<reward_model.init> + data/prepared/preferences -> models/reward.
 
-The loss is -logsigmoid(chosen - rejected) (Bradley-Terry), also against chosen replies that break off. The adapter is
+The loss is -logsigmoid(chosen - rejected) (Bradley-Terry), also against chosen replies that break off. The model is
 saved with its score head and the bias that makes the mean score of reference answers 0. A killed run resumes from its
 last checkpoint. Run with `python -m stages.reward_model`.
 """
@@ -13,9 +13,10 @@ import click
 
 from align.core.files import replacing, write_csv, write_json
 from align.core.rows import PreferencePair, read_rows, write_rows
-from align.models.adapters import LoraSettings, save_adapter
+from align.models.adapters import LoraSettings
 from align.models.base import copy_tokenizer, load_tokenizer
 from align.models.card import write_model_card
+from align.models.full import save_trained
 from align.models.stack import SCORE_FILE, AdapterStack
 from align.models.tokenization import drop_too_long
 from align.reward.report import calibration, reward_report
@@ -24,7 +25,7 @@ from align.reward.training import (
     RewardModelSettings,
     encode_pairs,
     fit,
-    reward_adapter,
+    reward_start,
     score_pairs,
     training_rows,
 )
@@ -39,7 +40,7 @@ CENTERING_ROWS = 128
 @click.command(help=__doc__)
 def main() -> None:
     stage = Stage("reward_model")
-    lora = stage.section("lora", LoraSettings)
+    lora = stage.optional_section("lora", LoraSettings)
     settings = stage.section("reward_model", RewardModelSettings)
     stage.start()
     tokenizer, init = load_tokenizer(BASE), Path("models") / settings.init
@@ -49,11 +50,11 @@ def main() -> None:
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "reward_model.max_length")
 
     with stage.work([BASE, init, TRAIN, TEST]) as work:
-        model = reward_adapter(BASE, init, stage.runtime, lora)
+        model = reward_start(BASE, init, stage.runtime, lora)
         folder = work.folder / "reward"
         fit(model, tokenizer, rows, stage.runtime, settings, stage.seed, REPORT / "history.csv", folder, work)
         with replacing(Path("models/reward")) as temporary:
-            save_adapter(model, temporary)
+            save_trained(model, temporary, stage.runtime)
             copy_tokenizer(BASE, temporary)
             write_model_card(temporary, stage, {"base": BASE, "parent": init}, {"preferences": TRAIN})
             del model

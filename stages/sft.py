@@ -15,10 +15,11 @@ from align.core.files import replacing
 from align.core.rows import Instruction, Judgement, Message, read_rows
 from align.judge.request import judge_reply, judge_request
 from align.judge.trainer import JudgeTrainer, judged_questions
-from align.models.adapters import LoraSettings, new_adapter, save_adapter
+from align.models.adapters import LoraSettings
 from align.models.attention import check_attention
-from align.models.base import copy_tokenizer, load_base, load_tokenizer
+from align.models.base import copy_tokenizer, load_tokenizer
 from align.models.card import write_model_card
+from align.models.full import save_trained, start_model
 from align.models.tokenization import drop_too_long
 from align.run.stage import BASE, Stage
 from align.training.settings import TrainingSettings
@@ -44,7 +45,7 @@ def judge_replies(judgements: Sequence[Judgement], instructions: int, share: flo
 @click.command(help=__doc__)
 def main() -> None:
     stage = Stage("sft")
-    lora = stage.section("lora", LoraSettings)
+    lora = stage.optional_section("lora", LoraSettings)
     eft_settings = stage.section("eft", EFTSettings)
     settings = stage.section("sft", SFTSettings)
     check_attention("sft", settings.attn_implementation, stage.runtime)
@@ -63,16 +64,21 @@ def main() -> None:
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "sft.max_length")
 
     with stage.work([BASE, IFT, EFT]) as work:
-        model = new_adapter(load_base(BASE, stage.runtime), lora, task_type="CAUSAL_LM")
-        arguments = training_arguments(eft_settings, work.folder / "eft", stage.seed, stage.runtime, order="random")
+        model = start_model(BASE, BASE, stage.runtime, lora)
+        full = lora is None
+        arguments = training_arguments(
+            eft_settings, work.folder / "eft", stage.seed, stage.runtime, order="random", full=full
+        )
         judge_trainer = JudgeTrainer(
             model, TrainingArguments(**arguments), questions, eft_settings.ranking_coef, eft_settings.loraplus_lr_ratio
         )
         train(judge_trainer, Path("data/m0/eft_history.csv"), work)
-        arguments = training_arguments(settings, work.folder / "ift", stage.seed, stage.runtime, settings.order)
+        arguments = training_arguments(
+            settings, work.folder / "ift", stage.seed, stage.runtime, settings.order, full=full
+        )
         instruction_tune(model, tokenizer, rows, settings, arguments, Path("data/m0/sft_history.csv"), work)
         with replacing(Path("models/m0")) as temporary:
-            save_adapter(model, temporary)
+            save_trained(model, temporary, stage.runtime)
             copy_tokenizer(BASE, temporary)
             write_model_card(temporary, stage, {"base": BASE}, {"ift": IFT, "eft": EFT})
     click.echo(

@@ -13,9 +13,11 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from align.core.errors import InputError
+from align.core.files import read_json
 from align.core.params import SECRET, Settings
 from align.generation.generator import Generator
 from align.generation.local import BFloat16Generator, TorchGenerator, this_process
+from align.models.full import is_full
 from align.models.stack import AdapterStack
 from align.run.locks import hold_devices
 from align.run.runtime import RuntimeSettings
@@ -71,8 +73,9 @@ def _transformers(
 ) -> Iterator[Generator]:
     _hold_devices(runtime, work)
     process = this_process()
-    stack = AdapterStack(BASE, runtime)
-    stack.add(name, Path("models") / name)
+    folder = Path("models") / name
+    stack = AdapterStack(folder if is_full(folder) else BASE, runtime)
+    stack.add(name, folder)
     with stack.using(name) as model:
         yield kind(model, stack.tokenizer, runtime.batch_size, settings.max_batch_tokens, process, work, name)
     if process is not None:
@@ -95,6 +98,11 @@ def _bfloat16(
 
 @contextmanager
 def _vllm(settings: GenerationSettings, runtime: RuntimeSettings, name: str, work: Work | None) -> Iterator[Generator]:
+    if (adapter := Path("models") / name / "adapter_config.json").exists() and read_json(adapter).get("use_dora"):
+        raise InputError(
+            f"params.yaml: generation.backend: vllm cannot run {adapter.parent}, a DoRA adapter; set transformers, or "
+            "lora.use_dora: false"
+        )
     _require("vllm")
     os.environ.pop("TORCHDYNAMO_DISABLE", None)  # `stages` sets it, but vLLM compiles its models
     from align.backends.vllm import VLLMGenerator  # noqa: PLC0415 (an extra)

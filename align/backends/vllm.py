@@ -22,7 +22,7 @@ CHUNK = 2048  # requests per call: enough to keep vLLM busy, few enough to lose 
 
 
 class VLLMGenerator(Generator):
-    """A base with one adapter in vLLM, or none if `model_dir` is the base itself."""
+    """A base with one adapter in vLLM, or the model itself if `model_dir` holds full weights."""
 
     backend = "vllm"
 
@@ -33,7 +33,11 @@ class VLLMGenerator(Generator):
         self.lora = LoRARequest(model_dir.name, 1, str(model_dir.resolve())) if adapter.exists() else None
         rank = read_json(adapter)["r"] if self.lora else 16
         self.llm = LLM(
-            str(base), dtype=runtime.dtype, enable_lora=self.lora is not None, max_lora_rank=rank, max_logprobs=128
+            str(base if self.lora else model_dir),
+            dtype=runtime.dtype,
+            enable_lora=self.lora is not None,
+            max_lora_rank=rank,
+            max_logprobs=128,
         )
 
     def _generate(

@@ -38,6 +38,7 @@ SECTIONS = (
     "evaluate",
     "text",
 )
+OPTIONAL = ("lora",)  # sections that may be null
 MODEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 SECRET = "secret"  # the type of a validation error whose value must not be shown
 # Iterations name folders (models/<name>, data/<name>), where these names are taken.
@@ -121,6 +122,8 @@ class Params:
         for model, parent in chain.items():
             if parent in before_dpo:
                 before_dpo.append(model)
+        if self.values["lora"] is None:
+            self._check_full_weights()
         starts = {"ppo": ["m0", "dpo", *chain], "offline_dpo": before_dpo}
         for section in ("prepare_data", "judge", "offline_dpo", "ppo", "text"):
             for key, value in self._items(section):
@@ -141,6 +144,19 @@ class Params:
                         "add the entry, or name another file"
                     )
 
+    def _check_full_weights(self) -> None:
+        for section, key, plain in (
+            ("runtime", "quantization", "none"),
+            ("eft", "loraplus_lr_ratio", 1),
+            ("reward_model", "loraplus_lr_ratio", 1),
+        ):
+            value = dict(self._items(section)).get(key, plain)
+            if value != plain:
+                raise InputError(
+                    f"{self.path}: {section}.{key}: {quoted(value)} is for adapters, and section lora is null, which "
+                    f"trains all weights; set {plain}, or keys of lora"
+                )
+
     def _items(self, section: str) -> list[tuple[str, Any]]:
         values = self.values[section]
         return list(values.items()) if isinstance(values, dict) else []
@@ -159,6 +175,11 @@ class Params:
             raise InputError(f"{self.path}: sources.{name}: missing; add it ({', '.join(map(str, sources)) or 'none'})")
         self.used["sources"] = {name: sources[name]}
         return self._checked(f"sources.{name}", sources[name], settings)
+
+    def optional_section(self, name: str, settings: type[S]) -> S | None:
+        """Return section `name`, one of `OPTIONAL`, as `settings`; None where it is null."""
+        self.used[name] = self.values[name]
+        return None if self.values[name] is None else self.section(name, settings)
 
     def section(self, name: str, settings: type[S]) -> S:
         """Return section `name` as `settings`."""

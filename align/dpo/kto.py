@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from trl import KTOConfig, KTOTrainer
 
 from align.core.errors import InputError
 from align.core.rows import PreferencePair, UnpairedPreference
 from align.dpo.settings import DPOSettings
+from align.models.full import Trained
 from align.models.tokenization import encode_completion, encode_prompt
 from align.training.settings import TrainingSettings
 from align.training.trainer import LengthGroups, Resumable
@@ -87,7 +87,7 @@ def batched(rows: Sequence[dict[str, Any]], settings: TrainingSettings, seed: in
 
 
 def kto_trainer(
-    policy: PeftModel,
+    policy: Trained,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[dict[str, Any]],
     settings: DPOSettings,

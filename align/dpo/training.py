@@ -1,11 +1,11 @@
-"""Direct preference optimization (arXiv 2305.18290) of an adapter, and the losses of its kind that TRL has."""
+"""Direct preference optimization (arXiv 2305.18290), and the losses of its kind that TRL has."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
@@ -14,11 +14,10 @@ from align.core.rows import PreferencePair
 from align.dpo.kto import batched, check_replies, encode_replies, kto_trainer
 from align.dpo.preferences import EVALUATION, drop_evaluated, read_preferences
 from align.dpo.settings import DPOSettings
-from align.models.adapters import continue_adapter, save_adapter
 from align.models.attention import check_attention, use_attention
-from align.models.base import copy_tokenizer, load_base, load_tokenizer
+from align.models.base import copy_tokenizer, load_tokenizer
 from align.models.card import write_model_card
-from align.models.loading import load_adapter_weights
+from align.models.full import Trained, put_model, put_state, save_trained, start_model, state_of
 from align.models.tokenization import drop_too_long, encode_completion, encode_prompt
 from align.run.stage import BASE, Stage
 from align.training.trainer import Resumable, train, training_arguments
@@ -74,7 +73,7 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferenceP
 
 
 def dpo_trainer(
-    policy: PeftModel,
+    policy: Trained,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[dict[str, Any]],
     settings: DPOSettings,
@@ -99,7 +98,7 @@ def train_dpo(
     model: Path,
     foreign: bool = False,
 ) -> str:
-    """Continue the adapter of `parent` on preferences -> the folder `model` and its history in data/metrics.
+    """Continue `parent` (its adapter, or all weights) on preferences -> the folder `model` and a history.
 
     The reference is a frozen copy of the starting point, or m0. A killed run resumes from its last checkpoint.
 
@@ -107,7 +106,7 @@ def train_dpo(
         stage: started, with its sections read.
         section: of `settings`, for messages.
         settings: what to optimize, and how.
-        parent: the folder of a model with an adapter.
+        parent: the folder of a trained model.
         preferences: rows of `PreferencePair`, or with KTO of `UnpairedPreference`.
         model: the folder to write, whose name is the model's.
         foreign: whether `preferences` may have prompts of the evaluation, whose rows are dropped and counted.
@@ -134,19 +133,22 @@ def train_dpo(
     make, order = (kto_trainer, "sequential") if settings.kto else (dpo_trainer, "group_by_length")
     m0 = Path("models/m0")
     with stage.work([BASE, parent, m0, preferences, *(EVALUATION if foreign else ())]) as work:
-        policy = continue_adapter(load_base(BASE, stage.runtime), parent)
+        policy = start_model(BASE, parent, stage.runtime)
         use_attention(policy, settings.attn_implementation)
         parents = {"base": BASE, "parent": parent, "reference": parent}
-        start = {key: value.clone() for key, value in get_peft_model_state_dict(policy).items()}
+        start = state_of(policy) if settings.reference == "m0" else {}
         if settings.reference == "m0":
             parents["reference"] = m0
-            set_peft_model_state_dict(policy, load_adapter_weights(m0))
-        arguments = training_arguments(settings, work.folder / "dpo", stage.seed, stage.runtime, order)
+            put_model(policy, m0, stage.runtime)
+        full = not isinstance(policy, PeftModel)
+        arguments = training_arguments(settings, work.folder / "dpo", stage.seed, stage.runtime, order, full=full)
         trainer = make(policy, tokenizer, rows, settings, arguments)
-        set_peft_model_state_dict(policy, start)
+        if settings.reference == "m0":
+            put_state(policy, start)
+            start.clear()  # of a full model, it is as large as the model
         train(trainer, Path("data/metrics") / model.name / "dpo_history.csv", work)
         with replacing(model) as temporary:
-            save_adapter(policy, temporary)
+            save_trained(policy, temporary, stage.runtime)
             copy_tokenizer(BASE, temporary)
             write_model_card(temporary, stage, parents, {"preferences": preferences})
     done = f"{len(rows)} {'replies' if settings.kto else 'pairs'}"

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase, TrainingArguments
@@ -17,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from align.core.errors import InputError
 from align.core.rows import Judgement
 from align.judge.request import DIGITS, SCORE_PREFIX, judge_request
+from align.models.full import Trained
 from align.models.packing import pack
 from align.models.tokenization import encode_choices
 from align.training.trainer import LoraPlus
@@ -67,7 +67,7 @@ class JudgeTrainer(LoraPlus):
 
     def __init__(
         self,
-        model: PeftModel,
+        model: Trained,
         args: TrainingArguments,
         questions: list[dict[str, Any]],
         ranking_coef: float,

@@ -1,12 +1,12 @@
 """LoRA adapters in PEFT's layout: new ones, loading and saving."""
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -18,8 +18,20 @@ from align.models.loading import ADAPTER_FILE, load_adapter_weights, reading_mod
 from align.models.lora_linears import use_onednn_lora
 
 
+def _leaves_the_base_alone(value: bool | str) -> bool | str:
+    if value not in (True, "gaussian", "orthogonal"):
+        raise ValueError(
+            "true, gaussian or orthogonal, with which an adapter starts as no change (PEFT's others change the base, "
+            "which all adapters share, need data, freeze a factor, or start at random)"
+        )
+    return value
+
+
+InitLoraWeights = Annotated[bool | str, AfterValidator(_leaves_the_base_alone)]
+
+
 class LoraShape(BaseModel):
-    """The keys of an adapter's configuration that PEFT does not check."""
+    """The keys of an adapter's configuration that PEFT does not check, or that this pipeline cannot keep."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -29,6 +41,10 @@ class LoraShape(BaseModel):
     target_modules: str | list[str]
     layers_to_transform: list[int] | int | None = None
     modules_to_save: list[str] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: InitLoraWeights = True
+    lora_bias: Literal[False] = False  # our merged layers have the base's bias
 
 
 class LoraSettings(Settings):
@@ -39,11 +55,16 @@ class LoraSettings(Settings):
     lora_dropout: float = Field(ge=0, lt=1)
     target_modules: str | list[str]
     layers_to_transform: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: InitLoraWeights = True
 
     @model_validator(mode="after")
     def _modules_by_name(self) -> Self:
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise ValueError("target_modules by name, as a list, where layers_to_transform is set")
+        if self.init_lora_weights == "orthogonal" and self.r % 2:
+            raise ValueError("an even r with init_lora_weights orthogonal")
         return self
 
     def config(self, **kwargs: Any) -> LoraConfig:
@@ -144,4 +165,4 @@ def save_adapter(model: PeftModel, out_dir: Path, name: str = "default") -> None
 def is_of(key: str, adapter: str) -> bool:
     """Return whether `key`, such as `...q_proj.lora_A.policy.weight`, names a parameter of the adapter."""
     # Compare the whole ending: an adapter may be called `model`, which is in every key.
-    return key.endswith((f".lora_A.{adapter}.weight", f".lora_B.{adapter}.weight"))
+    return key.endswith(tuple(f".{part}.{adapter}.weight" for part in ("lora_A", "lora_B", "lora_magnitude_vector")))

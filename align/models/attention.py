@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from peft import PeftModel
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from align.core.errors import InputError
@@ -33,6 +34,6 @@ def check_attention(section: str, kind: Attention | None, runtime: RuntimeSettin
 
 
 def use_attention(model: Any, kind: Attention | None) -> None:
-    """Let a model (under an adapter) compute attention that way from now on; None leaves it as it is."""
+    """Let a model, alone or under an adapter, compute attention that way from now on; None leaves it as it is."""
     if kind is not None:
-        model.get_base_model().set_attn_implementation(kind)
+        (model.get_base_model() if isinstance(model, PeftModel) else model).set_attn_implementation(kind)

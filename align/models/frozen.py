@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
@@ -58,4 +59,7 @@ def _packed(module: nn.Module, dtype: torch.dtype) -> PackedLinear:
         for adapter in module.active_adapters:
             if adapter in module.lora_A:
                 weight = weight + module.get_delta_weight(adapter).detach()
+            if adapter in module.lora_magnitude_vector:  # DoRA: rows of the sum, rescaled to the learned lengths
+                lengths: Any = module.lora_magnitude_vector[adapter].weight
+                weight = weight * (lengths.detach() / torch.linalg.vector_norm(weight, dim=1)).unsqueeze(1)
     return PackedLinear(weight.to(dtype), None if base.bias is None else base.bias.detach().to(dtype))

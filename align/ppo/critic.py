@@ -35,7 +35,7 @@ class Critic:
     def values(self, batch: Batch) -> Tensor:
         """Return the value of the state before each response token, (B, R)."""
         length, states = batch.response_mask.shape[1], batch.value_states
-        begin = nullcontext() if states is None else self.stack.entering(self.layer, states)
+        begin = nullcontext() if states is None else self.stack.entering(self.layer, states, "value")
         with self.stack.using("value") as model, begin:
             hidden = model.base_model(
                 input_ids=batch.input_ids,

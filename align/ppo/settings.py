@@ -95,7 +95,7 @@ class PPOSettings(Settings):
     @classmethod
     def _init_has_an_adapter(cls, value: str) -> str:
         if value == "base":
-            raise ValueError("a model with an adapter, such as m0; the base has none")
+            raise ValueError("a trained model, such as m0; the base has no adapter")
         return value
 
     @model_validator(mode="after")

@@ -246,7 +246,7 @@ class PPOTrainer:
     def _backward(self, part: Rollout, tokens: Tensor, check: bool) -> dict[str, float]:
         """Accumulate the gradients of a micro-batch, as its share of a mini-batch of `tokens` response tokens."""
         settings, mask = self.settings, part.loss_mask
-        with self._checkpointing():
+        with self._checkpointing("policy"):
             logprobs = self._logprobs("policy", part)
         log_ratio = torch.where(mask, logprobs.detach() - part.logprobs, 0.0)
         if check and not (gap := float(log_ratio[mask].abs().mean())) <= self.tolerance:
@@ -264,7 +264,7 @@ class PPOTrainer:
         if self.critic is not None:
             assert part.values is not None
             assert part.returns is not None
-            with self._checkpointing():
+            with self._checkpointing("value"):
                 values = self.critic.values(part)
             error = value_loss(values, part.values, part.returns, mask, settings.cliprange_value).sum() / tokens
             error.backward()
@@ -308,7 +308,7 @@ class PPOTrainer:
         if not gap <= self.tolerance:
             raise InputError(
                 f"ppo: before the first update the KL to the reference is not 0 (log-ratios of {gap:.3g} nats on "
-                "average): policy and reference must start from the same adapter, ppo.init"
+                "average): policy and reference must start from the same model, ppo.init"
             )
 
     def _logprobs(self, name: str, batch: Batch) -> Tensor:
@@ -327,7 +327,7 @@ class PPOTrainer:
         states, width = batch.policy_states, batch.input_ids.shape[1]
         # An index, not a number: on a slice the head would do a batched product, with a copy of its weights per row.
         before_each = torch.arange(width - batch.response_mask.shape[1] - 1, width - 1, device=self.stack.device)
-        begin = nullcontext() if states is None else self.stack.entering(self.policy_layer, states)
+        begin = nullcontext() if states is None else self.stack.entering(self.policy_layer, states, name)
         with self.stack.using(name) as model, begin:
             logits: Tensor = model(
                 input_ids=batch.input_ids,
@@ -344,15 +344,15 @@ class PPOTrainer:
         states = [torch.empty(0)] * len(logprobs)
         for part in self._micro_batches(batch, torch.arange(len(logprobs), device=self.stack.device)):
             rows = batch.rows(part)
-            with self.stack.recording({layer}) as recorded:
+            with self.stack.recording({layer}, "reference") as recorded:
                 found = self._logprobs("reference", rows)
             logprobs[part, : found.shape[1]] = found
             for i, inputs, mask in zip(part.tolist(), recorded[layer], rows.attention_mask, strict=True):
                 states[i] = inputs[mask]
         return logprobs, {layer: states}
 
-    def _checkpointing(self) -> AbstractContextManager[None]:
-        return self.stack.checkpointing() if self.settings.gradient_checkpointing else nullcontext()
+    def _checkpointing(self, name: str) -> AbstractContextManager[None]:
+        return self.stack.checkpointing(name) if self.settings.gradient_checkpointing else nullcontext()
 
     def _micro_batches(self, batch: Batch, rows: Tensor) -> tuple[Tensor, ...]:
         """Cut `rows` of the batch into micro-batches of responses with similar lengths."""

@@ -43,7 +43,7 @@ def score_and_record(
     states: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(rows) for layer in layers}
     with (
         stack.using(name) as model,
-        stack.recording(layers) as recorded,
+        stack.recording(layers, name) as recorded,
         tqdm(total=len(rows), desc=description, unit="row", disable=description is None) as progress,
     ):
         for batch in cut_batches(order, [len(row) for row in ended], batch_size):

@@ -13,13 +13,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from tqdm import tqdm
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
 from align.core.errors import InputError
 from align.core.rows import PreferencePair, ScoredPair
-from align.models.adapters import LoraSettings, continue_adapter, new_adapter
-from align.models.base import load_base
+from align.models.adapters import LoraSettings
+from align.models.full import Trained, is_full, start_model
 from align.models.packing import pack
 from align.models.stack import AdapterStack
 from align.models.tokenization import encode_completion, encode_prompt
@@ -107,7 +107,7 @@ class RewardModelTrainer(LoraPlus, RewardTrainer):
     The replies of a pair share the prompt, and truncated ones all but their EOS, so they are packed into one sequence.
     """
 
-    def __init__(self, model: PeftModel, loraplus_lr_ratio: float, rows: Sequence[dict[str, Any]], **kwargs: Any):
+    def __init__(self, model: Trained, loraplus_lr_ratio: float, rows: Sequence[dict[str, Any]], **kwargs: Any):
         super().__init__(
             model=model,
             loraplus_lr_ratio=loraplus_lr_ratio,
@@ -136,23 +136,26 @@ class RewardModelTrainer(LoraPlus, RewardTrainer):
         metrics["margin"].append(sum(margins) / len(margins))
         return torch.stack(losses).mean()
 
-    def _scores(self, model: PeftModel, rows: list[list[int]]) -> Tensor:
+    def _scores(self, model: Trained, rows: list[list[int]]) -> Tensor:
         packed = pack(rows)
-        classifier: Any = model.get_base_model()
-        hidden = classifier.base_model(**packed.inputs(self.args.device, classifier.dtype), use_cache=False)[0]
+        classifier: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
+            hidden = classifier.base_model(**packed.inputs(self.args.device, classifier.dtype), use_cache=False)[0]
         scores: Tensor = classifier.score(hidden[0, packed.last.to(self.args.device)])
         return scores[:, 0].float()
 
 
-def reward_adapter(base: Path, init: Path, runtime: RuntimeSettings, lora: LoraSettings) -> PeftModel:
-    """Return the base with a new score head and an adapter to train: that of `init`, or a new one if it is the base."""
-    model = load_base(base, runtime, AutoModelForSequenceClassification, num_labels=1)
-    kind: dict[str, Any] = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
-    return new_adapter(model, lora, **kind) if init == base else continue_adapter(model, init, **kind)
+def reward_start(base: Path, init: Path, runtime: RuntimeSettings, lora: LoraSettings | None) -> Trained:
+    """Return a model to train with a new score head, which starts as `init`; see `start_model`."""
+    if init != base and is_full(init) != (lora is None):
+        raise InputError(
+            f"{init}: section lora of params.yaml has changed since it was trained; run `dvc repro sft` first"
+        )
+    return start_model(base, init, runtime, lora, score=True)
 
 
 def fit(
-    model: PeftModel,
+    model: Trained,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[dict[str, Any]],
     runtime: RuntimeSettings,
@@ -163,7 +166,9 @@ def fit(
     work: Work | None = None,
 ) -> None:
     """Train `model` on `training_rows` and write the history; checkpoints go to `folder` in `work`."""
-    arguments = training_arguments(settings, folder, seed, runtime, order="random")
+    arguments = training_arguments(
+        settings, folder, seed, runtime, order="random", full=not isinstance(model, PeftModel)
+    )
     trainer = RewardModelTrainer(
         model,
         settings.loraplus_lr_ratio,

@@ -27,6 +27,10 @@ class Stage:
         """See `Params.section`."""
         return self.params.section(name, settings)
 
+    def optional_section(self, name: str, settings: type[S]) -> S | None:
+        """See `Params.optional_section`."""
+        return self.params.optional_section(name, settings)
+
     @property
     def seed(self) -> int:
         """The seed of the whole run."""

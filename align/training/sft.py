@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from datasets import Dataset
-from peft import PeftModel
 from pydantic import Field, model_validator
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from align.core.rows import Message
 from align.models.attention import FLASH, Attention, use_attention
+from align.models.full import Trained
 from align.models.tokenization import encode_completion, encode_prompt
 from align.run.work import Work
 from align.training.settings import TrainingSettings
@@ -57,7 +57,7 @@ def encode_instruction(
 
 
 def instruction_tune(
-    model: PeftModel,
+    model: Trained,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict[str, Any]],
     settings: SFTSettings,

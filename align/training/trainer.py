@@ -20,6 +20,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from align.core.errors import InputError
 from align.core.files import read_json, sha256, write_csv, write_json
+from align.models.full import Trained
 from align.run.runtime import RuntimeSettings
 from align.run.work import Pace, Work
 from align.training.optimizers import IN_TRAINERS, adamw
@@ -37,11 +38,18 @@ trl.trainer.utils._use_triton = lambda device: True
 
 
 def training_arguments(
-    settings: TrainingSettings, folder: Path, seed: int, runtime: RuntimeSettings, order: str = "group_by_length"
+    settings: TrainingSettings,
+    folder: Path,
+    seed: int,
+    runtime: RuntimeSettings,
+    order: str = "group_by_length",
+    *,
+    full: bool = False,
 ) -> dict[str, Any]:
     """Return keyword arguments for `TrainingArguments`; `drop_too_long` applies `max_length`.
 
     `folder` is for the checkpoints of one trainer; `order` of the rows is `group_by_length`, `random` or `sequential`.
+    With `full` weights, which are float32, bfloat16 is for the computation alone.
 
     Raises:
         InputError: the optimizer needs bitsandbytes, which does not load.
@@ -56,7 +64,7 @@ def training_arguments(
         "remove_unused_columns": False,  # the sampler reads column `length`
         "seed": seed,
         "use_cpu": runtime.torch_device.type == "cpu",
-        "bf16": False,  # the weights are in runtime.dtype already; adapters stay in float32
+        "bf16": full and runtime.dtype == "bfloat16",  # a base is in runtime.dtype already; adapters stay in float32
         "logging_steps": 1,
         "report_to": "none",
         "save_strategy": "no",  # `Checkpoints` decides
@@ -179,19 +187,21 @@ class Resumable(Trainer):
 
 
 class LoraPlus(Resumable):
-    """A mixin with two learning rates (LoRA+, arXiv 2402.12354), for the trainer of an adapter.
+    """A mixin with two learning rates (LoRA+, arXiv 2402.12354), for the trainer of an adapter; others have one.
 
-    The B matrices, which start at zero, learn at `loraplus_lr_ratio` times the rate of everything else.
+    The B matrices, which start at zero, learn at `loraplus_lr_ratio` times the rate of everything else; so do DoRA's
+    magnitudes, which PEFT puts beside them.
     """
 
-    def __init__(self, model: PeftModel, loraplus_lr_ratio: float, **kwargs: Any) -> None:
+    def __init__(self, model: Trained, loraplus_lr_ratio: float, **kwargs: Any) -> None:
         super().__init__(model=model, **kwargs)
         self.loraplus_lr_ratio = loraplus_lr_ratio
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
         """Return AdamW (`runtime.optim`) with the two rates."""
+        if not isinstance(self.model, PeftModel):
+            return super().create_optimizer(model)
         if self.optimizer is None:
-            assert isinstance(self.model, PeftModel)
             kind, options = adamw(self.args.optim)
             self.optimizer = create_loraplus_optimizer(
                 self.model, kind, lr=self.args.learning_rate, loraplus_lr_ratio=self.loraplus_lr_ratio, **options

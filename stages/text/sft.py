@@ -8,15 +8,14 @@ from pathlib import Path
 
 import click
 from datasets import Dataset
-from torch import nn
 from transformers import TrainingArguments
 
 from align.core.errors import InputError
 from align.core.files import replacing
 from align.core.rows import read_rows
-from align.models.base import copy_tokenizer, load_base, load_tokenizer
+from align.models.base import copy_tokenizer, load_tokenizer
 from align.models.card import write_model_card
-from align.models.loading import save_model
+from align.models.full import load_full, save_trained
 from align.models.tokenization import drop_too_long
 from align.run.stage import BASE, Stage
 from align.text.labelled import LabelledText, labels_of
@@ -49,20 +48,18 @@ def main() -> None:
     rows = [training_row(row, settings.loss, eos_id) for row in encoded]
 
     with stage.work([BASE, TRAIN]) as work:
-        # Weights are float32 in training: in bfloat16 most optimizer steps are too small to change one.
-        model = load_base(BASE, stage.runtime.model_copy(update={"dtype": "float32"}))
+        model = load_full(BASE, stage.runtime)
         check_positions(model, settings.max_length)
-        arguments = training_arguments(settings, work.folder, stage.seed, stage.runtime)
+        arguments = training_arguments(settings, work.folder, stage.seed, stage.runtime, full=True)
         trainer = Resumable(
             model=model,
-            args=TrainingArguments(**arguments | {"bf16": stage.runtime.dtype == "bfloat16"}),
+            args=TrainingArguments(**arguments),
             train_dataset=Dataset.from_list(rows),
             data_collator=partial(collate, pad_id=pad_id),
         )
         train(trainer, Path("data/text/history.csv"), work)
         with replacing(Path("models/text")) as temporary:
-            nn.Module.to(model, stage.runtime.torch_dtype)
-            save_model(model, temporary, str(BASE))
+            save_trained(model, temporary, stage.runtime)
             copy_tokenizer(BASE, temporary)
             write_model_card(temporary, stage, {"base": BASE}, {"train": TRAIN})
     click.echo(f"text_sft: {len(rows)} rows, {dropped} dropped as longer than {settings.max_length} tokens")

@@ -170,6 +170,19 @@ def test_a_reward_model_that_judges_reads_no_rubric_and_comes_first(project: Pat
     assert stages.index("reward_model") < stages.index("judge@m1")
 
 
+def test_training_all_weights_takes_more_memory_and_flops_than_an_adapter(project: Path) -> None:
+    plain = [part for key in ("eft", "reward_model") for part in ("--set", f"{key}.loraplus_lr_ratio=1")]
+    adapter, whole = run_json(*plain), run_json(*plain, "--set", "lora=null")
+    for key in ("memory", "flops"):
+        before, after = by_stage(adapter, key), by_stage(whole, key)
+        assert all(after[name] > before[name] for name in ("sft", "dpo@m1", "offline_dpo", "reward_model", "ppo"))
+    before, after = by_stage(adapter, "memory"), by_stage(whole, "memory")
+    assert (
+        after["evaluate@m0"] > before["evaluate@m0"] + 3 * 4 * 134e6
+    )  # m0, the reward model and the subject, in float32
+    assert after["generate_responses@m1"] == pytest.approx(before["generate_responses@m1"], rel=0.01)
+
+
 def test_a_recipe_names_its_stages_and_what_is_assumed(project: Path) -> None:
     estimated = run_json("--recipe", "mistral-7b-rlhf")
     assert {"ppo", "reward_model"} <= set(by_stage(estimated, "seconds"))

@@ -19,6 +19,8 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     MistralConfig,
     MistralForCausalLM,
     OpenAIGPTConfig,
@@ -28,6 +30,7 @@ from transformers import (
 
 from align.cli.project.graph import stages_of
 from align.cli.recipes.recipes import merged, recipe
+from align.core.files import sha256
 from tests.committed import COMMITTED, REPOSITORY
 from tests.factories import build_tiny_source
 from tests.text.gpt import SUFFIX, UNKNOWN, gpt_bpe
@@ -219,6 +222,8 @@ def prepare(values: dict[str, Any]) -> None:
         entry |= {"dataset": str(folder), "revision": None}
     for changed in (SIZES, RANDOM):
         for section, keys in changed.items():
+            if values[section] is None:  # lora, where all weights are trained
+                continue
             assert keys.keys() <= values[section].keys()
             values[section] |= keys
     with Path("params.yaml").open("w", encoding="utf-8") as stream:
@@ -251,7 +256,11 @@ def test_every_stage_of_a_recipe_runs(name: str, tmp_path: Path, monkeypatch: py
     values, command = merged(name), recipe(name).command
     monkeypatch.chdir(tmp_path)
     prepare(values)
+    assert run_stages(values, command) >= STAGES[name]
 
+
+def run_stages(values: dict[str, Any], command: str) -> set[str]:
+    """Run what `dvc repro ...` would, in the working directory; return the stages' modules."""
     ran = set()
     for stage in stages_of(command.split()[2:], values, REPOSITORY).values():
         python, dash_m, module, *arguments = shlex.split(stage.cmd)
@@ -261,4 +270,51 @@ def test_every_stage_of_a_recipe_runs(name: str, tmp_path: Path, monkeypatch: py
         for out in stage.outs:
             assert Path(out.def_path).exists(), f"{stage.cmd}: {out}"
         ran.add(module.removeprefix("stages."))
-    assert ran >= STAGES[name]
+    return ran
+
+
+FULL: dict[str, dict[str, Any]] = {
+    "eft": {"loraplus_lr_ratio": 1, "learning_rate": 1e-4},
+    "reward_model": {"loraplus_lr_ratio": 1, "learning_rate": 1e-4},
+    "dpo": {"reference": "m0", "learning_rate": 1e-3, "warmup_steps": 0.0},  # offline_dpo has the other reference
+    "offline_dpo": {"learning_rate": 1e-3, "warmup_steps": 0.0},
+    "ppo": {"advantage": "gae", "learning_rate": 1e-4, "value_learning_rate": 1e-4},
+    "iterations": {"m1": "m0", "m2": "m1"},
+}
+
+
+@pytest.mark.timeout(900)
+def test_with_lora_null_every_stage_trains_all_weights_and_two_runs_write_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    found = []
+    for run in ("one", "two"):
+        monkeypatch.chdir(REPOSITORY)
+        values = merged("smollm2-cpu")
+        values["lora"] = None
+        for section, keys in FULL.items():
+            values[section] = values[section] | keys if section != "iterations" else keys
+        (tmp_path / run).mkdir()
+        monkeypatch.chdir(tmp_path / run)
+        prepare(values)
+        assert run_stages(values, "dvc repro") >= WHOLE
+        files = [path for path in sorted(Path().rglob("*")) if path.is_file() and path.parts[0] in ("models", "data")]
+        found.append({str(path): sha256(path) for path in files})
+    assert found[0] == found[1]
+
+    states: dict[str, dict[str, torch.Tensor]] = {}
+    for name in ("base", "m0", "m1", "m2", "dpo", "ppo", "reward"):
+        kind: Any = AutoModelForSequenceClassification if name == "reward" else AutoModelForCausalLM
+        model, info = kind.from_pretrained(Path("models") / name, output_loading_info=True)
+        assert not info["missing_keys"] | info["unexpected_keys"]
+        states[name] = model.state_dict()
+        assert model.config.use_cache
+        assert not list((Path("models") / name).glob("adapter*"))
+    parents = {"m0": "base", "m1": "m0", "m2": "m1", "dpo": "m0", "ppo": "m0", "reward": "m0"}
+    for name, parent in parents.items():
+        shared = states[name].keys() & states[parent].keys()
+        assert all(not torch.equal(states[name][key], states[parent][key]) for key in shared), name
+        assert len(shared) >= len(states[parent]) - 1  # the head of a causal LM is not in a reward model
+        card = json.loads((Path("models") / name / "model_card.json").read_text(encoding="utf-8"))
+        assert f"models/{parent}" in {source["path"] for source in card["parents"].values()}

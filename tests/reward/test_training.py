@@ -26,7 +26,7 @@ from align.reward.training import (
     RewardModelSettings,
     RewardModelTrainer,
     encode_pairs,
-    reward_adapter,
+    reward_start,
     score_pairs,
     training_rows,
     truncated,
@@ -57,7 +57,7 @@ def make_trainer(
     torch.manual_seed(0)
     tokenizer = load_tokenizer(base)
     return RewardModelTrainer(
-        reward_adapter(base, init or base, runtime, LORA),
+        reward_start(base, init or base, runtime, LORA),
         used.loraplus_lr_ratio,
         training_rows(PAIRS, encode_pairs(tokenizer, PAIRS), used, seed=17),
         args=RewardConfig(**training_arguments(used, out, 17, runtime, order="random"), max_length=None),
@@ -147,11 +147,12 @@ def test_a_chosen_reply_of_one_token_has_no_truncated_negatives(tiny_base: Path)
 def test_the_reward_model_continues_the_adapter_that_it_starts_from(
     tiny_base: Path, runtime: RuntimeSettings, tmp_path: Path
 ) -> None:
-    parent = reward_adapter(tiny_base, tiny_base, runtime, LORA)
+    parent = reward_start(tiny_base, tiny_base, runtime, LORA)
     with torch.no_grad():
         for name, parameter in parent.named_parameters():
             if "lora_" in name:
                 parameter.normal_(std=0.1)
+    assert isinstance(parent, PeftModel)
     save_adapter(parent, tmp_path / "classifier")
     weights = {key: value for key, value in load_adapter_weights(tmp_path / "classifier").items() if "lora_" in key}
     stack = AdapterStack(tiny_base, runtime)
@@ -159,7 +160,7 @@ def test_the_reward_model_continues_the_adapter_that_it_starts_from(
     stack.save("m0", tmp_path / "m0")  # the adapter of a causal LM, as stage sft writes it
     assert load_adapter_weights(tmp_path / "m0").keys() == weights.keys()
 
-    model = reward_adapter(tiny_base, tmp_path / "m0", runtime, LORA.model_copy(update={"r": 2}))
+    model = reward_start(tiny_base, tmp_path / "m0", runtime, LORA.model_copy(update={"r": 2}))
 
     assert isinstance(model, PeftModel)
     trainable = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}

@@ -21,11 +21,12 @@ from align.dpo.training import TokenizedDPOTrainer
 from align.judge.trainer import JudgeTrainer, judged_questions
 from align.models.adapters import LoraSettings
 from align.models.base import load_base, load_tokenizer
+from align.models.full import load_full
 from align.reward.training import (
     RewardModelSettings,
     RewardModelTrainer,
     encode_pairs,
-    reward_adapter,
+    reward_start,
     training_rows,
 )
 from align.run.runtime import RuntimeSettings
@@ -79,6 +80,18 @@ def sft(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     arguments = training_arguments(SETTINGS, folder, 3, runtime)
     return ResumableSFTTrainer(
         model=get_peft_model(load_base(base, runtime), LORA.config(task_type="CAUSAL_LM")),
+        args=SFTConfig(**arguments, max_length=None, completion_only_loss=True),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+
+
+def sft_full(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
+    tokenizer = load_tokenizer(base)
+    rows = [encode_instruction(tokenizer, row.messages, row.completion) for row in instructions()]
+    arguments = training_arguments(SETTINGS, folder, 3, runtime, full=True)
+    return ResumableSFTTrainer(
+        model=load_full(base, runtime),
         args=SFTConfig(**arguments, max_length=None, completion_only_loss=True),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
@@ -151,7 +164,7 @@ def reward(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     params = Params.read(PARAMS_YAML).section("reward_model", RewardModelSettings)
     settings = params.model_copy(update={"truncated_negatives": 1})
     return RewardModelTrainer(
-        reward_adapter(base, base, runtime, LORA),
+        reward_start(base, base, runtime, LORA),
         4.0,
         training_rows(pairs, encode_pairs(tokenizer, pairs), settings, seed=3),
         args=RewardConfig(**arguments, max_length=None),
@@ -161,6 +174,7 @@ def reward(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
 
 MAKERS: dict[str, Callable[[Path, RuntimeSettings, Path], Resumable]] = {
     "sft": sft,
+    "sft of all weights": sft_full,
     "eft": eft,
     "dpo": dpo,
     "kto": kto,

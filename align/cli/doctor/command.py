@@ -25,8 +25,9 @@ def check_params() -> Iterator[Finding]:
     yield Finding("params", "ok", f"{validate_params(params)} sections, every key known and in range")
     base = Path("models/base")
     if (base / "config.json").is_file():
-        settings = params.section("lora", load("align.models.adapters", "LoraSettings"))
-        load("align.models.adapters", "check_lora")(base, settings)
+        settings = params.optional_section("lora", load("align.models.adapters", "LoraSettings"))
+        if settings is not None:
+            load("align.models.adapters", "check_lora")(base, settings)
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (

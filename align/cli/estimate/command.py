@@ -23,7 +23,7 @@ from align.cli.project.settings import settings_by_section
 from align.cli.project.units import show_age, show_size
 from align.cli.recipes.recipes import Recipe, merged, recipe
 from align.core.errors import InputError, printable, quoted
-from align.core.params import PARAMS_FILE, Params
+from align.core.params import OPTIONAL, PARAMS_FILE, Params
 from align.models.loading import reading_model
 from stages.base_model import ADVICE, locate
 
@@ -36,7 +36,11 @@ def plan_of(params: Params) -> Plan:
     """Return what the stages' work follows from: every section as its stage reads it, and the base's shape."""
     kinds = settings_by_section()
     sources = {name: params.source(name, kinds["sources"]) for name in params.values["sources"]}
-    sections = {name: params.section(name, kind) for name, kind in kinds.items() if name != "sources"}
+    sections = {
+        name: (params.optional_section if name in OPTIONAL else params.section)(name, kind)
+        for name, kind in kinds.items()
+        if name != "sources"
+    }
     settings: Any = SimpleNamespace(**sections, sources=sources)
     source = settings.base_model.source
     config: Any = next((known for name, known in KNOWN.items() if source.startswith(name)), None)

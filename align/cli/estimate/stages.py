@@ -34,6 +34,8 @@ PROCESS_BYTES = (0.75e9, 0.13e9)  # of Python with torch and transformers, and w
 START_SECONDS = (14, 3)  # imports of these, and DVC's own time
 GGUF_SECONDS = 28  # of the embedded base, whose vocabulary transformers reads token by token
 LOAD_RATE = 1e9  # bytes per second
+# Models in memory where `lora` is null, beside those that are trained: base, m0, the reward model and the one in hand.
+FULL_MODELS = {"evaluate": 4, "evaluate_iteration": 4, "ppo": 3}
 LIGHT = ("prepare_data", "build_preferences", "diff", "summary")  # stages without torch
 OTHERS = ("base_model", "fetch_data", "text/dvc.yaml:text_data")  # with torch, but without work for a model
 
@@ -72,10 +74,11 @@ class Plan:
         parts, light, base = self._parts(stage, name), stage in LIGHT, self._whole
         if parts is None:
             return None
-        copies = 2 if stage == "base_model" else bool(parts)
+        copies = 2 if stage == "base_model" else bool(parts) * (1 if self.s.lora else FULL_MODELS.get(stage, 1))
         kinds = {"prefill_tokens": "forward", "decoded_tokens": "decode", "trained_tokens": "train"}
         start = START_SECONDS[light] + GGUF_SECONDS * (stage == "base_model" and self.s.base_model.source == EMBEDDED)
-        loading = copies**2 * base.weights * base.width / LOAD_RATE  # stage base_model writes and hashes it, too
+        passes = copies * (2 if stage == "base_model" else 1)  # which writes and hashes it, too
+        loading = passes * base.weights * base.width / LOAD_RATE
         return {
             "stage": name,
             **{key: round(sum(p.rows * p.tokens for p in parts if p.kind == kind)) for key, kind in kinds.items()},

@@ -14,8 +14,9 @@ from align.cli.project.cards import CARD_FILE, ModelCard, source_hash
 from align.core.errors import InputError, quoted
 from align.core.files import REBUILD
 from align.models.adapters import load_adapter_config, put_adapter_weights
-from align.models.loading import ADAPTER_FILE, load_adapter_weights, load_score_bias, load_weights, reading_model
-from align.models.stack import SCORE_FILE
+from align.models.full import kind_of
+from align.models.loading import ADAPTER_FILE, load_adapter_weights, load_weights, reading_model
+from align.models.stack import score_bias
 
 MODELS = Path("models")
 
@@ -44,7 +45,8 @@ def find_model(name: str, base_dir: Path | None = None) -> Parts:
     if not (model_dir / "adapter_config.json").exists():
         if not (model_dir / "config.json").exists():
             raise InputError(f"{model_dir}: holds no model (adapter_config.json or config.json); {REBUILD}")
-        return Parts(model_dir.name, model_dir, None)
+        bias = score_bias(model_dir) if kind_of(model_dir) is AutoModelForSequenceClassification else None
+        return Parts(model_dir.name, model_dir, None, bias)
     base_dir = base_dir or model_dir.parent / "base"
     if not (base_dir / "config.json").exists():
         raise InputError(
@@ -58,8 +60,7 @@ def find_model(name: str, base_dir: Path | None = None) -> Parts:
             raise InputError(f"{what}; name the right one with --base DIR, or run `dvc checkout`")
     bias = None
     if load_adapter_config(model_dir).task_type == "SEQ_CLS":
-        # A reward model from elsewhere has no bias: its scores are not centred.
-        bias = load_score_bias(model_dir / SCORE_FILE) if (model_dir / SCORE_FILE).exists() else 0.0
+        bias = score_bias(model_dir)
     return Parts(model_dir.name, model_dir, base_dir, bias)
 
 

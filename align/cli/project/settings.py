@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from align.core.errors import InputError
-from align.core.params import Params, Settings
+from align.core.params import OPTIONAL, Params, Settings
 
 ROOT = Path(__file__).parents[3]
 STAGE = ROOT / "align/run/stage.py"  # reads section `runtime` for the stages
@@ -22,7 +22,9 @@ def settings_by_section() -> dict[str, type[Settings]]:
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
-                case ast.Call(ast.Attribute(attr="section"), [ast.Constant(str(section)), ast.Name(name)]):
+                case ast.Call(
+                    ast.Attribute(attr="section" | "optional_section"), [ast.Constant(str(section)), ast.Name(name)]
+                ):
                     classes.setdefault(section, load(module, name))
                 case ast.Call(ast.Attribute(attr="source"), [_, ast.Name(name)]):
                     classes["sources"] = load(module, name)
@@ -38,7 +40,7 @@ def validate_params(params: Params) -> int:
             for name in params.values[section]:
                 params.source(name, settings)
         else:
-            params.section(section, settings)
+            (params.optional_section if section in OPTIONAL else params.section)(section, settings)
     return len(classes)
 
 
