@@ -36,4 +36,5 @@ def check_attention(section: str, kind: Attention | None, runtime: RuntimeSettin
 def use_attention(model: Any, kind: Attention | None) -> None:
     """Let a model, alone or under an adapter, compute attention that way from now on; None leaves it as it is."""
     if kind is not None:
-        (model.get_base_model() if isinstance(model, PeftModel) else model).set_attn_implementation(kind)
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        base.set_attn_implementation(kind)

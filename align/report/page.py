@@ -22,8 +22,11 @@ from align.report.statistics import SCORE_EDGES, mean
 HERE = Path(__file__).parent
 MEASURES = {"judge": "Judge's score", "reward": "Reward, both end", "checks": "Checks passed"}
 # Columns of histories -> titles of their charts; each chart shows the columns that are there.
-TRAINER_CURVES = {("loss", "eval_loss"): "loss", ("rewards/accuracies", "accuracy"): "accuracy in training"}
-PPO_CURVES = {
+TRAINER_CURVES: dict[tuple[str, ...], str] = {
+    ("loss", "eval_loss"): "loss",
+    ("rewards/accuracies", "accuracy"): "accuracy in training",
+}
+PPO_CURVES: dict[tuple[str, ...], str] = {
     ("mean_reward", "mean_score"): "reward",
     ("kl",): "KL to the reference, nats per response",
     ("eos_rate",): "share of responses that end",
