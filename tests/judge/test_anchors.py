@@ -5,7 +5,8 @@ import pytest
 from align.core.rows import Answer, Judgement
 from align.judge.anchors import anchor_scores, drift, relevance
 from align.judge.request import Verdict
-from align.report.statistics import SCORE_EDGES, bin_label, score_histogram, score_rows
+from align.report.iterations import bin_label, score_histogram, score_rows
+from align.report.statistics import SCORE_EDGES
 
 
 def judged(question: str, response: str, score: int) -> Judgement:
