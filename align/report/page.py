@@ -24,7 +24,13 @@ MEASURES = {"judge": "Judge's score", "reward": "Reward, both end", "checks": "C
 # Columns of histories -> titles of their charts; each chart shows the columns that are there.
 TRAINER_CURVES: dict[tuple[str, ...], str] = {
     ("loss", "eval_loss"): "loss",
-    ("rewards/accuracies", "accuracy"): "accuracy in training",
+    (
+        "rewards/accuracies",
+        "accuracy",
+        "eval_rewards/accuracies",
+        "eval_accuracy",
+        "eval_pairwise_accuracy",
+    ): "accuracy",
 }
 PPO_CURVES: dict[tuple[str, ...], str] = {
     ("mean_reward", "mean_score"): "reward",
