@@ -4,9 +4,9 @@ Run with `python -m stages.prepare_data`.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import click
 from pydantic import Field
@@ -20,20 +20,19 @@ from align.core.rows import (
     Instruction,
     Judgement,
     KnownPrompt,
-    PreferencePair,
     Prompt,
     read_numbered_rows,
     read_rows,
     write_rows,
 )
+from align.core.split import conversation_key, prompt_key, split_by_group
 from align.data.cut_off import cut_off_rows
 from align.data.instructions import InstructionsFormat, instructions_layout, read_instructions, take
 from align.data.judgements import cap_scores, first_questions, judgements_of_tree, keep_consistent
 from align.data.message_trees import read_trees
-from align.data.off_topic import digest, off_topic_rows
+from align.data.off_topic import off_topic_rows
 from align.data.preferences import PreferencesFormat, read_preferences
 
-T = TypeVar("T")
 DATA = Path("data")
 
 
@@ -61,30 +60,6 @@ class PrepareDataSettings(Settings):
     preferences_test_fraction: float = Field(gt=0, lt=1)
 
 
-def split_by_group(
-    rows: Sequence[T], group: Callable[[T], str], fraction: float, seed: int, source: str = "the rows"
-) -> tuple[list[T], list[T]]:
-    """Split rows into (train, test) by whole groups, about `fraction` of them to test; keep the order.
-
-    A group's side depends only on its text and the seed, so that rows added later move no others. The message about too
-    few groups names `source`, the file.
-    """
-    # Places are uniform over [0, 1).
-    places = {key: int.from_bytes(digest(seed, key)[:8], "big") / 2**64 for key in {group(row) for row in rows}}
-    if len(places) < 2:
-        raise InputError(
-            f"{source}: a split needs at least two different prompts, found {len(places)} usable; add rows"
-        )
-    lowest, highest = min(places.values()), max(places.values())
-    test = {key for key, place in places.items() if place < highest and (place < fraction or place == lowest)}
-    return [row for row in rows if group(row) not in test], [row for row in rows if group(row) in test]
-
-
-def conversation_key(pair: PreferencePair) -> str:
-    """Return what pairs on one prompt share: the first user turn, on which later turns depend."""
-    return _key(pair.messages[0].content)
-
-
 def read_judgements(settings: PrepareDataSettings) -> tuple[list[Judgement], Counter[str]]:
     """Read scored responses or ranked trees, up to the limit, and count the questions left out by reason."""
     path = Path(settings.judgements)
@@ -106,28 +81,24 @@ def held_out_prompts(
     evaluation: Sequence[EvalPrompt], checked: Sequence[CheckedPrompt], judged: Sequence[Judgement]
 ) -> dict[str, str]:
     """Return the prompts that no instruction may have, each with the reason."""
-    held_out = {_key(row.prompt): "held out for the judge" for row in judged}
-    held_out |= {_key(row.prompt): "a checked prompt" for row in checked}
-    return held_out | {_key(turn): "an evaluation prompt" for row in evaluation for turn in row.turns}
+    held_out = {prompt_key(row.prompt): "held out for the judge" for row in judged}
+    held_out |= {prompt_key(row.prompt): "a checked prompt" for row in checked}
+    return held_out | {prompt_key(turn): "an evaluation prompt" for row in evaluation for turn in row.turns}
 
 
 def check_own_instructions(
     settings: PrepareDataSettings, evaluation: Sequence[EvalPrompt], checked: Sequence[CheckedPrompt]
 ) -> None:
     """Raise `InputError` if a row in our own format is held out for evaluation: an error to fix, not a row to drop."""
-    files = {_key(row.prompt): settings.checked_prompts for row in checked}
-    files |= {_key(turn): settings.eval_prompts for row in evaluation for turn in row.turns}
+    files = {prompt_key(row.prompt): settings.checked_prompts for row in checked}
+    files |= {prompt_key(turn): settings.eval_prompts for row in evaluation for turn in row.turns}
     for number, row in read_numbered_rows(Path(settings.instructions), Instruction):
-        asked = [_key(turn.content) for turn in row.messages if turn.role == "user"]
+        asked = [prompt_key(turn.content) for turn in row.messages if turn.role == "user"]
         if file := next((files[key] for key in asked if key in files), None):
             raise InputError(
                 f"{settings.instructions}:{number}: {quoted(row.id)} is a prompt of {file}: training on it spoils the "
                 "test; delete it from one of them"
             )
-
-
-def _key(prompt: str) -> str:
-    return prompt.strip().lower()
 
 
 @click.command(help=__doc__)
@@ -154,14 +125,18 @@ def main() -> None:
     if layout == "instructions":
         check_own_instructions(settings, eval_prompts, checked_prompts)
     checked_prompts = checked_prompts[: settings.max_checked_prompts]
-    instructions, left_out = take(rows, lambda prompt: held_out.get(_key(prompt)), settings.max_instructions)
+    instructions, left_out = take(rows, lambda prompt: held_out.get(prompt_key(prompt)), settings.max_instructions)
     instructions_dropped = dict(sorted((unusable + left_out).items()))
-    judged = {_key(row.prompt) for row in eft}
+    judged = {prompt_key(row.prompt) for row in eft}
     off_topic = off_topic_rows(eft, settings.off_topic_negatives, params.seed)
     cut_off = cut_off_rows(eft, settings.cut_off_negatives, params.seed)
     eft, over_frequent = cap_scores([*eft, *off_topic, *cut_off], settings.max_score_share, params.seed)
     train, test = split_by_group(
-        preferences, conversation_key, settings.preferences_test_fraction, params.seed, settings.preferences
+        preferences,
+        lambda pair: conversation_key(pair.messages),
+        settings.preferences_test_fraction,
+        params.seed,
+        settings.preferences,
     )
     # PPO's prompts: one per conversation, from the training pairs only.
     prompts = {tuple(pair.messages): Prompt(id=pair.id, messages=pair.messages) for pair in reversed(train)}
@@ -197,7 +172,7 @@ def main() -> None:
     }
     if layout != "instructions" or instructions_dropped:
         counts["instructions_dropped"] = instructions_dropped
-        counts["ift_judged"] = sum(_key(row.prompt) in judged for row in instructions)
+        counts["ift_judged"] = sum(prompt_key(row.prompt) in judged for row in instructions)
     write_json(DATA / "metrics" / "prepare_data.json", counts)
     parts = [f"{n} {name}" for name, n in counts.items() if isinstance(n, int)]
     for what, reasons in (

@@ -10,6 +10,7 @@ from trl import DPOConfig, DPOTrainer
 
 from align.core.files import replacing
 from align.core.rows import PreferencePair, read_rows
+from align.core.split import conversation_key
 from align.models.adapters import continue_adapter, save_adapter
 from align.models.base import copy_tokenizer, load_base, load_tokenizer
 from align.models.card import write_model_card
@@ -17,7 +18,8 @@ from align.models.loading import load_adapter_weights
 from align.models.tokenization import drop_too_long, encode_completion, encode_prompt
 from align.run.stage import BASE, Stage
 from align.training.settings import TrainingSettings
-from align.training.trainer import Resumable, train, training_arguments
+from align.training.trainer import Resumable, taken, train, training_arguments
+from align.training.validation import GROUP, dataset_of, described, hold_out
 
 # TRL's but `sft`, which is `nll_coef`.
 Loss = Literal[
@@ -99,10 +101,19 @@ class TokenizedDPOTrainer(Resumable, DPOTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return TRL's loss of a micro-batch, its likelihood weighted by its share of the step's chosen tokens."""
+        if self.nll_coef and not self.model.training:  # each held-out token counts once, whatever batch it is in
+            lengths = [len(ids) for ids in self.eval_dataset["chosen_ids"]]
+            self.tokens_each = len(inputs["input_ids"]) / 2 * sum(lengths) / len(lengths)
         if self.nll_coef:
             self.loss_weights = [*self.loss_weights[:-1], self.nll_coef * chosen_tokens(inputs) / self.tokens_each]
         trainer: Any = super()
         return trainer.compute_loss(model, inputs, *args, **kwargs)
+
+    def measures(self, batch: Any) -> dict[str, tuple[float, int]]:
+        """Return the loss of pairs, and how often the chosen reply has the higher reward."""
+        loss, pairs = float(self.compute_loss(self.model, batch)), len(batch["input_ids"]) // 2
+        accuracy = taken(self._metrics["eval"], "rewards/accuracies")
+        return {"loss": (loss, pairs), "rewards/accuracies": (accuracy, pairs)}
 
 
 def chosen_tokens(batch: dict[str, Any]) -> int:
@@ -125,14 +136,15 @@ def train_dpo(stage: Stage, section: str, settings: DPOSettings, parent: Path, p
         model: the folder to write, whose name is the model's.
 
     Returns:
-        A line on the number of pairs, and of those dropped as too long.
+        A line on the number of pairs, of those dropped as too long, and of those held out.
 
     Raises:
-        InputError: no pair fits into `max_length`.
+        InputError: no pair fits into `max_length`, or there are too few prompts to hold some out.
     """
     tokenizer = load_tokenizer(BASE)
     rows: list[dict[str, Any]] = [
         {
+            GROUP: conversation_key(pair.messages),
             "prompt_ids": encode_prompt(tokenizer, pair.messages),
             "chosen_ids": encode_completion(tokenizer, pair.chosen, pair.chosen_finish_reason),
             "rejected_ids": encode_completion(tokenizer, pair.rejected, pair.rejected_finish_reason),
@@ -142,6 +154,7 @@ def train_dpo(stage: Stage, section: str, settings: DPOSettings, parent: Path, p
     for row in rows:  # padding makes both sides of a batch as long as the longest
         row["length"] = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, f"{section}.max_length")
+    rows, held_out = hold_out(rows, settings, stage.seed, section)
     m0 = Path("models/m0")
     with stage.work([BASE, parent, m0, preferences]) as work:
         policy = continue_adapter(load_base(BASE, stage.runtime), parent)
@@ -160,15 +173,16 @@ def train_dpo(stage: Stage, section: str, settings: DPOSettings, parent: Path, p
                 precompute_ref_log_probs=True,
             ),
             train_dataset=Dataset.from_list(rows),
+            eval_dataset=dataset_of(held_out),
             processing_class=tokenizer,
         )
         set_peft_model_state_dict(policy, start)
-        train(trainer, Path("data") / model.name / "dpo_history.csv", work)
+        validation = train(trainer, Path("data") / model.name / "dpo_history.csv", work, settings)
         with replacing(model) as temporary:
             save_adapter(policy, temporary)
             copy_tokenizer(BASE, temporary)
-            write_model_card(temporary, stage, parents, {"preferences": preferences})
-    return f"{len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens"
+            write_model_card(temporary, stage, parents, {"preferences": preferences}, validation)
+    return f"{len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens{described(validation)}"
 
 
 def loss_arguments(settings: DPOSettings) -> dict[str, Any]:

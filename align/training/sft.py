@@ -14,7 +14,8 @@ from align.core.rows import Message
 from align.models.tokenization import encode_completion, encode_prompt
 from align.run.work import Work
 from align.training.settings import TrainingSettings
-from align.training.trainer import Resumable, train
+from align.training.trainer import Resumable, taken, train
+from align.training.validation import dataset_of
 
 
 class SFTSettings(TrainingSettings):
@@ -24,7 +25,13 @@ class SFTSettings(TrainingSettings):
 
 
 class ResumableSFTTrainer(Resumable, SFTTrainer):
-    """TRL's trainer with our checkpoints."""
+    """TRL's trainer with our checkpoints and evaluations."""
+
+    def measures(self, batch: Any) -> dict[str, tuple[float, int]]:
+        """Return loss and accuracy of the tokens of the completions."""
+        measures = super().measures(batch)
+        accuracy = taken(self._metrics["eval"], "mean_token_accuracy")
+        return measures | {"mean_token_accuracy": (accuracy, measures["loss"][1])}
 
 
 def encode_instruction(
@@ -40,15 +47,18 @@ def instruction_tune(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict[str, Any]],
+    held_out: list[dict[str, Any]],
+    settings: SFTSettings,
     arguments: dict[str, Any],
     history: Path,
-    work: Work | None = None,
-) -> None:
-    """Train `model` on rows of `encode_instruction`, with `training_arguments`; write the history."""
+    work: Work,
+) -> dict[str, Any]:
+    """Train `model` on rows of `encode_instruction`, with `training_arguments`; see `train`."""
     trainer = ResumableSFTTrainer(
         model=model,
         args=SFTConfig(**arguments, max_length=None, completion_only_loss=True),
         train_dataset=Dataset.from_list(rows),
+        eval_dataset=dataset_of(held_out),
         processing_class=tokenizer,
     )
-    train(trainer, history, work)
+    return train(trainer, history, work, settings)

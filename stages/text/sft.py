@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from align.core.errors import InputError
 from align.core.files import replacing
 from align.core.rows import read_rows
+from align.core.split import prompt_key
 from align.models.base import copy_tokenizer, load_base, load_tokenizer
 from align.models.card import write_model_card
 from align.models.loading import save_model
@@ -23,6 +24,7 @@ from align.text.labelled import LabelledText, labels_of
 from align.text.settings import TextSettings
 from align.text.training import check_positions, collate, encode_choices_of, training_row
 from align.training.trainer import Resumable, train, training_arguments
+from align.training.validation import GROUP, dataset_of, described, hold_out
 
 TRAIN = Path("data/text/train.jsonl")
 
@@ -44,9 +46,10 @@ def main() -> None:
 
     read = read_rows(TRAIN, LabelledText)
     labels = labels_of(read)
-    encoded = [encode_choices_of(tokenizer, settings.template, labels, row) for row in read]
-    encoded, dropped = drop_too_long(encoded, [row.longest for row in encoded], settings.max_length, "text.max_length")
-    rows = [training_row(row, settings.loss, eos_id) for row in encoded]
+    pairs = [(row, encode_choices_of(tokenizer, settings.template, labels, row)) for row in read]
+    pairs, dropped = drop_too_long(pairs, [row.longest for _, row in pairs], settings.max_length, "text.max_length")
+    rows = [training_row(ids, settings.loss, eos_id) | {GROUP: prompt_key(row.text)} for row, ids in pairs]
+    rows, held_out = hold_out(rows, settings, stage.seed, "text")
 
     with stage.work([BASE, TRAIN]) as work:
         # Weights are float32 in training: in bfloat16 most optimizer steps are too small to change one.
@@ -57,15 +60,19 @@ def main() -> None:
             model=model,
             args=TrainingArguments(**arguments | {"bf16": stage.runtime.dtype == "bfloat16"}),
             train_dataset=Dataset.from_list(rows),
+            eval_dataset=dataset_of(held_out),
             data_collator=partial(collate, pad_id=pad_id),
         )
-        train(trainer, Path("data/text/history.csv"), work)
+        validation = train(trainer, Path("data/text/history.csv"), work, settings)
         with replacing(Path("models/text")) as temporary:
             nn.Module.to(model, stage.runtime.torch_dtype)
             save_model(model, temporary, str(BASE))
             copy_tokenizer(BASE, temporary)
-            write_model_card(temporary, stage, {"base": BASE}, {"train": TRAIN})
-    click.echo(f"text_sft: {len(rows)} rows, {dropped} dropped as longer than {settings.max_length} tokens")
+            write_model_card(temporary, stage, {"base": BASE}, {"train": TRAIN}, validation)
+    click.echo(
+        f"text_sft: {len(rows)} rows, {dropped} dropped as longer than {settings.max_length} tokens"
+        f"{described(validation)}"
+    )
 
 
 if __name__ == "__main__":

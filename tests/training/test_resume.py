@@ -44,6 +44,10 @@ SETTINGS = TrainingSettings(
     max_grad_norm=1.0,
     max_length=512,
     gradient_checkpointing=False,
+    eval_fraction=0.0,
+    eval_steps=0.1,
+    early_stopping_patience=None,
+    load_best_model_at_end=False,
 )
 STEPS = 6
 LORA = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.2, target_modules="all-linear", layers_to_transform=None)
