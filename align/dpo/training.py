@@ -1,6 +1,7 @@
 """Direct preference optimization (arXiv 2305.18290) of an adapter, and the losses of its kind that TRL has."""
 
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any, Literal, Self
 
 from datasets import Dataset
@@ -101,9 +102,9 @@ class TokenizedDPOTrainer(Resumable, DPOTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return TRL's loss of a micro-batch, its likelihood weighted by its share of the step's chosen tokens."""
-        if self.nll_coef and not self.model.training:  # each held-out token counts once, whatever batch it is in
-            lengths = [len(ids) for ids in self.eval_dataset["chosen_ids"]]
-            self.tokens_each = len(inputs["input_ids"]) / 2 * sum(lengths) / len(lengths)
+        rows: Any = self.eval_dataset
+        if self.nll_coef and not model.training:  # the mean over the tokens of all held-out rows, as `measures` adds up
+            self.tokens_each = len(inputs["input_ids"]) / 2 * mean(map(len, rows["chosen_ids"]))
         if self.nll_coef:
             self.loss_weights = [*self.loss_weights[:-1], self.nll_coef * chosen_tokens(inputs) / self.tokens_each]
         trainer: Any = super()

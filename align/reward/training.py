@@ -142,7 +142,7 @@ class RewardModelTrainer(LoraPlus, RewardTrainer):
             required = torch.tensor([row["margin"]] + [0.0] * (len(others) - 1), device=gaps.device)
             losses.append(-logsigmoid(gaps - required).mean())
             margins.append(float(gaps[0].detach()))
-        metrics = self._metrics["train" if self.model.training else "eval"]  # which TRL logs
+        metrics = self._metrics["train" if model.training else "eval"]  # which TRL logs
         metrics["accuracy"].append(sum(margin > 0 for margin in margins) / len(margins))
         metrics["margin"].append(sum(margins) / len(margins))
         return torch.stack(losses).mean()

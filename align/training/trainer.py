@@ -187,7 +187,8 @@ class Resumable(Trainer):
     def measures(self, batch: Any) -> dict[str, tuple[float, int]]:
         """Return each measure of a held-out batch: its mean, and over how many it is one; the loss is over tokens."""
         tokens = int((batch["labels"][:, 1:] != -100).sum())  # the first is never predicted
-        return {"loss": (float(self.compute_loss(self.model, batch)), tokens)}
+        trainer: Any = self
+        return {"loss": (float(trainer.compute_loss(self.model, batch)), tokens)}
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
