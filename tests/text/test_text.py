@@ -169,7 +169,9 @@ def test_a_llama_is_trained_and_evaluated_and_a_second_run_writes_the_same_bytes
 def test_the_weights_that_are_best_on_held_out_texts_are_saved_and_the_texts_are_not_trained_on(
     workspace: Callable[..., None], linked_base: None, runtime: RuntimeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workspace(eval_fraction=0.3, eval_steps=1, load_best_model_at_end=True, num_train_epochs=2, learning_rate=0.1)
+    # A rate that grows to where training breaks: later weights are worse.
+    rising = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.9, "learning_rate": 3.0}
+    workspace(eval_fraction=0.3, eval_steps=1, load_best_model_at_end=True, num_train_epochs=3, **rising)
     succeed(text_data.main)
     evaluate, parts = training.Resumable.evaluate, dict[str, list[dict[str, Any]]]()
 
@@ -187,7 +189,7 @@ def test_the_weights_that_are_best_on_held_out_texts_are_saved_and_the_texts_are
     assert not {tuple(one["input_ids"]) for one in learned} & {tuple(one["input_ids"]) for one in held_out}
     with Path("data/text/history.csv").open(encoding="utf-8") as stream:
         losses = [float(entry["eval_loss"]) for entry in csv.DictReader(stream)]
-    assert min(losses) < losses[-1]  # the rate is much too high: later weights are worse
+    assert min(losses) < losses[-1] - 1
     model, total, tokens = load_base(Path("models/text"), runtime), 0.0, 0
     with torch.no_grad():
         for one in held_out:

@@ -351,8 +351,8 @@ def cases() -> Iterator[Case]:
         "parameter", "sft without max_length", "sft", _without("sft", "max_length"), ("sft.max_length: missing",)
     )
     one = both(param("dpo.eval_fraction", 0.5), put("data/m1/preferences.jsonl", json.dumps(PAIRS[0])))
-    says = ("params.yaml: dpo.eval_fraction: a split needs at least two different prompts, found 1", "set it to 0")
-    yield Case("parameter", "dpo.eval_fraction: 0.5 of one conversation", "dpo m1 m0", one, says)
+    found = ("params.yaml: dpo.eval_fraction: a split needs at least two different prompts, found 1", "set it to 0")
+    yield Case("parameter", "dpo.eval_fraction: 0.5 of one conversation", "dpo m1 m0", one, found)
     package, model = put("checkers/__init__.py", ""), {"model": "reward", "weight": 1.0}
     for number, (name, (code, says)) in enumerate(REWARDS.items()):
         rewards = [model, {"checker": f"checkers.bad_{number}:f", "weight": 1.0}]
