@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.core.rows import Judgement, PreferencePair, read_rows
+from align.core.split import conversation_key, split_by_group
 from align.data.preferences import read_preferences
 from align.report.statistics import agreement, words
 from benchmarks.workspace import project_params
-from stages.prepare_data import conversation_key, split_by_group
 
 FOLDS = 10
 PENALTIES = (1.0, 10.0, 100.0)
@@ -63,7 +63,7 @@ def preference_margins(pairs: Sequence[PreferencePair], folds: Sequence[int], pe
 def preference_accuracy(path: Path, penalty: float) -> float:
     """Return the share of pairs whose chosen reply is predicted to be better than the rejected one."""
     pairs, _ = read_preferences(path)
-    folds = fold_numbers([conversation_key(pair) for pair in pairs], FOLDS)
+    folds = fold_numbers([conversation_key(pair.messages) for pair in pairs], FOLDS)
     return float((preference_margins(pairs, folds, penalty) > 0).mean())
 
 
@@ -72,7 +72,10 @@ def held_out_accuracy(path: Path, penalty: float) -> float:
     params = project_params()
     pairs, _ = read_preferences(path)
     fraction = params["prepare_data"]["preferences_test_fraction"]
-    test = {pair.id for pair in split_by_group(pairs, conversation_key, fraction, params["seed"])[1]}
+    test = {
+        pair.id
+        for pair in split_by_group(pairs, lambda pair: conversation_key(pair.messages), fraction, params["seed"])[1]
+    }
     held_out = [int(pair.id in test) for pair in pairs]
     margins = preference_margins(pairs, held_out, penalty)
     return float((margins[np.array(held_out) == 1] > 0).mean())

@@ -16,11 +16,11 @@ import numpy as np
 
 from align.core.files import read_json
 from align.core.rows import PreferencePair, ScoredPair, read_rows, write_rows
+from align.core.split import conversation_key
 from align.data.preferences import read_preferences
 from align.report.statistics import bootstrap_interval, mean, win_rate
 from benchmarks.bag_of_words import PENALTIES, fold_numbers, preference_margins
 from benchmarks.workspace import link, project_params, run, write_params
-from stages.prepare_data import conversation_key
 
 FOLDS = 5
 SEED_PAIRS = Path("data/seed/preferences.jsonl")
@@ -28,7 +28,7 @@ SEED_PAIRS = Path("data/seed/preferences.jsonl")
 
 def split(pairs: Sequence[PreferencePair], fold: int) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """Return the pairs to train on and those of the fold; no conversation is in both."""
-    numbers = fold_numbers([conversation_key(pair) for pair in pairs], FOLDS)
+    numbers = fold_numbers([conversation_key(pair.messages) for pair in pairs], FOLDS)
     train = [pair for pair, number in zip(pairs, numbers, strict=True) if number != fold]
     return train, [pair for pair, number in zip(pairs, numbers, strict=True) if number == fold]
 
@@ -56,7 +56,7 @@ def compare(
     theirs = win_rate(ridge, [0.0] * len(pairs))
     differences: dict[str, list[float]] = {}
     for pair, a, b in zip(pairs, ours, theirs, strict=True):
-        differences.setdefault(conversation_key(pair), []).append(a - b)
+        differences.setdefault(conversation_key(pair.messages), []).append(a - b)
     low, high = bootstrap_interval(list(differences.values())) or (None, None)
     return {
         "rm_accuracy": mean(ours),
@@ -82,7 +82,7 @@ def main(workspace: Path, seeds: int) -> None:
             run_fold(folder, *split(pairs, fold), seed)
             scored[-1] |= {row.id: row for row in read_rows(folder / "data/reward/test_scores.jsonl", ScoredPair)}
             gaps.append(read_json(folder / "data/metrics/reward.json")["truncation_gap"])
-    folds = fold_numbers([conversation_key(pair) for pair in pairs], FOLDS)
+    folds = fold_numbers([conversation_key(pair.messages) for pair in pairs], FOLDS)
     margins = {penalty: preference_margins(pairs, folds, penalty) for penalty in PENALTIES}
     best = max(PENALTIES, key=lambda penalty: float(np.mean(margins[penalty] > 0)))
     for penalty in PENALTIES:

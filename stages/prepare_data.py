@@ -4,9 +4,9 @@ Run with `python -m stages.prepare_data`.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import click
 from pydantic import Field
@@ -20,21 +20,19 @@ from align.core.rows import (
     Instruction,
     Judgement,
     KnownPrompt,
-    PreferencePair,
     Prompt,
-    prompt_key,
     read_numbered_rows,
     read_rows,
     write_rows,
 )
+from align.core.split import conversation_key, prompt_key, split_by_group
 from align.data.cut_off import cut_off_rows
 from align.data.instructions import InstructionsFormat, instructions_layout, read_instructions, take
 from align.data.judgements import cap_scores, first_questions, judgements_of_tree, keep_consistent
 from align.data.message_trees import read_trees
-from align.data.off_topic import digest, off_topic_rows
+from align.data.off_topic import off_topic_rows
 from align.data.preferences import PreferencesFormat, read_preferences
 
-T = TypeVar("T")
 DATA = Path("data")
 
 
@@ -60,30 +58,6 @@ class PrepareDataSettings(Settings):
     max_checked_prompts: int | None = Field(ge=1)
     judgements_test_fraction: float = Field(gt=0, lt=1)
     preferences_test_fraction: float = Field(gt=0, lt=1)
-
-
-def split_by_group(
-    rows: Sequence[T], group: Callable[[T], str], fraction: float, seed: int, source: str = "the rows"
-) -> tuple[list[T], list[T]]:
-    """Split rows into (train, test) by whole groups, about `fraction` of them to test; keep the order.
-
-    A group's side depends only on its text and the seed, so that rows added later move no others. The message about too
-    few groups names `source`, the file.
-    """
-    # Places are uniform over [0, 1).
-    places = {key: int.from_bytes(digest(seed, key)[:8], "big") / 2**64 for key in {group(row) for row in rows}}
-    if len(places) < 2:
-        raise InputError(
-            f"{source}: a split needs at least two different prompts, found {len(places)} usable; add rows"
-        )
-    lowest, highest = min(places.values()), max(places.values())
-    test = {key for key, place in places.items() if place < highest and (place < fraction or place == lowest)}
-    return [row for row in rows if group(row) not in test], [row for row in rows if group(row) in test]
-
-
-def conversation_key(pair: PreferencePair) -> str:
-    """Return what pairs on one prompt share: the first user turn, on which later turns depend."""
-    return prompt_key(pair.messages[0].content)
 
 
 def read_judgements(settings: PrepareDataSettings) -> tuple[list[Judgement], Counter[str]]:
@@ -158,7 +132,11 @@ def main() -> None:
     cut_off = cut_off_rows(eft, settings.cut_off_negatives, params.seed)
     eft, over_frequent = cap_scores([*eft, *off_topic, *cut_off], settings.max_score_share, params.seed)
     train, test = split_by_group(
-        preferences, conversation_key, settings.preferences_test_fraction, params.seed, settings.preferences
+        preferences,
+        lambda pair: conversation_key(pair.messages),
+        settings.preferences_test_fraction,
+        params.seed,
+        settings.preferences,
     )
     # PPO's prompts: one per conversation, from the training pairs only.
     prompts = {tuple(pair.messages): Prompt(id=pair.id, messages=pair.messages) for pair in reversed(train)}

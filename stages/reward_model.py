@@ -30,6 +30,7 @@ from align.reward.training import (
     training_rows,
 )
 from align.run.stage import BASE, Stage
+from align.training.validation import described, hold_out
 
 TRAIN, TEST = Path("data/prepared/preferences/train.jsonl"), Path("data/prepared/preferences/test.jsonl")
 REPORT = Path("data/reward")
@@ -49,14 +50,20 @@ def main() -> None:
     rows = training_rows(pairs, encode_pairs(tokenizer, pairs), settings, stage.seed)
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "reward_model.max_length")
 
+    rows, held_out_rows = hold_out(rows, settings, stage.seed, "reward_model")
+
     with stage.work([BASE, init, TRAIN, TEST]) as work:
         model = reward_start(BASE, init, stage.runtime, lora)
         folder = work.folder / "reward"
-        fit(model, tokenizer, rows, stage.runtime, settings, stage.seed, REPORT / "history.csv", folder, work)
+        history = REPORT / "history.csv"
+        validation = fit(
+            model, tokenizer, rows, held_out_rows, stage.runtime, settings, stage.seed, history, folder, work
+        )
         with replacing(Path("models/reward")) as temporary:
             save_trained(model, temporary, stage.runtime)
             copy_tokenizer(BASE, temporary)
-            write_model_card(temporary, stage, {"base": BASE, "parent": init}, {"preferences": TRAIN})
+            parents, data = {"base": BASE, "parent": init}, {"preferences": TRAIN}
+            write_model_card(temporary, stage, parents, data, validation)
             del model
             # Measure what was written, not what was in memory.
             stack = AdapterStack(BASE, stage.runtime)
@@ -81,7 +88,7 @@ def main() -> None:
     click.echo(
         f"reward_model: {len(rows)} pairs, {dropped} dropped as longer than {settings.max_length} tokens, "
         f"{counts['truncated_negatives']} truncated replies; held-out accuracy {summary['accuracy']:.2f} "
-        f"[{summary['accuracy_low']:.2f}, {summary['accuracy_high']:.2f}] on {summary['pairs']}"
+        f"[{summary['accuracy_low']:.2f}, {summary['accuracy_high']:.2f}] on {summary['pairs']}{described(validation)}"
     )
 
 

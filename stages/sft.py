@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from align.core.files import replacing
 from align.core.rows import Instruction, Judgement, Message, read_rows
+from align.core.split import conversation_key, prompt_key
 from align.judge.request import judge_reply, judge_request
 from align.judge.trainer import JudgeTrainer, judged_questions
 from align.models.adapters import LoraSettings
@@ -25,6 +26,7 @@ from align.run.stage import BASE, Stage
 from align.training.settings import TrainingSettings
 from align.training.sft import SFTSettings, encode_instruction, instruction_tune
 from align.training.trainer import train, training_arguments
+from align.training.validation import GROUP, described, hold_out
 
 IFT, EFT = Path("data/m0/ift.jsonl"), Path("data/m0/eft.jsonl")
 
@@ -57,11 +59,17 @@ def main() -> None:
     questions, dropped_questions = drop_too_long(
         questions, [question["length"] for question in questions], eft_settings.max_length, "eft.max_length"
     )
-    rows = [encode_instruction(tokenizer, row.messages, row.completion) for row in read_rows(IFT, Instruction)]
+    questions, held_out_questions = hold_out(questions, eft_settings, stage.seed, "eft")
+    rows = [
+        encode_instruction(tokenizer, row.messages, row.completion) | {GROUP: conversation_key(row.messages)}
+        for row in read_rows(IFT, Instruction)
+    ]
     for judged in judge_replies(judgements, len(rows), settings.eft_share, stage.seed):
         request = [Message(role="user", content=judge_request(judged.prompt, judged.response))]
-        rows.append(encode_instruction(tokenizer, request, judge_reply(judged.score, judged.justification)))
+        row = encode_instruction(tokenizer, request, judge_reply(judged.score, judged.justification))
+        rows.append(row | {GROUP: prompt_key(judged.prompt)})
     rows, dropped = drop_too_long(rows, [row["length"] for row in rows], settings.max_length, "sft.max_length")
+    rows, held_out = hold_out(rows, settings, stage.seed, "sft")
 
     with stage.work([BASE, IFT, EFT]) as work:
         model = start_model(BASE, BASE, stage.runtime, lora)
@@ -70,20 +78,29 @@ def main() -> None:
             eft_settings, work.folder / "eft", stage.seed, stage.runtime, order="random", full=full
         )
         judge_trainer = JudgeTrainer(
-            model, TrainingArguments(**arguments), questions, eft_settings.ranking_coef, eft_settings.loraplus_lr_ratio
+            model,
+            TrainingArguments(**arguments),
+            questions,
+            eft_settings.ranking_coef,
+            eft_settings.loraplus_lr_ratio,
+            held_out_questions,
         )
-        train(judge_trainer, Path("data/m0/eft_history.csv"), work)
+        judging = train(judge_trainer, Path("data/m0/eft_history.csv"), work, eft_settings)
         arguments = training_arguments(
             settings, work.folder / "ift", stage.seed, stage.runtime, settings.order, full=full
         )
-        instruction_tune(model, tokenizer, rows, settings, arguments, Path("data/m0/sft_history.csv"), work)
+        history = Path("data/m0/sft_history.csv")
+        following = instruction_tune(model, tokenizer, rows, held_out, settings, arguments, history, work)
         with replacing(Path("models/m0")) as temporary:
             save_trained(model, temporary, stage.runtime)
             copy_tokenizer(BASE, temporary)
-            write_model_card(temporary, stage, {"base": BASE}, {"ift": IFT, "eft": EFT})
+            parts = {"eft": judging, "sft": following}
+            validation = {name: part for name, part in parts.items() if part}
+            write_model_card(temporary, stage, {"base": BASE}, {"ift": IFT, "eft": EFT}, validation)
     click.echo(
         f"sft: {len(questions)} judged questions, {dropped_questions} dropped as longer than "
         f"{eft_settings.max_length} tokens; {len(rows)} rows, {dropped} dropped as longer than {settings.max_length}"
+        f"{described(judging, 'questions: ')}{described(following, 'rows: ')}"
     )
 
 

@@ -17,6 +17,8 @@ from ruamel.yaml import YAML
 
 REPOSITORY = Path(__file__).parent.parent
 EDITABLE = ("params.yaml", "dvc.lock", "recipes", "data")  # by users, and by `dvc repro`
+# Of each section with a trainer of transformers: nothing is held out of its rows.
+VALIDATION = {"eval_fraction": 0.0, "early_stopping_patience": None, "load_best_model_at_end": False}
 # What tests assume of params.yaml, where a user may have committed other values.
 FIXED: dict[str, Any] = {
     "seed": 17,
@@ -31,18 +33,21 @@ FIXED: dict[str, Any] = {
     | {"max_instructions": None, "max_judgements": None, "max_preferences": None, "max_checked_prompts": None}
     | {"off_topic_negatives": 1},
     "lora": {"lora_dropout": 0.0, "target_modules": "all-linear", "layers_to_transform": None},
-    "sft": {"attn_implementation": None, "packing": False, "padding_free": False},
+    "eft": VALIDATION,
+    "sft": VALIDATION | {"attn_implementation": None, "packing": False, "padding_free": False},
     "iterations": {"m1": "m0", "m2": "m1"},
     "generation": {"backend": "transformers", "max_batch_tokens": None, "launch": "python"},
     "judge": {"model": "m0", "use_parent": True, "mode": "logits"},
     "build_preferences": {"chosen_must_end": False, "length_rho": 0.0, "max_length_gap": None},  # few tiny replies end
-    "dpo": {"beta": 0.1, "nll_coef": 0.0, "reference": "previous", "loss_type": ["sigmoid"], "loss_weights": None}
+    "dpo": VALIDATION
+    | {"beta": 0.1, "nll_coef": 0.0, "reference": "previous", "loss_type": ["sigmoid"], "loss_weights": None}
     | {"label_smoothing": 0.0, "ld_alpha": None, "use_weighting": False}
     | {"desirable_weight": 1.0, "undesirable_weight": 1.0, "attn_implementation": None},
-    "offline_dpo": {"init": "m0", "loss_type": ["sigmoid"], "loss_weights": None, "reference": "previous"}
+    "offline_dpo": VALIDATION
+    | {"init": "m0", "loss_type": ["sigmoid"], "loss_weights": None, "reference": "previous"}
     | {"label_smoothing": 0.0, "nll_coef": 0.0, "ld_alpha": None, "data": "data/prepared/preferences/train.jsonl"}
     | {"use_weighting": False, "desirable_weight": 1.0, "undesirable_weight": 1.0, "attn_implementation": None},
-    "reward_model": {"init": "m0", "use_margin": False, "truncated_negatives": 1},
+    "reward_model": VALIDATION | {"init": "m0", "use_margin": False, "truncated_negatives": 1},
     "ppo": {"init": "m0", "prompts": "data/prepared/prompts.jsonl", "rewards": [{"model": "reward", "weight": 1.0}]}
     | {"advantage": "rloo", "num_generations": 2, "kl_coef": 0.05}
     | {
@@ -51,7 +56,7 @@ FIXED: dict[str, Any] = {
         "target_kl": None,
         "warmup_steps": 0.0,
     },
-    "text": {"train": "data/seed/tweets_train.jsonl", "test": "data/seed/tweets_test.jsonl"},
+    "text": VALIDATION | {"train": "data/seed/tweets_train.jsonl", "test": "data/seed/tweets_test.jsonl"},
 }
 CONFIG = "[core]\n    analytics = false\n    autostage = false\n    check_update = false\n"  # no remote of a user's
 

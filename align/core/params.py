@@ -53,13 +53,14 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def _whole_steps(value: float) -> float:
+def whole_steps(value: float) -> float:
+    """Check a number of steps, as transformers has it: below 1 a share of all, and from 1 on whole."""
     if value > 1 and value != int(value):
         raise ValueError("a share of all steps, below 1, or a whole number of steps")
     return value
 
 
-WarmupSteps = Annotated[float, Field(ge=0), AfterValidator(_whole_steps)]  # below 1, a share of all steps
+WarmupSteps = Annotated[float, Field(ge=0), AfterValidator(whole_steps)]  # below 1, a share of all steps
 
 S = TypeVar("S", bound=Settings)
 

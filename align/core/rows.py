@@ -31,11 +31,6 @@ FinishReason = Literal["stop", "length"]
 FETCHED = Path("data/sources")  # files of stage fetch_data: rows of others, and every cell of a CSV file a text
 
 
-def prompt_key(text: str) -> str:
-    """Return what two prompts share if they are the same one."""
-    return text.strip().lower()
-
-
 class Row(BaseModel):
     """Base of every row: frozen, no unknown keys, no type conversion."""
 

@@ -5,7 +5,8 @@ import re
 from collections.abc import Sequence
 
 from align.core.rows import Judgement
-from align.data.off_topic import GOOD_SCORE, by_question, digest
+from align.core.split import digest
+from align.data.off_topic import GOOD_SCORE, by_question
 
 CUT_OFF_SCORE = 1  # on the additive scale: relevant, and nothing more
 CUT_OFF = "Breaks off before it is finished."

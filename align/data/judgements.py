@@ -10,8 +10,9 @@ from math import ceil
 
 from align.core.errors import InputError
 from align.core.rows import Judgement
+from align.core.split import digest
 from align.data.message_trees import MessageTree, ranked_replies
-from align.data.off_topic import by_question, digest
+from align.data.off_topic import by_question
 
 BEST_SCORE = 5
 

@@ -1,9 +1,9 @@
 """Responses to other questions: a judge must score them 0, however good they are."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 
 from align.core.rows import Judgement
+from align.core.split import digest
 
 GOOD_SCORE = 4  # the lowest score that the rubric calls helpful
 OFF_TOPIC = "Answers another question."
@@ -54,8 +54,3 @@ def by_question(rows: Sequence[Judgement]) -> dict[str, list[Judgement]]:
     for row in rows:
         questions.setdefault(row.question_id, []).append(row)
     return questions
-
-
-def digest(seed: int, *texts: str) -> bytes:
-    """Return a hash of the seed and the texts, by which to order rows whatever their place in the file."""
-    return hashlib.sha256("\x1f".join((str(seed), *texts)).encode()).digest()

@@ -16,11 +16,13 @@ from trl import KTOConfig, KTOTrainer
 
 from align.core.errors import InputError
 from align.core.rows import PreferencePair, UnpairedPreference
+from align.core.split import conversation_key
 from align.dpo.settings import DPOSettings
 from align.models.full import Trained
 from align.models.tokenization import encode_completion, encode_prompt
 from align.training.settings import TrainingSettings
 from align.training.trainer import LengthGroups, Resumable
+from align.training.validation import GROUP, dataset_of
 
 
 class TokenizedKTOTrainer(Resumable, KTOTrainer):
@@ -28,6 +30,11 @@ class TokenizedKTOTrainer(Resumable, KTOTrainer):
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
+
+    def measures(self, batch: Any) -> dict[str, tuple[float, int]]:
+        """Return the loss of replies; that of each takes the z of its batch."""
+        trainer: Any = self
+        return {"loss": (float(trainer.compute_loss(self.model, batch)), len(batch["label"]))}
 
 
 def encode_replies(
@@ -41,12 +48,14 @@ def encode_replies(
                 (encode_completion(tokenizer, row.chosen, row.chosen_finish_reason), True),
                 (encode_completion(tokenizer, row.rejected, row.rejected_finish_reason), False),
             ]
-            prompt_ids = encode_prompt(tokenizer, row.messages)
+            prompt = row.messages
         else:
             sides = [(encode_completion(tokenizer, row.reply), row.label)]
-            prompt_ids = encode_prompt(tokenizer, row.prompt)
+            prompt = row.prompt
+        prompt_ids = encode_prompt(tokenizer, prompt)
         replies += [
             {"prompt_ids": prompt_ids, "completion_ids": ids, "label": label, "length": len(prompt_ids) + len(ids)}
+            | {GROUP: conversation_key(prompt)}
             for ids, label in sides
         ]
     return replies
@@ -54,7 +63,7 @@ def encode_replies(
 
 def check_replies(rows: Sequence[dict[str, Any]], path: Path, max_length: int) -> None:
     """Raise `InputError` unless rows of `path` have both labels and two different prompts."""
-    fitting = f"{path}: of its rows of at most {max_length} tokens"
+    fitting = f"{path}: of its rows to train on, of at most {max_length} tokens,"
     if missing := {True, False} - {row["label"] for row in rows}:
         [label] = missing
         raise InputError(
@@ -90,6 +99,7 @@ def kto_trainer(
     policy: Trained,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[dict[str, Any]],
+    held_out: Sequence[dict[str, Any]],
     settings: DPOSettings,
     arguments: dict[str, Any],
 ) -> TokenizedKTOTrainer:
@@ -99,6 +109,7 @@ def kto_trainer(
         policy: the model to train.
         tokenizer: of the base.
         rows: of `batched`.
+        held_out: rows to measure on, likewise.
         settings: weights and beta.
         arguments: of `training_arguments`, in the order of the rows.
     """
@@ -111,5 +122,6 @@ def kto_trainer(
             precompute_ref_log_probs=True,
         ),
         train_dataset=Dataset.from_list(list(rows)),
+        eval_dataset=dataset_of(held_out),
         processing_class=tokenizer,
     )

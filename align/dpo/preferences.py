@@ -5,7 +5,8 @@ from pathlib import Path
 
 from align.core.errors import InputError
 from align.core.jsonl import read_objects
-from align.core.rows import EvalPrompt, PreferencePair, TaskPrompt, UnpairedPreference, prompt_key, read_rows
+from align.core.rows import EvalPrompt, PreferencePair, TaskPrompt, UnpairedPreference, read_rows
+from align.core.split import prompt_key
 
 EVALUATION = (Path("data/prepared/eval/prompts.jsonl"), Path("data/prepared/eval/checked_prompts.jsonl"))
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from align.core.errors import InputError
 from align.core.files import sha256, write_json
@@ -10,8 +11,16 @@ from align.run.provenance import environment
 from align.run.stage import Stage
 
 
-def write_model_card(out_dir: Path, stage: Stage, parents: Mapping[str, Path], data: Mapping[str, Path]) -> None:
+def write_model_card(
+    out_dir: Path,
+    stage: Stage,
+    parents: Mapping[str, Path],
+    data: Mapping[str, Path],
+    validation: Mapping[str, Any] | None = None,
+) -> None:
     """Write `model_card.json`: parents and data with their hashes, params and versions.
+
+    `validation` is what held-out rows showed in training, if there were any.
 
     Code is tracked in dvc.lock only: an edit that does not change the weights must not rerun all later stages.
     """
@@ -22,6 +31,8 @@ def write_model_card(out_dir: Path, stage: Stage, parents: Mapping[str, Path], d
         "params": stage.params.used,
         "environment": environment(stage.runtime),
     }
+    if validation:
+        card["validation"] = dict(validation)
     write_json(out_dir / "model_card.json", card)
 
 

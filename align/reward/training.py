@@ -18,6 +18,7 @@ from trl import RewardConfig, RewardTrainer
 
 from align.core.errors import InputError
 from align.core.rows import PreferencePair, ScoredPair
+from align.core.split import conversation_key
 from align.models.adapters import LoraSettings
 from align.models.full import Trained, is_full, start_model
 from align.models.packing import pack
@@ -27,7 +28,8 @@ from align.reward.scoring import packed_scorer
 from align.run.runtime import RuntimeSettings
 from align.run.work import Work
 from align.training.settings import TrainingSettings
-from align.training.trainer import LoraPlus, train, training_arguments
+from align.training.trainer import LoraPlus, taken, train, training_arguments
+from align.training.validation import GROUP, dataset_of
 
 KEPT = (0.3, 0.9)  # the share of its tokens that a truncated reply keeps is drawn from this range
 
@@ -95,6 +97,7 @@ def training_rows(
                 "rejected_ids": ids.prompt + ids.rejected,
                 "truncated_ids": [ids.prompt + reply for reply in cut if reply is not None],
                 "margin": pair.margin if settings.use_margin else 0.0,
+                GROUP: conversation_key(pair.messages),
                 "length": len(ids.prompt) + max(len(ids.chosen), len(ids.rejected)),
             }
         )
@@ -107,11 +110,19 @@ class RewardModelTrainer(LoraPlus, RewardTrainer):
     The replies of a pair share the prompt, and truncated ones all but their EOS, so they are packed into one sequence.
     """
 
-    def __init__(self, model: Trained, loraplus_lr_ratio: float, rows: Sequence[dict[str, Any]], **kwargs: Any):
+    def __init__(
+        self,
+        model: Trained,
+        loraplus_lr_ratio: float,
+        rows: Sequence[dict[str, Any]],
+        held_out: Sequence[dict[str, Any]] = (),
+        **kwargs: Any,
+    ):
         super().__init__(
             model=model,
             loraplus_lr_ratio=loraplus_lr_ratio,
             train_dataset=Dataset.from_list(list(rows)),
+            eval_dataset=dataset_of(held_out),
             data_collator=lambda batch: {"pairs": batch},
             **kwargs,
         )
@@ -131,10 +142,15 @@ class RewardModelTrainer(LoraPlus, RewardTrainer):
             required = torch.tensor([row["margin"]] + [0.0] * (len(others) - 1), device=gaps.device)
             losses.append(-logsigmoid(gaps - required).mean())
             margins.append(float(gaps[0].detach()))
-        metrics = self._metrics["train"]  # which TRL logs
+        metrics = self._metrics["train" if model.training else "eval"]  # which TRL logs
         metrics["accuracy"].append(sum(margin > 0 for margin in margins) / len(margins))
         metrics["margin"].append(sum(margins) / len(margins))
         return torch.stack(losses).mean()
+
+    def measures(self, batch: Any) -> dict[str, tuple[float, int]]:
+        """Return the loss of pairs, and how often the chosen reply scores higher."""
+        loss, pairs = float(self.compute_loss(self.model, batch)), len(batch["pairs"])
+        return {"loss": (loss, pairs), "accuracy": (taken(self._metrics["eval"], "accuracy"), pairs)}
 
     def _scores(self, model: Trained, rows: list[list[int]]) -> Tensor:
         packed = pack(rows)
@@ -158,14 +174,15 @@ def fit(
     model: Trained,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[dict[str, Any]],
+    held_out: Sequence[dict[str, Any]],
     runtime: RuntimeSettings,
     settings: RewardModelSettings,
     seed: int,
     history: Path,
     folder: Path,
     work: Work | None = None,
-) -> None:
-    """Train `model` on `training_rows` and write the history; checkpoints go to `folder` in `work`."""
+) -> dict[str, Any]:
+    """Train `model` on `training_rows`, see `train`; checkpoints go to `folder` in `work`."""
     arguments = training_arguments(
         settings, folder, seed, runtime, order="random", full=not isinstance(model, PeftModel)
     )
@@ -173,10 +190,11 @@ def fit(
         model,
         settings.loraplus_lr_ratio,
         rows,
+        held_out,
         args=RewardConfig(**arguments, max_length=None),
         processing_class=tokenizer,
     )
-    train(trainer, history, work)
+    return train(trainer, history, work, settings)
 
 
 def score_pairs(stack: AdapterStack, pairs: Sequence[PreferencePair], description: str) -> list[ScoredPair]:

@@ -15,7 +15,8 @@ from align.models.full import Trained
 from align.models.tokenization import encode_completion, encode_prompt
 from align.run.work import Work
 from align.training.settings import TrainingSettings
-from align.training.trainer import Resumable, train
+from align.training.trainer import Resumable, taken, train
+from align.training.validation import dataset_of
 
 
 class SFTSettings(TrainingSettings):
@@ -44,7 +45,13 @@ class SFTSettings(TrainingSettings):
 
 
 class ResumableSFTTrainer(Resumable, SFTTrainer):
-    """TRL's trainer with our checkpoints."""
+    """TRL's trainer with our checkpoints and evaluations."""
+
+    def measures(self, batch: Any) -> dict[str, tuple[float, int]]:
+        """Return loss and accuracy of the tokens of the completions."""
+        measures = super().measures(batch)
+        accuracy = taken(self._metrics["eval"], "mean_token_accuracy")
+        return measures | {"mean_token_accuracy": (accuracy, measures["loss"][1])}
 
 
 def encode_instruction(
@@ -60,20 +67,22 @@ def instruction_tune(
     model: Trained,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict[str, Any]],
+    held_out: list[dict[str, Any]],
     settings: SFTSettings,
     arguments: dict[str, Any],
     history: Path,
     work: Work | None = None,
-) -> None:
-    """Train `model` on rows of `encode_instruction` and write the history.
+) -> dict[str, Any]:
+    """Train `model` on rows of `encode_instruction`; see `train` for what it writes and returns.
 
     With `packing` rows are put side by side up to `max_length` tokens, and with `padding_free` those of a batch; no row
     sees another.
 
     Args:
-        model: the base with an adapter.
+        model: the base with an adapter, or a model all of whose weights are trained.
         tokenizer: of the base.
         rows: of at most `max_length` tokens.
+        held_out: rows to measure on.
         settings: how rows become batches.
         arguments: of `training_arguments`, in the settings' order.
         history: the CSV file to write.
@@ -90,6 +99,7 @@ def instruction_tune(
             completion_only_loss=True,
         ),
         train_dataset=Dataset.from_list(rows),
+        eval_dataset=dataset_of(held_out),
         processing_class=tokenizer,
     )
-    train(trainer, history, work)
+    return train(trainer, history, work, settings)

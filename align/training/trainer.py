@@ -2,13 +2,15 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 import trl.trainer.utils
+from datasets import Dataset
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file, save_file
@@ -25,12 +27,14 @@ from align.run.runtime import RuntimeSettings
 from align.run.work import Pace, Work
 from align.training.optimizers import IN_TRAINERS, adamw
 from align.training.settings import TrainingSettings
+from align.training.validation import Evaluations
 
 # Timings would change the hash at every rerun.
 _UNSTABLE = ("runtime", "per_second", "total_flos")
 
 WHOLE_FILE = "whole.json"  # hashes of a checkpoint's files, written last
 TRAINED_FILE = "trained.safetensors"
+BEST_FILE = "best.safetensors"  # the trained parameters at the lowest eval_loss
 
 # TRL skips the LM head at prompt positions on CUDA only. Skipping them everywhere gives the same loss, and makes SFT on
 # judgements (long prompts, short replies) 1.6x faster on a CPU.
@@ -55,7 +59,12 @@ def training_arguments(
         InputError: the optimizer needs bitsandbytes, which does not load.
     """
     adamw(runtime.optim)  # fail before anything trains
-    values = settings.model_dump(include=set(TrainingSettings.model_fields) - {"max_length"})
+    ours = {"max_length", "eval_fraction", "eval_steps", "early_stopping_patience", "load_best_model_at_end"}
+    values = settings.model_dump(include=set(TrainingSettings.model_fields) - ours)
+    if settings.eval_fraction:
+        steps = settings.eval_steps if settings.eval_steps < 1 else int(settings.eval_steps)
+        values |= {"eval_strategy": "steps", "eval_steps": steps}
+        values["per_device_eval_batch_size"] = settings.per_device_train_batch_size
     return values | {
         "output_dir": str(folder),
         "optim": IN_TRAINERS.get(runtime.optim, runtime.optim),
@@ -90,6 +99,10 @@ class Checkpoints(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Request a checkpoint if one is due."""
         control.should_save = self.pace.due() or state.global_step == state.max_steps
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Request a checkpoint if training stops here; it comes after the evaluation."""
+        control.should_save |= control.should_training_stop
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mark the checkpoint complete, delete older ones, and stop if DVC was killed."""
@@ -151,8 +164,13 @@ class LengthGroups(Sampler[int]):
 class Resumable(Trainer):
     """A mixin, placed before a trainer, that resumes from a checkpoint to the same bytes.
 
-    Its checkpoints hold only the trained parameters.
+    Its checkpoints hold only the trained parameters, and those of the lowest `eval_loss` if these are to be kept. All
+    else on evaluations is in the log, which a checkpoint holds too.
     """
+
+    patience: int | None = None  # evaluations without a lower eval_loss before training stops
+    keep_best = False
+    best: Mapping[str, torch.Tensor] = {}
 
     def __init__(self, model: Any, **kwargs: Any) -> None:
         if getattr(model, "is_loaded_in_4bit", False):
@@ -171,12 +189,65 @@ class Resumable(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file({key: value.detach().cpu().contiguous() for key, value in self._trained()}, folder / TRAINED_FILE)
+        if self.best:
+            save_file(dict(self.best), folder / BEST_FILE)
+
+    def measures(self, batch: Any) -> dict[str, tuple[float, int]]:
+        """Return each measure of a held-out batch: its mean, and over how many it is one; the loss is over tokens."""
+        tokens = int((batch["labels"][:, 1:] != -100).sum())  # the first is never predicted
+        trainer: Any = self
+        return {"loss": (float(trainer.compute_loss(self.model, batch)), tokens)}
 
     @torch.no_grad()
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        tensors = load_file(Path(resume_from_checkpoint) / TRAINED_FILE)
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Add the means over the held-out rows to the log of this step; note the weights, or stop, if it is time to.
+
+        Nothing is drawn: training continues as if there had been no evaluation.
+        """
+        model, rows = self.model, self.eval_dataset
+        assert isinstance(model, torch.nn.Module)
+        assert isinstance(rows, Dataset)
+        totals, counts = defaultdict[str, float](float), Counter[str]()
+        model.eval()
+        for batch in rows.iter(self.args.per_device_eval_batch_size):
+            columns: Any = batch
+            examples = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            inputs = self._prepare_inputs(self.data_collator(examples))
+            with self.compute_loss_context_manager():
+                measures = self.measures(inputs)
+            for key, (value, count) in measures.items():
+                totals[key] += value * count if count else 0.0
+                counts[key] += count
+        model.train()
+        metrics = {f"eval_{key}": total / counts[key] for key, total in totals.items() if counts[key]}
+        self.state.log_history[-1] |= metrics
+        seen = Evaluations.of(self.state.log_history)
+        assert seen is not None
+        if self.keep_best and seen.since == 0:
+            self.best = {key: value.detach().cpu().clone() for key, value in self._trained()}
+        self.control.should_training_stop |= self.is_stopped()
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def is_stopped(self) -> bool:
+        """Return whether the log has as many evaluations after the best one as there is patience for."""
+        seen = Evaluations.of(self.state.log_history)
+        return self.patience is not None and seen is not None and seen.since >= self.patience
+
+    def load_best(self) -> None:
+        """Put back the weights of the lowest `eval_loss`, if they were kept."""
+        if self.best:
+            self._load(self.best)
+
+    @torch.no_grad()
+    def _load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         for key, parameter in self._trained():
             parameter.copy_(tensors[key])
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._load(load_file(Path(resume_from_checkpoint) / TRAINED_FILE))
+        best = Path(resume_from_checkpoint) / BEST_FILE
+        self.best = load_file(best) if best.exists() else {}
         # TRL's log counts tokens, and would restart from 0.
         log = read_json(Path(resume_from_checkpoint) / TRAINER_STATE_NAME)["log_history"]
         self._total_train_tokens = int(max((entry.get("num_tokens", 0) for entry in log), default=0))
@@ -209,35 +280,73 @@ class LoraPlus(Resumable):
         return self.optimizer
 
 
-def train(trainer: Resumable, history: Path, work: Work | None = None) -> None:
+def taken(metrics: dict[str, list[float]], name: str) -> float:
+    """Return the value that a trainer of TRL has noted for a batch, and forget all that it has."""
+    value = metrics[name][-1]
+    metrics.clear()
+    return value
+
+
+def train(
+    trainer: Resumable, history: Path, work: Work | None = None, settings: TrainingSettings | None = None
+) -> dict[str, Any]:
     """Train with a progress bar, then write the history.
 
-    With `work`, the trainer's `output_dir` is a folder in it, and training resumes from the last checkpoint there.
+    Args:
+        trainer: with `training_arguments`; its `eval_dataset`, if any, is what `hold_out` gave.
+        history: the CSV file to write.
+        work: the trainer's `output_dir` is a folder in it, and training resumes from the last checkpoint there.
+        settings: needed with an `eval_dataset`: when to stop early, and whether to end with the best weights.
+
+    Returns:
+        What the evaluations found, for the model card; empty if there were none.
     """
     for callback in (PrinterCallback, ProgressCallback):  # the log level decides which one is there
         trainer.remove_callback(callback)
     progress = LossProgress()
     trainer.add_callback(progress)
+    if trainer.eval_dataset is not None:
+        assert settings is not None
+        trainer.patience, trainer.keep_best = settings.early_stopping_patience, settings.load_best_model_at_end
     last = None
     if work is not None:
         folder = Path(str(trainer.args.output_dir))
         trainer.add_callback(Checkpoints(folder, work))
         last = last_checkpoint(folder)
-        if last is not None:
-            state = read_json(last / TRAINER_STATE_NAME)
-            click.echo(f"{work.stage}: {folder.name} resumes after step {state['global_step']} of {state['max_steps']}")
-            if state["global_step"] >= state["max_steps"]:
-                # After a partial last epoch, transformers would do one more step.
-                trainer.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
-                trainer._load_from_checkpoint(str(last))
-                write_history(trainer, history)
-                return
-    try:
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    finally:
-        if progress.training_bar is not None:
-            progress.training_bar.close()  # an error message starts on its own line
+    if not (work is not None and last is not None and _had_ended(trainer, last, work)):
+        try:
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        finally:
+            if progress.training_bar is not None:
+                progress.training_bar.close()  # an error message starts on its own line
+    trainer.load_best()
     write_history(trainer, history)
+    return _evaluated(trainer)
+
+
+def _had_ended(trainer: Resumable, last: Path, work: Work) -> bool:
+    """Load the last checkpoint and return True if no step is left."""
+    state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
+    click.echo(f"{work.stage}: {last.parent.name} resumes after step {state.global_step} of {state.max_steps}")
+    trainer.state = state
+    # After a partial last epoch, transformers would do one more step.
+    if state.global_step < state.max_steps and not trainer.is_stopped():
+        return False
+    trainer._load_from_checkpoint(str(last))
+    return True
+
+
+def _evaluated(trainer: Resumable) -> dict[str, Any]:
+    seen = Evaluations.of(trainer.state.log_history)
+    if seen is None:
+        return {}
+    rows: Any = trainer.eval_dataset
+    last = trainer.state.global_step
+    weights = seen.step if trainer.keep_best else last
+    return {"eval_rows": len(rows), "best_eval_loss": seen.loss, "best_step": seen.step} | {
+        "last_step": last,
+        "weights_of_step": weights,
+    }
 
 
 def write_history(trainer: Trainer, path: Path) -> None:

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from align.core.errors import InputError
 from align.core.files import replacing
 from align.core.rows import read_rows
+from align.core.split import prompt_key
 from align.models.base import copy_tokenizer, load_tokenizer
 from align.models.card import write_model_card
 from align.models.full import load_full, save_trained
@@ -22,6 +23,7 @@ from align.text.labelled import LabelledText, labels_of
 from align.text.settings import TextSettings
 from align.text.training import check_positions, collate, encode_choices_of, training_row
 from align.training.trainer import Resumable, train, training_arguments
+from align.training.validation import GROUP, dataset_of, described, hold_out
 
 TRAIN = Path("data/text/train.jsonl")
 
@@ -43,9 +45,10 @@ def main() -> None:
 
     read = read_rows(TRAIN, LabelledText)
     labels = labels_of(read)
-    encoded = [encode_choices_of(tokenizer, settings.template, labels, row) for row in read]
-    encoded, dropped = drop_too_long(encoded, [row.longest for row in encoded], settings.max_length, "text.max_length")
-    rows = [training_row(row, settings.loss, eos_id) for row in encoded]
+    pairs = [(row, encode_choices_of(tokenizer, settings.template, labels, row)) for row in read]
+    pairs, dropped = drop_too_long(pairs, [row.longest for _, row in pairs], settings.max_length, "text.max_length")
+    rows = [training_row(ids, settings.loss, eos_id) | {GROUP: prompt_key(row.text)} for row, ids in pairs]
+    rows, held_out = hold_out(rows, settings, stage.seed, "text")
 
     with stage.work([BASE, TRAIN]) as work:
         model = load_full(BASE, stage.runtime)
@@ -55,14 +58,18 @@ def main() -> None:
             model=model,
             args=TrainingArguments(**arguments),
             train_dataset=Dataset.from_list(rows),
+            eval_dataset=dataset_of(held_out),
             data_collator=partial(collate, pad_id=pad_id),
         )
-        train(trainer, Path("data/text/history.csv"), work)
+        validation = train(trainer, Path("data/text/history.csv"), work, settings)
         with replacing(Path("models/text")) as temporary:
             save_trained(model, temporary, stage.runtime)
             copy_tokenizer(BASE, temporary)
-            write_model_card(temporary, stage, {"base": BASE}, {"train": TRAIN})
-    click.echo(f"text_sft: {len(rows)} rows, {dropped} dropped as longer than {settings.max_length} tokens")
+            write_model_card(temporary, stage, {"base": BASE}, {"train": TRAIN}, validation)
+    click.echo(
+        f"text_sft: {len(rows)} rows, {dropped} dropped as longer than {settings.max_length} tokens"
+        f"{described(validation)}"
+    )
 
 
 if __name__ == "__main__":

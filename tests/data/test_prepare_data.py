@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from align.checks.prompts import CheckedPrompt
 from align.core.errors import InputError
 from align.core.rows import EvalPrompt, Instruction, Judgement, KnownPrompt, read_rows
+from align.core.split import split_by_group
 from align.data.preferences import read_preferences
-from stages.prepare_data import main, split_by_group
+from stages.prepare_data import main
 from tests.committed import COMMITTED, write_params
 
 prompts = st.lists(st.text(max_size=3), min_size=2, max_size=40).filter(lambda rows: len(set(rows)) > 1)

@@ -3,10 +3,10 @@
 import pytest
 
 from align.core.rows import PreferencePair, ScoredPair
+from align.core.split import conversation_key
 from align.data.preferences import read_preferences
 from benchmarks.bag_of_words import PENALTIES, fold_numbers, preference_margins
 from benchmarks.reward_folds import FOLDS, SEED_PAIRS, compare, split
-from stages.prepare_data import conversation_key
 from tests.committed import COMMITTED
 
 
@@ -19,7 +19,9 @@ def test_every_pair_is_tested_once_and_no_conversation_is_trained_on_and_tested(
     tested = []
     for fold in range(FOLDS):
         train, test = split(pairs, fold)
-        assert not {conversation_key(pair) for pair in train} & {conversation_key(pair) for pair in test}
+        assert not {conversation_key(pair.messages) for pair in train} & {
+            conversation_key(pair.messages) for pair in test
+        }
         assert len(train) + len(test) == len(pairs)
         assert abs(len(test) - len(pairs) / FOLDS) < 0.05 * len(pairs)
         tested += test
@@ -30,7 +32,9 @@ def test_turns_of_one_conversation_are_in_one_fold(pairs: list[PreferencePair]) 
     again = [pair.model_copy(update={"id": f"{pair.id}-again"}) for pair in reversed(pairs)]
     for fold in range(FOLDS):
         train, test = split([*pairs, *again], fold)
-        assert not {conversation_key(pair) for pair in train} & {conversation_key(pair) for pair in test}
+        assert not {conversation_key(pair.messages) for pair in train} & {
+            conversation_key(pair.messages) for pair in test
+        }
 
 
 def test_ridge_predicts_a_pair_from_the_other_folds_alone(pairs: list[PreferencePair]) -> None:
@@ -41,7 +45,7 @@ def test_ridge_predicts_a_pair_from_the_other_folds_alone(pairs: list[Preference
         pair.model_copy(update={"chosen": pair.rejected, "rejected": pair.chosen}) if pair.id in ids else pair
         for pair in pairs
     ]
-    folds = fold_numbers([conversation_key(pair) for pair in pairs], FOLDS)
+    folds = fold_numbers([conversation_key(pair.messages) for pair in pairs], FOLDS)
     before, after = (preference_margins(rows, folds, PENALTIES[0]) for rows in (pairs, swapped))
     for pair, a, b in zip(pairs, before, after, strict=True):
         if pair.id in ids:

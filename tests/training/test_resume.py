@@ -34,6 +34,7 @@ from align.run.work import Work
 from align.training.settings import TrainingSettings
 from align.training.sft import ResumableSFTTrainer, encode_instruction
 from align.training.trainer import Resumable, last_checkpoint, train, training_arguments
+from align.training.validation import dataset_of, hold_out
 from tests.committed import COMMITTED, PARAMS_YAML, committed_params
 
 # Two passes, dropout, batches of several steps: whatever a checkpoint could forget takes part.
@@ -47,10 +48,15 @@ SETTINGS = TrainingSettings(
     max_grad_norm=1.0,
     max_length=512,
     gradient_checkpointing=False,
+    eval_fraction=0.0,
+    eval_steps=0.1,
+    early_stopping_patience=None,
+    load_best_model_at_end=False,
 )
 STEPS = 6
 LORA = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.2, target_modules="all-linear", layers_to_transform=None)
 ROWS = 11
+HELD_OUT = 4  # more, where SETTINGS has an eval_fraction
 
 
 class Stopped(Exception):
@@ -70,8 +76,12 @@ def adapter(base: Path, runtime: RuntimeSettings) -> PeftModel:
     return PeftModel(load_base(base, runtime), LORA.config(task_type="CAUSAL_LM"))
 
 
+def count() -> int:
+    return ROWS + HELD_OUT * (SETTINGS.eval_fraction > 0)
+
+
 def instructions() -> list[Instruction]:
-    return read_rows(COMMITTED / "data/seed/instructions.jsonl", Instruction)[:ROWS]
+    return read_rows(COMMITTED / "data/seed/instructions.jsonl", Instruction)[: count()]
 
 
 def sft(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
@@ -81,7 +91,8 @@ def sft(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     return ResumableSFTTrainer(
         model=get_peft_model(load_base(base, runtime), LORA.config(task_type="CAUSAL_LM")),
         args=SFTConfig(**arguments, max_length=None, completion_only_loss=True),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(rows[:ROWS]),
+        eval_dataset=dataset_of(rows[ROWS:]),
         processing_class=tokenizer,
     )
 
@@ -104,10 +115,10 @@ def eft(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     questions = [
         question | {"requests": question["requests"][:2], "scores": question["scores"][:2]} for question in questions
     ]
-    questions = (questions * 2)[:ROWS]
+    questions = (questions * 2)[: count()]
     model = get_peft_model(load_base(base, runtime), LORA.config(task_type="CAUSAL_LM"))
     arguments = training_arguments(SETTINGS, folder, 3, runtime, order="random")
-    return JudgeTrainer(model, TrainingArguments(**arguments), questions, 1.0, 16.0)
+    return JudgeTrainer(model, TrainingArguments(**arguments), questions[:ROWS], 1.0, 16.0, questions[ROWS:])
 
 
 def dpo(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
@@ -121,10 +132,15 @@ def dpo(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
         }
         for row in pairs
     ]
+    # As stage dpo has them.
+    losses: dict[str, Any] = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
+    arguments = training_arguments(SETTINGS, folder, 3, runtime, order="random") | losses
     return TokenizedDPOTrainer(
+        nll_coef=0.5,
         model=get_peft_model(load_base(base, runtime), LORA.config(task_type="CAUSAL_LM")),
-        args=DPOConfig(**training_arguments(SETTINGS, folder, 3, runtime, order="random"), max_length=None),
-        train_dataset=Dataset.from_list(rows),
+        args=DPOConfig(**arguments, max_length=None, precompute_ref_log_probs=True),
+        train_dataset=Dataset.from_list(rows[:ROWS]),
+        eval_dataset=dataset_of(rows[ROWS:]),
         processing_class=tokenizer,
     )
 
@@ -140,10 +156,12 @@ def kto(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     )
     values = committed_params()["dpo"] | SETTINGS.model_dump() | {"loss_type": ["kto"], "undesirable_weight": 0.7}
     settings = DPOSettings.model_validate(values)
+    rows, _ = hold_out(rows, settings, 3, "dpo")
     return kto_trainer(
         get_peft_model(load_base(base, runtime), LORA.config(task_type="CAUSAL_LM")),
         tokenizer,
         batched(rows, settings, 3),
+        [],
         settings,
         training_arguments(SETTINGS, folder, 3, runtime, order="sequential"),
     )
@@ -163,10 +181,12 @@ def reward(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     arguments = training_arguments(SETTINGS, folder, 3, runtime, order="random")
     params = Params.read(PARAMS_YAML).section("reward_model", RewardModelSettings)
     settings = params.model_copy(update={"truncated_negatives": 1})
+    rows = training_rows(pairs, encode_pairs(tokenizer, pairs), settings, seed=3)
     return RewardModelTrainer(
         reward_start(base, base, runtime, LORA),
         4.0,
-        training_rows(pairs, encode_pairs(tokenizer, pairs), settings, seed=3),
+        rows[:ROWS],
+        rows[ROWS:],
         args=RewardConfig(**arguments, max_length=None),
         processing_class=tokenizer,
     )

@@ -17,6 +17,7 @@ from align.models.tokenization import encode_prompt
 from align.run.runtime import RuntimeSettings
 from align.training.sft import SFTSettings, encode_instruction, instruction_tune
 from align.training.trainer import training_arguments
+from align.training.validation import hold_out
 from stages.sft import judge_replies
 from tests.committed import committed_params
 
@@ -75,7 +76,8 @@ def first_row(
     model = new_adapter(load_base(base, runtime), lora, task_type="CAUSAL_LM")
     plain = settings.model_copy(update={"attn_implementation": "sdpa"})
     arguments = training_arguments(plain, folder, 3, runtime, plain.order)
-    instruction_tune(model, tokenizer, rows, plain, arguments, folder / "history.csv")
+    rows, held_out = hold_out(rows, plain, 3, "sft")
+    instruction_tune(model, tokenizer, rows, held_out, plain, arguments, folder / "history.csv")
     with (folder / "history.csv").open(encoding="utf-8") as stream:
         return next(csv.DictReader(stream)), rows
 

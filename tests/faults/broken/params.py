@@ -1,12 +1,13 @@
 """Broken params.yaml, checkers and prompts."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from tests.faults.broken.workspace import Break, Case, both, nothing, param, put, row
+from tests.faults.broken.workspace import PAIRS, Break, Case, both, nothing, param, put, row
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 30)
@@ -148,6 +149,8 @@ VALUES: list[tuple[str, str, object, str]] = [
     ("sft", "sft.attn_implementation", "flash", "should be 'eager', 'sdpa'"),
     ("sft", "sft.packing", True, "attn_implementation flash_attention_2 or flash_attention_3 with packing"),
     ("dpo m1 m0", "dpo.attn_implementation", "flash_attention_3", "needs a GPU, and runtime.device is cpu; set null"),
+    ("sft", "eft.early_stopping_patience", 3, "null and load_best_model_at_end false where eval_fraction is 0"),
+    ("sft", "sft.eval_steps", 1.5, "should be a share"),
     ("summary", "iterations", None, "expected at least one"),
     ("summary", "iterations", {}, "expected at least one"),
     ("summary", "iterations", ["m1"], "expected at least one"),
@@ -216,8 +219,11 @@ VALUES: list[tuple[str, str, object, str]] = [
     ("offline_dpo", "offline_dpo.data", "data/sources/likes.jsonl", "sources has no 'likes'"),
     ("offline_dpo", "offline_dpo.init", "base", "is not one of m0, m1"),
     ("offline_dpo", "offline_dpo.max_length", 2, "rows are longer than 2 tokens"),
+    ("offline_dpo", "offline_dpo.early_stopping_patience", 0, "should be greater"),
+    ("dpo m1 m0", "dpo.load_best_model_at_end", True, "where eval_fraction is 0"),
     ("dpo m1 m0", "dpo.max_length", 2, "all 3 rows are longer than 2 tokens"),
     ("reward_model", "reward_model.use_margin", True, "has no margin"),
+    ("reward_model", "reward_model.eval_fraction", 1, "should be less"),
     ("reward_model", "reward_model.max_grad_norm", float("nan"), "should be "),
     ("ppo", "ppo.init", "../source", "is not one of m0, dpo, m1"),
     ("ppo", "ppo.init", "base", "is not one of m0, dpo, m1"),
@@ -363,6 +369,9 @@ def cases() -> Iterator[Case]:
     yield Case(
         "parameter", "sft without max_length", "sft", _without("sft", "max_length"), ("sft.max_length: missing",)
     )
+    one = both(param("dpo.eval_fraction", 0.5), put("data/m1/preferences.jsonl", json.dumps(PAIRS[0])))
+    found = ("params.yaml: dpo.eval_fraction: a split needs at least two different prompts, found 1", "set it to 0")
+    yield Case("parameter", "dpo.eval_fraction: 0.5 of one conversation", "dpo m1 m0", one, found)
     package, model = put("checkers/__init__.py", ""), {"model": "reward", "weight": 1.0}
     for number, (name, (code, says)) in enumerate(REWARDS.items()):
         rewards = [model, {"checker": f"checkers.bad_{number}:f", "weight": 1.0}]
