@@ -81,6 +81,8 @@ def batched(rows: Sequence[dict[str, Any]], settings: TrainingSettings, seed: in
     before it, the first that of the last. Unlike TRL, rows of the same prompt are passed over, such as the other reply
     of a pair: the two would match. Where a micro-batch has a single prompt, the search goes on in those before it.
     """
+    if not rows:
+        return []
     size = settings.per_device_train_batch_size
     lengths = [row["length"] for row in rows]
     rows = [rows[i] for i in LengthGroups(lengths, size * settings.gradient_accumulation_steps, seed)]

@@ -34,7 +34,7 @@ from align.run.work import Work
 from align.training.settings import TrainingSettings
 from align.training.sft import ResumableSFTTrainer, encode_instruction
 from align.training.trainer import Resumable, last_checkpoint, train, training_arguments
-from align.training.validation import dataset_of, hold_out
+from align.training.validation import GROUP, dataset_of
 from tests.committed import COMMITTED, PARAMS_YAML, committed_params
 
 # Two passes, dropout, batches of several steps: whatever a checkpoint could forget takes part.
@@ -104,7 +104,8 @@ def sft_full(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     return ResumableSFTTrainer(
         model=load_full(base, runtime),
         args=SFTConfig(**arguments, max_length=None, completion_only_loss=True),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(rows[:ROWS]),
+        eval_dataset=dataset_of(rows[ROWS:]),
         processing_class=tokenizer,
     )
 
@@ -156,12 +157,12 @@ def kto(base: Path, runtime: RuntimeSettings, folder: Path) -> Resumable:
     )
     values = committed_params()["dpo"] | SETTINGS.model_dump() | {"loss_type": ["kto"], "undesirable_weight": 0.7}
     settings = DPOSettings.model_validate(values)
-    rows, _ = hold_out(rows, settings, 3, "dpo")
+    rows = [{key: value for key, value in row.items() if key != GROUP} for row in rows]
     return kto_trainer(
         get_peft_model(load_base(base, runtime), LORA.config(task_type="CAUSAL_LM")),
         tokenizer,
-        batched(rows, settings, 3),
-        [],
+        batched(rows[:ROWS], settings, 3),
+        batched(rows[ROWS:], settings, 3),
         settings,
         training_arguments(SETTINGS, folder, 3, runtime, order="sequential"),
     )
