@@ -156,12 +156,18 @@ def warnings(
             )
         if row["loop_share"] is not None and row["loop_share"] > 0.25:
             found.append(f"{row['model']}: {row['loop_share']:.0%} of its answers repeat themselves.")
-        if row["kl_to_m0"] > 10:
+        if row["kl_to_m0"] is not None and row["kl_to_m0"] > 10:
             found.append(f"{row['model']}: {row['kl_to_m0']:.1f} nats per response from m0: far from where it started.")
     explained = ppo["critic_explained_variance"]
     if explained is not None and explained < 0.05:
         found.append(f"ppo: the critic explains {explained:.2f} of the variance of the returns.")
     return found
+
+
+def check_kinds(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the kinds of checks and their numbers, of those kinds that all models were measured on."""
+    by_kind = [measures.get("checks", {}).get("by_kind", {}) for measures in measured.values()]
+    return {kind: counts for kind, counts in by_kind[0].items() if all(kind in other for other in by_kind)}
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
@@ -232,7 +238,7 @@ def report_page(
         ppo_curves=curves({"PPO": ppo}, PPO_CURVES, "update"),
         ppo_samples=ppo_samples,
         categories=categories(evaluated),
-        kinds=measured["m0"].get("checks", {}).get("by_kind", {}),
+        kinds=check_kinds(measured),
         measured=measured,
         answers=answers,
         all_answers=len(first.answers),

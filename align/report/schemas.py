@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from align.core.errors import InputError, quoted
 from align.core.files import REBUILD, read_json
+from align.report.statistics import SCORE_EDGES
 
 Measure = float | None  # None: undefined, such as the mean of no rows
 
@@ -70,7 +71,7 @@ class ScoreCounts(Measures):
     mean_score: Measure
     std: Measure
     mode_share: Measure
-    histogram: list[int]
+    histogram: list[int] = Field(min_length=len(SCORE_EDGES) - 1, max_length=len(SCORE_EDGES) - 1)
     failure_rate: float
     failures: dict[str, int]
     score_length_correlation: Measure

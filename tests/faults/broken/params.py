@@ -200,6 +200,7 @@ VALUES: list[tuple[str, str, object, str]] = [
     ("build_preferences m1 m0", "gates.max_failure_rate", float("nan"), "should be "),
     ("build_preferences m1 m0", "build_preferences.accept_score", 6, "should be less"),
     ("build_preferences m1 m0", "build_preferences.min_margin", 5.0, "gates.min_pair_yield"),
+    ("build_preferences m1 m0", "build_preferences.max_length_gap", 1.5, "should be less"),
     ("dpo m1 m0", "dpo.beta", 0, "should be greater"),
     ("dpo m1 m0", "dpo.beta", float("nan"), "should be a finite number"),
     ("dpo m1 m0", "dpo.reference", "m1", "should be 'previous' or 'm0'"),

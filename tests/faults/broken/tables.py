@@ -34,6 +34,7 @@ JSON: dict[str, tuple[str, Break, str]] = {
     "a key missing within": (SCORES, without(SCORES, "as_judge", "spearman"), "as_judge.spearman is missing"),
     "a text for a number": (SCORES, value(SCORES, "std", to="1.0"), "std cannot be '1.0'"),
     "a list for a number": (REWARD, value(REWARD, "accuracy", to=[1]), "accuracy cannot be [1]"),
+    "a histogram of other bins": (SCORES, value(SCORES, "histogram", to=[1, 2]), "histogram cannot be [1, 2]"),
     "null for a count": (SCORES, value(SCORES, "rows", to=None), "rows cannot be None"),
     "a text for an object": (REWARD, value(REWARD, "by_length", to="x"), "by_length cannot be 'x'"),
     "a wrong object within": (REWARD, value(REWARD, "by_length", to={"x": {}}), "by_length.x.pairs is missing"),
