@@ -275,7 +275,7 @@ def run_stages(values: dict[str, Any], command: str) -> set[str]:
 
 FULL: dict[str, dict[str, Any]] = {
     "eft": {"loraplus_lr_ratio": 1, "learning_rate": 1e-4},
-    "reward_model": {"loraplus_lr_ratio": 1, "learning_rate": 1e-4},
+    "reward_model": {"loraplus_lr_ratio": 1, "learning_rate": 1e-3, "warmup_steps": 0.0},
     "dpo": {"reference": "m0", "learning_rate": 1e-3, "warmup_steps": 0.0},  # offline_dpo has the other reference
     "offline_dpo": {"learning_rate": 1e-3, "warmup_steps": 0.0},
     "ppo": {"advantage": "gae", "learning_rate": 1e-4, "value_learning_rate": 1e-4},
