@@ -139,7 +139,7 @@ def test_another_file_of_preferences_reruns_dpo_on_human_preferences_alone() -> 
         for stage, spec in STAGES.items()
         if "${offline_dpo.data}" in spec["deps"] or "offline_dpo" in spec.get("params", [])
     }
-    assert readers == {"offline_dpo"}
+    assert readers == {"offline_dpo", "summary"}  # the second shows the params
     own = committed_params({"offline_dpo": {"data": "data/seed/own.jsonl"}})
     assert "offline_dpo" in stages_of(["evaluate@dpo"], own, REPOSITORY)
 
