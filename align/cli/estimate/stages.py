@@ -23,7 +23,7 @@ from stages.prepare_data import read_judgements
 from stages.reward_model import CENTERING_ROWS
 
 # What nobody knows before a run. The default run had 0.70 of max_new_tokens, 1.75 prompts drawn for each kept, and 1.2
-# pairs a prompt, since few prompts have bad replies of both endings.
+# pairs a prompt, since few prompts have two pairs of replies of like length.
 REPLY_SHARE = 0.75
 DRAWN_PROMPTS = 1.8
 PAIRS = 1.25
