@@ -156,7 +156,7 @@ def warnings(
             )
         if row["loop_share"] is not None and row["loop_share"] > 0.25:
             found.append(f"{row['model']}: {row['loop_share']:.0%} of its answers repeat themselves.")
-        if row["kl_to_m0"] is not None and row["kl_to_m0"] > 10:
+        if row["model"] != "base" and row["kl_to_m0"] is not None and row["kl_to_m0"] > 10:
             found.append(f"{row['model']}: {row['kl_to_m0']:.1f} nats per response from m0: far from where it started.")
     explained = ppo["critic_explained_variance"]
     if explained is not None and explained < 0.05:
