@@ -247,7 +247,7 @@ def test_a_stage_loads_its_models_inside_its_work(module: str, function: str) ->
 
     [work] = [match.start() for match in re.finditer(r"with stage\.work\(", main)]
 
-    loads = [match.start() for match in re.finditer(r"AdapterStack\(|load_base\(|start_model\(|reward_start\(|fit\(", main)]
+    loads = [found.start() for found in re.finditer(r"(AdapterStack|load_base|start_model|reward_start|fit)\(", main)]
     assert loads
     assert work < min(loads)
 
