@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 WIDTH = 360  # of the drawing's own units; the page scales it
 CHARACTER = 6.8  # width of a character at the size of a label, about
@@ -52,7 +52,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def label(value: float) -> str:
     """Return a tick's number, as short as it can be."""
-    return f"{value + 0.0:.4g}".replace("-0", "0") if value == 0 else f"{value:.4g}"
+    return f"{value:.4g}"
 
 
 def _bounds(values: Sequence[float], *, zero: bool = False) -> tuple[float, float]:
@@ -165,5 +165,5 @@ def legend(names: Sequence[str]) -> Markup:
     """Return the names of the series of a chart beside their colours; nothing for one series."""
     if len(names) < 2:
         return Markup("")
-    items = [Markup('<span class="key s{}">{}</span>').format(i % SERIES, escape(name)) for i, name in enumerate(names)]
+    items = [Markup('<span class="key s{}">{}</span>').format(i % SERIES, name) for i, name in enumerate(names)]
     return Markup('<p class="legend">') + Markup(" ").join(items) + Markup("</p>")

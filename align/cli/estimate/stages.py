@@ -22,11 +22,11 @@ from stages.evaluate import KL_BATCH_SIZE
 from stages.prepare_data import read_judgements
 from stages.reward_model import CENTERING_ROWS
 
-# What nobody knows before a run. The default run had 0.70 of max_new_tokens, 1.75 prompts drawn for each kept, and 1.2
+# What nobody knows before a run. The default run had 0.70 of max_new_tokens, 1.75 prompts drawn for each kept, and 1.04
 # pairs a prompt, since few prompts have two pairs of replies of like length.
 REPLY_SHARE = 0.75
 DRAWN_PROMPTS = 1.8
-PAIRS = 1.25
+PAIRS = 1.05
 PPO_PADDING = 1.15  # mini-batches are cut at random, and both ends are padded
 TEMPLATE_TOKENS = 10  # that a chat template adds to a conversation
 CHARACTERS_PER_TOKEN = 4.0
