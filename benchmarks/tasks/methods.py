@@ -2,7 +2,7 @@
 
 It runs the default recipe on a file of preferences in a clone of the last commit, as far as the evaluation of m0, dpo
 and ppo; a run that was killed resumes. It prints a Markdown table and, as the last line, one JSON object. Run it with
-`python -m benchmarks.tasks.methods WORKSPACE pairs.jsonl`; the README of data/seed says where hh-rlhf comes from.
+`python -m benchmarks.tasks.methods WORKSPACE pairs.jsonl`, a file of either layout that docs/DATA.md names for pairs.
 """
 
 import gzip
